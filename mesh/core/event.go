@@ -1,0 +1,145 @@
+package core
+
+import (
+	"net/netip"
+	"time"
+
+	"guywire/discovery"
+	"guywire/mesh"
+	"guywire/routing/wire"
+	"guywire/store"
+)
+
+// An Event is one thing that happened outside.
+type Event interface{ isEvent() }
+
+type (
+	// Tick says only that time has passed.
+	Tick struct{}
+	// StateChanged brings a newer committed (or cached) state.
+	StateChanged struct{ State *store.State }
+	// HostChanged brings the machine's uplinks and attached prefixes.
+	HostChanged struct{ Host Host }
+	// FactsChanged brings verified facts about another node.
+	FactsChanged struct{ Facts discovery.Facts }
+	// Received is a datagram from the far end of a tunnel.
+	Received struct {
+		Device  string
+		Message wire.Message
+		At      time.Time // when the kernel had it
+	}
+	// Echoed says that the far end's kernel answered an echo request.
+	Echoed struct {
+		Device string
+		At     time.Time
+	}
+	// AttemptDone ends a link attempt, ours or the far end's.
+	AttemptDone struct {
+		Link     mesh.LinkID
+		ID       uint64 // the same at both ends; becomes the link's generation
+		Port     uint16 // proven local port
+		Endpoint netip.AddrPort
+		Peer     store.Key // the far end's WireGuard key
+		Err      string    // why not, for people; empty: success
+	}
+	// KernelDone says that a revision of Desired is wholly in the kernel.
+	KernelDone struct{ Revision uint64 }
+	// TunnelFailed is hard evidence against a link: a send error or a vanished device.
+	TunnelFailed struct{ Device, Reason string }
+	// Measured brings counters of the tunnels.
+	Measured struct{ Tunnels map[string]Traffic }
+	// Stopping asks the node to say goodbye: it is about to tear down.
+	Stopping struct{}
+)
+
+// Traffic is what the kernel counted on one tunnel.
+type Traffic struct {
+	Received, Sent uint64 // bytes
+	Endpoint       netip.AddrPort
+	Handshake      time.Time
+}
+
+// A Host is what the machine looks like.
+type Host struct {
+	Uplinks  []mesh.Uplink // sorted by name; vanished ones stay, with Up false
+	Attached []Attached    // sorted by prefix
+	AcceptRA []string      // uplink interfaces that take router advertisements
+}
+
+// Attached is a prefix that the machine reaches without a gateway.
+type Attached struct {
+	Device string
+	Prefix netip.Prefix
+}
+
+func (Tick) isEvent()         {}
+func (StateChanged) isEvent() {}
+func (HostChanged) isEvent()  {}
+func (FactsChanged) isEvent() {}
+func (Received) isEvent()     {}
+func (Echoed) isEvent()       {}
+func (AttemptDone) isEvent()  {}
+func (KernelDone) isEvent()   {}
+func (TunnelFailed) isEvent() {}
+func (Measured) isEvent()     {}
+func (Stopping) isEvent()     {}
+
+// A Ready is what the outside must do next.
+type Ready struct {
+	Send     []Datagram // best effort, in order
+	Echo     []Target   // ask the far end's kernel whether it is there
+	Attempt  []Attempt  // start these; each ends with AttemptDone
+	Dirty    bool       // Desired changed since it was last asked
+	Save     bool       // Records changed: keep them on disk
+	Deadline time.Time  // Step(now, Tick{}) no later than this; zero: never
+	Facts    []Fact
+}
+
+// A Datagram goes through a tunnel to the far end's ProbePort.
+type Datagram struct {
+	Target
+	Payload []byte
+}
+
+// A Target is the far end of a tunnel.
+type Target struct {
+	Device string
+	To     netip.Addr
+}
+
+// An Attempt is a link to try.
+type Attempt struct{ Link mesh.LinkID }
+
+// A Fact is something that happened, for the event log, people and tests.
+type Fact struct {
+	At       time.Time
+	Kind     FactKind
+	Node     mesh.NodeID
+	Link     mesh.LinkID
+	Sentence string
+	Cause    string
+	From, To string
+}
+
+// FactKind sorts facts.
+type FactKind string
+
+// Kinds of facts.
+const (
+	LinkUp        FactKind = "link-up"
+	LinkSuspect   FactKind = "link-suspect"
+	LinkHeadless  FactKind = "link-headless"
+	LinkDown      FactKind = "link-down"
+	LinkMade      FactKind = "link-made"
+	LinkFailed    FactKind = "link-attempt-failed"
+	LinkRemoved   FactKind = "link-removed"
+	RouteMoved    FactKind = "route-moved"
+	RouteLost     FactKind = "route-lost"
+	RouteFound    FactKind = "route-found"
+	NodeJoined    FactKind = "node-joined"
+	NodeRemoved   FactKind = "node-removed"
+	UplinkUp      FactKind = "uplink-up"
+	UplinkDown    FactKind = "uplink-down"
+	Starved       FactKind = "agent-starved"
+	KernelChanged FactKind = "kernel-repaired"
+)

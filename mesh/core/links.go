@@ -1,0 +1,284 @@
+package core
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"guywire/mesh"
+	"guywire/mesh/link"
+)
+
+const (
+	// retryFirst and retryMost bound the pause between attempts of one link.
+	retryFirst = time.Second
+	retryMost  = time.Minute
+	// reseatAfter is how long a link stays down before a new attempt looks for
+	// another way to the same uplink.
+	reseatAfter = 8 * time.Second
+	// deferFor is how long the end that is not the initiator waits before it
+	// tries itself.
+	deferFor = 20 * time.Second
+)
+
+// entry is a wanted link: before its first success only retry and failures
+// count, afterwards it has a record, a device and a judge.
+type entry struct {
+	rec     Record
+	judge   *link.Link // nil: no tunnel yet
+	traffic Traffic
+
+	wanted     time.Time // since when
+	retry      time.Time // of the next attempt
+	failures   int
+	why        string // the last attempt failed
+	attempting bool
+}
+
+func (e *entry) target() Target { return Target{e.rec.Device, e.rec.Link.Peer.LinkLocal()} }
+
+// rank orders links by how much they can be trusted with a message.
+func rank(e *entry) int {
+	return [...]int{link.Up: 0, link.Suspect: 1, link.Headless: 2, link.Probing: 3, link.Down: 4}[e.judge.State()]
+}
+
+// restore takes a link known before the start.
+func (n *Node) restore(r Record) {
+	e := &entry{rec: r, wanted: n.now, retry: n.now.Add(reseatAfter)}
+	if r.Alive {
+		e.judge = link.Adopt(n.now)
+		n.adopted = true
+	} else {
+		e.judge = link.New(n.now)
+	}
+	n.entries[r.Link] = e
+	n.byDevice[r.Device] = e
+	p := n.peer(r.Link.Peer)
+	if r.Alive {
+		p.admitted, n.inKernel, n.revision = 1, 1, 1 // as the kernel was left
+	}
+}
+
+func (n *Node) peer(id mesh.NodeID) *peer {
+	p := n.peers[id]
+	if p == nil {
+		p = &peer{}
+		n.peers[id] = p
+	}
+	return p
+}
+
+// plan makes the set of entries equal to the wanted links.
+func (n *Node) plan() {
+	if n.state == nil {
+		return
+	}
+	neighbours := n.neighbours()
+	for _, id := range neighbours {
+		facts, known := n.facts[id]
+		if !known {
+			continue
+		}
+		for _, local := range n.host.Uplinks {
+			for _, remote := range facts.Uplinks {
+				link := mesh.LinkID{Peer: id, Local: local.Name, Remote: remote.Name}
+				if n.entries[link] == nil {
+					n.entries[link] = &entry{rec: Record{Link: link}, wanted: n.now, retry: n.now}
+					n.peer(id)
+				}
+			}
+		}
+	}
+	for _, id := range n.sorted() {
+		if why := n.unwanted(id, neighbours); why != "" {
+			n.remove(id, why)
+		}
+	}
+	for id := range n.peers {
+		if !slices.ContainsFunc(n.sorted(), func(l mesh.LinkID) bool { return l.Peer == id }) {
+			n.router.DropAdjacency(id)
+			delete(n.peers, id)
+		}
+	}
+}
+
+// unwanted says why a link is to go, or nothing. While too little is known,
+// everything stays.
+func (n *Node) unwanted(id mesh.LinkID, neighbours []mesh.NodeID) string {
+	if _, member := n.state.Nodes[id.Peer]; !member {
+		return "its node left the mesh"
+	}
+	if !slices.Contains(neighbours, id.Peer) {
+		return "its node is no neighbour any more"
+	}
+	if _, ok := n.uplink(id.Local); !ok && len(n.host.Uplinks) > 0 {
+		return "uplink " + id.Local + " is gone"
+	}
+	if f, known := n.facts[id.Peer]; known {
+		for _, u := range f.Uplinks {
+			if u.Name == id.Remote {
+				return ""
+			}
+		}
+		return "the far end has no uplink " + id.Remote + " any more"
+	}
+	return ""
+}
+
+func (n *Node) remove(id mesh.LinkID, why string) {
+	e := n.entries[id]
+	delete(n.entries, id)
+	if e.judge == nil {
+		return
+	}
+	delete(n.byDevice, e.rec.Device)
+	n.ready.Dirty, n.ready.Save = true, true
+	n.lastCause = "link to " + n.name(id.Peer) + " removed: " + why
+	n.fact(Fact{Kind: LinkRemoved, Node: id.Peer, Link: id, Sentence: "link to " + n.name(id.Peer) + " removed", Cause: why})
+}
+
+// attemptIfDue starts an attempt for a link that has no tunnel or a dead one.
+func (n *Node) attemptIfDue(e *entry) {
+	if e.attempting || n.state == nil {
+		return
+	}
+	since := e.wanted
+	if e.judge != nil {
+		if s := e.judge.State(); s != link.Down && s != link.Probing {
+			return
+		}
+		since = e.judge.Since().Add(reseatAfter)
+	}
+	if !n.initiates(e.rec.Link.Peer) {
+		since = since.Add(deferFor)
+	}
+	due := latest(since, e.retry)
+	local, ok := n.uplink(e.rec.Link.Local)
+	if !ok || !local.Up {
+		return // tried again when the uplink comes back
+	}
+	if due.After(n.now) {
+		n.due(due)
+		return
+	}
+	e.attempting = true
+	n.ready.Attempt = append(n.ready.Attempt, Attempt{e.rec.Link})
+}
+
+// initiates says which end begins: the one that cannot be reached, for it can
+// reach the other; else the one with the lower id.
+func (n *Node) initiates(peer mesh.NodeID) bool {
+	mine := len(n.state.Nodes[n.cfg.Self].Control) > 0
+	theirs := len(n.state.Nodes[peer].Control) > 0
+	if mine != theirs {
+		return theirs
+	}
+	return n.cfg.Self.Compare(peer) < 0
+}
+
+// attempted takes the end of an attempt, ours or the far end's.
+func (n *Node) attempted(ev AttemptDone) {
+	e := n.entries[ev.Link]
+	if e == nil {
+		return // unwanted meanwhile
+	}
+	e.attempting = false
+	if ev.Err != "" {
+		e.failures++
+		pause := min(retryFirst<<min(e.failures-1, 10), retryMost)
+		e.retry = n.now.Add(pause + time.Duration(n.cfg.Rand.Int64N(int64(pause)/4+1)))
+		if e.why != ev.Err {
+			n.fact(Fact{Kind: LinkFailed, Node: ev.Link.Peer, Link: ev.Link, Sentence: "no link to " + n.name(ev.Link.Peer) + " by " + ev.Link.Local + " → " + ev.Link.Remote + " yet", Cause: ev.Err})
+		}
+		e.why = ev.Err
+		return
+	}
+	e.failures, e.why, e.retry = 0, "", n.now.Add(reseatAfter)
+	e.rec.Generation, e.rec.Port, e.rec.Endpoint = ev.ID, ev.Port, ev.Endpoint
+	e.rec.Peer = ev.Peer.Public
+	e.rec.Epoch = n.epoch()
+	if e.judge == nil {
+		e.rec.Device = deviceName(n.name(ev.Link.Peer), ev.Link, func(s string) bool { return n.byDevice[s] != nil })
+		e.rec.Slot = n.freeSlot()
+		n.byDevice[e.rec.Device] = e
+	}
+	if e.judge == nil || e.judge.State() != link.Up {
+		e.judge = link.New(n.now)
+	}
+	n.ready.Dirty, n.ready.Save = true, true
+	n.fact(Fact{Kind: LinkMade, Node: ev.Link.Peer, Link: ev.Link, Sentence: "tunnel to " + n.name(ev.Link.Peer) + " by " + ev.Link.Local + " → " + ev.Link.Remote + " at " + ev.Endpoint.String()})
+}
+
+// epoch is our newest WireGuard key.
+func (n *Node) epoch() mesh.Epoch {
+	keys := n.state.Nodes[n.cfg.Self].Keys
+	if len(keys) == 0 {
+		return 0
+	}
+	return keys[len(keys)-1].Epoch
+}
+
+// freeSlot is the lowest next-hop slot that no link has.
+func (n *Node) freeSlot() uint16 {
+	taken := map[uint16]bool{}
+	for _, e := range n.entries {
+		taken[e.rec.Slot] = true
+	}
+	for s := uint16(1); ; s++ {
+		if !taken[s] {
+			return s
+		}
+	}
+}
+
+// measured takes the tunnels' counters. A far end that roamed is remembered
+// where it went.
+func (n *Node) measured(tunnels map[string]Traffic) {
+	for device, t := range tunnels {
+		e := n.byDevice[device]
+		if e == nil {
+			continue
+		}
+		e.traffic = t
+		if t.Endpoint != (netip.AddrPort{}) && t.Endpoint != e.rec.Endpoint && e.judge.State() == link.Up {
+			e.rec.Endpoint = t.Endpoint
+			n.ready.Save = true
+		}
+	}
+}
+
+// judged runs a change of a link's verdict and tells of what came of it.
+func (n *Node) judged(e *entry, change func()) {
+	before, usable, admits := e.judge.State(), e.judge.Usable(), e.judge.Admits()
+	change()
+	after := e.judge.State()
+	if usable != e.judge.Usable() || admits != e.judge.Admits() || before != after {
+		n.ready.Dirty = true
+		n.due(n.now)
+	}
+	if before == after {
+		return
+	}
+	kind := map[link.State]FactKind{link.Up: LinkUp, link.Suspect: LinkSuspect, link.Headless: LinkHeadless, link.Down: LinkDown}[after]
+	sentence := "link to " + n.name(e.rec.Link.Peer) + " by " + e.rec.Link.Local + " → " + e.rec.Link.Remote + " is " + after.String()
+	n.lastCause = sentence + ": " + e.judge.Reason()
+	n.fact(Fact{Kind: kind, Node: e.rec.Link.Peer, Link: e.rec.Link, Sentence: sentence, Cause: e.judge.Reason(), From: before.String(), To: after.String()})
+}
+
+// Records are what to keep of the links over a restart, in order.
+func (n *Node) Records() []Record {
+	var out []Record
+	for _, id := range n.sorted() {
+		if e := n.entries[id]; e.judge != nil {
+			out = append(out, e.rec)
+		}
+	}
+	return out
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}

@@ -1,0 +1,131 @@
+package core
+
+import (
+	"net/netip"
+	"time"
+
+	"guywire/mesh"
+	"guywire/mesh/link"
+)
+
+// A LinkView is one wanted link as people see it.
+type LinkView struct {
+	Record  Record
+	Tunnel  bool // it has, or should have, a device
+	State   link.State
+	Since   time.Time
+	Reason  string
+	NextTry time.Time // of a new attempt; zero: none is due
+	Trying  bool
+	Usable  bool
+	RTT     time.Duration
+	Jitter  time.Duration
+	LossIn  float64 // 0 to 1, what the far end sent
+	LossOut float64 // what we sent
+	Cost    mesh.Cost
+	MTU     int
+	Share   float64 // 0 to 1, of the traffic to its neighbour
+	Traffic Traffic
+}
+
+// Links views all wanted links, in order.
+func (n *Node) Links() []LinkView {
+	share := map[mesh.LinkID]float64{}
+	for _, d := range n.table.Destinations {
+		if len(d.Origins) != 1 {
+			continue
+		}
+		carry, _ := used(n.legs(d))
+		for i, s := range shares(carry) {
+			if id := carry[i].e.rec.Link; id.Peer == d.Origins[0] {
+				share[id] = s
+			}
+		}
+	}
+	var out []LinkView
+	for _, id := range n.sorted() {
+		e := n.entries[id]
+		v := LinkView{Record: e.rec, Trying: e.attempting, Share: share[id], Since: e.wanted, Reason: e.why, Traffic: e.traffic}
+		if e.judge != nil {
+			v.Tunnel, v.State, v.Since, v.Reason = true, e.judge.State(), e.judge.Since(), e.judge.Reason()
+			v.Usable, v.RTT, v.Jitter = e.judge.Usable(), e.judge.RTT(), e.judge.Jitter()
+			v.LossIn, v.LossOut = e.judge.Loss()
+			v.Cost = n.legCost(e)
+			if u, ok := n.uplink(id.Local); ok {
+				v.MTU = n.mtu(u)
+			}
+			if v.State == link.Down && e.why != "" {
+				v.Reason += "; " + e.why
+			}
+		}
+		if (e.judge == nil || v.State == link.Down) && e.retry.After(n.now) {
+			v.NextTry = e.retry
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+// A RouteView is one destination and its next hops as people see them.
+type RouteView struct {
+	Origins  []mesh.NodeID
+	Prefixes []netip.Prefix
+	Cost     mesh.Cost // of the best path; Infinite: none
+	Carry    []LegView
+	Armed    []LegView // in the order in which they would take over
+}
+
+// A LegView is one leg of a route.
+type LegView struct {
+	Link   mesh.LinkID
+	Device string
+	Weight int
+	Share  float64 // 0 to 1
+	Cost   mesh.Cost
+	Sure   bool // its link is up, not merely not given up
+}
+
+// Routes views all destinations.
+func (n *Node) Routes() []RouteView {
+	var out []RouteView
+	for _, d := range n.table.Destinations {
+		carry, armed := used(n.legs(d))
+		v := RouteView{Origins: d.Origins, Prefixes: d.Prefixes, Cost: mesh.Infinite}
+		s := shares(carry)
+		for i, l := range carry {
+			v.Carry = append(v.Carry, legView(l, int(weight(l, carry[0])), s[i]))
+			v.Cost = min(v.Cost, l.total)
+		}
+		for _, l := range armed {
+			v.Armed = append(v.Armed, legView(l, 0, 0))
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+func legView(l leg, weight int, share float64) LegView {
+	return LegView{Link: l.e.rec.Link, Device: l.e.rec.Device, Weight: weight, Share: share, Cost: l.total, Sure: l.sure}
+}
+
+// shares gives each leg's part of the flows.
+func shares(carry []leg) []float64 {
+	sum := 0
+	for _, l := range carry {
+		sum += int(weight(l, carry[0]))
+	}
+	out := make([]float64, len(carry))
+	for i, l := range carry {
+		out[i] = float64(weight(l, carry[0])) / float64(sum)
+	}
+	return out
+}
+
+// Host is the machine as last seen.
+func (n *Node) Host() Host { return n.host }
+
+// Settled reports whether the first complete desired state exists.
+func (n *Node) Settled() bool { return n.settled }
+
+// Dropped counts refused announcements by reason.
+func (n *Node) Dropped() map[string]uint64 { return n.router.Dropped() }
