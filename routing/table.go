@@ -136,4 +136,3 @@ func (r *Router) destinations() []Destination {
 	}
 	return dests
 }
-

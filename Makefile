@@ -1,0 +1,39 @@
+# Everything a newcomer or CI runs. `make help` lists the targets.
+GO      ?= go
+PKGS    := ./...
+FUZZ    ?= 30s
+export CGO_ENABLED = 0
+
+.DEFAULT_GOAL := build
+.PHONY: build check test race demo lab bench fuzz clean help
+
+build: ## build the three programs, static, into bin/
+	$(GO) build -trimpath -o bin/ ./cmd/...
+
+check: ## format, vet, modernise, staticcheck, dead code, tidy, architecture
+	@sh integration/tools/check.sh
+
+test: build ## all tests, in random order
+	$(GO) test -shuffle=on $(PKGS)
+
+race: ## all tests under the race detector (needs a C compiler)
+	CGO_ENABLED=1 $(GO) test -race -shuffle=on $(PKGS)
+
+demo: build ## six sites on a small internet: join, talk, break, measure
+	bin/meshlab demo
+
+lab: build ## bring the demo network up and leave it running (bin/meshlab down ends it)
+	bin/meshlab up demo
+
+bench: build ## benchmarks, with ratios
+	$(GO) test -run='^$$' -bench=. -benchtime=200ms ./routing/... ./mesh/kernel ./mesh/core
+	bin/meshlab bench
+
+fuzz: ## every fuzz target for FUZZ (30s) each
+	@sh integration/tools/fuzz.sh $(FUZZ)
+
+clean: ## remove what was built
+	rm -rf bin out
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "%-8s %s\n", $$1, $$2}' Makefile

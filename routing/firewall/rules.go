@@ -1,0 +1,300 @@
+package firewall
+
+import (
+	"net/netip"
+	"slices"
+
+	"guywire/mesh"
+	"guywire/mesh/kernel"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// Names inside the table. Those of a device's sets and counter begin with the
+// device.
+const (
+	setOwn, setMesh          = "own", "mesh" // + "4" or "6"
+	setListed, setHeld       = "listed", "held"
+	mapLinks                 = "links"
+	suffixSources            = "-from" // + "4" or "6"
+	suffixChain              = "-check"
+	countUnlisted, countHeld = "unlisted", "held"
+	countOwn, countOutside   = "own", "outside"
+	countProbe               = "probe"
+)
+
+// elementsPerMessage keeps a message below the 64 KiB of a netlink attribute.
+const elementsPerMessage = 1000
+
+func table() *nftables.Table {
+	return &nftables.Table{Name: mesh.FilterTable, Family: nftables.TableFamilyINet}
+}
+
+// A writer collects one transaction that makes the table.
+type writer struct {
+	conn  *nftables.Conn
+	table *nftables.Table
+	err   error
+}
+
+// replace writes the whole table anew, in one transaction.
+func (f *Firewall) replace(filter kernel.Filter) error {
+	f.conn.AddTable(table()) // so that deleting one that is not there succeeds
+	f.conn.DelTable(table())
+	w := &writer{conn: f.conn, table: f.conn.AddTable(table())}
+
+	for _, c := range []string{countUnlisted, countHeld, countOwn, countOutside, countProbe} {
+		w.counter(c)
+	}
+	w.addrs(setOwn, filter.Own)
+	w.addrs(setMesh, filter.Mesh)
+	w.devices(setListed, listed(filter))
+	w.devices(setHeld, held(filter))
+
+	links := &nftables.Set{Table: w.table, Name: mapLinks, IsMap: true, KeyType: nftables.TypeIFName, DataType: nftables.TypeVerdict}
+	var targets []nftables.SetElement
+	for _, l := range filter.Links {
+		w.check(l)
+		targets = append(targets, nftables.SetElement{
+			Key: ifname(l.Device), VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: l.Device + suffixChain},
+		})
+	}
+	w.add(links, targets)
+
+	transit := w.chain("transit", nil)
+	w.rule(transit, iif(), lookup(setHeld), count(countHeld), drop())
+	w.fromTunnel(transit)
+	local := w.chain("local", nil)
+	w.rule(local, iif(), lookup(setListed), family(), inFamily(true), source(true), linkLocal(), equal(linkLocalNet), accept())
+	w.fromTunnel(local)
+
+	for _, hook := range []*nftables.ChainHook{nftables.ChainHookForward, nftables.ChainHookInput} {
+		base, tunnel := w.chain("forward", hook), transit
+		if hook == nftables.ChainHookInput {
+			base, tunnel = w.chain("input", hook), local
+		}
+		w.rule(base, iif(), isTunnel(), &expr.Verdict{Kind: expr.VerdictJump, Chain: tunnel.Name})
+		if hook == nftables.ChainHookInput {
+			w.rule(base, iif(), notTunnel(), &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal([]byte{unix.IPPROTO_UDP}),
+				&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2, DestRegister: 1},
+				equal(binaryutil.BigEndian.PutUint16(mesh.ProbePort)), count(countProbe), drop())
+		}
+		for _, v6 := range []bool{false, true} {
+			w.rule(base, iif(), notTunnel(), iif(), &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: ifname("lo")},
+				family(), inFamily(v6), source(v6), lookup(named(setMesh, v6)), missing(named(setOwn, v6)), count(countOutside), drop())
+		}
+		if hook == nftables.ChainHookForward {
+			w.rule(base, clamp(&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1})...)
+			w.rule(base, clamp(iif())...)
+		}
+	}
+	if w.err != nil {
+		return w.err
+	}
+	return f.conn.Flush()
+}
+
+// fromTunnel ends a chain for packets from gw- devices: our own sources never,
+// then the device's check, then nothing else.
+func (w *writer) fromTunnel(c *nftables.Chain) {
+	for _, v6 := range []bool{false, true} {
+		w.rule(c, family(), inFamily(v6), source(v6), lookup(named(setOwn, v6)), count(countOwn), drop())
+	}
+	w.rule(c, iif(), &expr.Lookup{SourceRegister: 1, DestRegister: 0, IsDestRegSet: true, SetName: mapLinks})
+	w.rule(c, count(countUnlisted), drop())
+}
+
+// check makes the chain that a device's packets end in: what is not among the
+// sources is dropped, the rest goes back to the base chain.
+func (w *writer) check(l kernel.FilterLink) {
+	w.addrs(l.Device+suffixSources, l.Sources)
+	w.counter(l.Device)
+	c := w.chain(l.Device+suffixChain, nil)
+	for _, v6 := range []bool{false, true} {
+		w.rule(c, family(), inFamily(v6), source(v6), missing(named(l.Device+suffixSources, v6)), count(l.Device), drop())
+	}
+}
+
+// setHolds changes which devices are held, and nothing else.
+func (f *Firewall) setHolds(filter kernel.Filter) error {
+	w := &writer{conn: f.conn, table: table()}
+	set := &nftables.Set{Table: w.table, Name: setHeld, KeyType: nftables.TypeIFName}
+	f.conn.FlushSet(set)
+	if elements := deviceElements(held(filter)); len(elements) > 0 {
+		w.note(f.conn.SetAddElements(set, elements))
+	}
+	if w.err != nil {
+		return w.err
+	}
+	return f.conn.Flush()
+}
+
+func listed(filter kernel.Filter) (names []string) {
+	for _, l := range filter.Links {
+		names = append(names, l.Device)
+	}
+	return names
+}
+
+func held(filter kernel.Filter) (names []string) {
+	for _, l := range filter.Links {
+		if l.Held {
+			names = append(names, l.Device)
+		}
+	}
+	return names
+}
+
+func (w *writer) note(err error) {
+	if w.err == nil {
+		w.err = err
+	}
+}
+
+func (w *writer) counter(name string) {
+	w.conn.AddObj(&nftables.NamedObj{Table: w.table, Name: name, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}})
+}
+
+// add makes a set with its elements.
+func (w *writer) add(s *nftables.Set, elements []nftables.SetElement) {
+	w.note(w.conn.AddSet(s, nil))
+	for chunk := range slices.Chunk(elements, elementsPerMessage) {
+		w.note(w.conn.SetAddElements(s, chunk))
+	}
+}
+
+func (w *writer) devices(name string, devices []string) {
+	w.add(&nftables.Set{Table: w.table, Name: name, KeyType: nftables.TypeIFName}, deviceElements(devices))
+}
+
+func deviceElements(devices []string) []nftables.SetElement {
+	elements := make([]nftables.SetElement, len(devices))
+	for i, d := range devices {
+		elements[i].Key = ifname(d)
+	}
+	return elements
+}
+
+// addrs makes two interval sets, one of each family.
+func (w *writer) addrs(name string, ps []netip.Prefix) {
+	for _, v6 := range []bool{false, true} {
+		s := &nftables.Set{Table: w.table, Name: named(name, v6), Interval: true, KeyType: nftables.TypeIPAddr}
+		if v6 {
+			s.KeyType = nftables.TypeIP6Addr
+		}
+		w.add(s, intervalElements(intervals(ps, v6)))
+	}
+}
+
+// intervalElements gives the begin and the end above of each interval; one
+// that reaches to the last address has no end.
+func intervalElements(list []interval) []nftables.SetElement {
+	var elements []nftables.SetElement
+	for _, iv := range list {
+		elements = append(elements, nftables.SetElement{Key: iv.first.AsSlice()})
+		if end := iv.last.Next(); end.IsValid() {
+			elements = append(elements, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
+		}
+	}
+	return elements
+}
+
+func (w *writer) chain(name string, hook *nftables.ChainHook) *nftables.Chain {
+	c := &nftables.Chain{Name: name, Table: w.table}
+	if hook != nil {
+		c.Hooknum, c.Priority, c.Type = hook, nftables.ChainPriorityFilter, nftables.ChainTypeFilter
+		c.Policy = new(nftables.ChainPolicyAccept)
+	}
+	return w.conn.AddChain(c)
+}
+
+var dbg func(*nftables.Chain, []expr.Any)
+
+func (w *writer) rule(c *nftables.Chain, exprs ...expr.Any) {
+	if dbg != nil {
+		dbg(c, exprs)
+		return
+	}
+	w.conn.AddRule(&nftables.Rule{Table: w.table, Chain: c, Exprs: exprs})
+}
+
+// The expressions below all work in register 1.
+
+func iif() expr.Any { return &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1} }
+
+// isTunnel compares only the beginning of the name.
+func isTunnel() expr.Any  { return equal([]byte(mesh.InterfacePrefix)) }
+func notTunnel() expr.Any { return differ([]byte(mesh.InterfacePrefix)) }
+
+func equal(data []byte) expr.Any  { return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data} }
+func differ(data []byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: data} }
+
+func lookup(set string) expr.Any { return &expr.Lookup{SourceRegister: 1, SetName: set} }
+func missing(set string) expr.Any {
+	return &expr.Lookup{SourceRegister: 1, SetName: set, Invert: true}
+}
+
+func count(name string) expr.Any { return &expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: name} }
+func drop() expr.Any             { return &expr.Verdict{Kind: expr.VerdictDrop} }
+func accept() expr.Any           { return &expr.Verdict{Kind: expr.VerdictAccept} }
+
+func family() expr.Any { return &expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1} }
+
+func inFamily(v6 bool) expr.Any {
+	if v6 {
+		return equal([]byte{unix.NFPROTO_IPV6})
+	}
+	return equal([]byte{unix.NFPROTO_IPV4})
+}
+
+// source loads the source address.
+func source(v6 bool) expr.Any {
+	if v6 {
+		return &expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: 8, Len: 16, DestRegister: 1}
+	}
+	return &expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4, DestRegister: 1}
+}
+
+// linkLocalNet is fe80::, linkLocal cuts an address to its first 64 bits.
+var linkLocalNet = netip.MustParseAddr("fe80::").AsSlice()
+
+func linkLocal() expr.Any {
+	mask := make([]byte, 16)
+	for i := range 8 {
+		mask[i] = 0xff
+	}
+	return &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 16, Mask: mask, Xor: make([]byte, 16)}
+}
+
+// clamp lowers the MSS of TCP connections over tunnels, in the packet that
+// announces it, to what the route's MTU allows: the smaller of both ways.
+func clamp(device expr.Any) []expr.Any {
+	const syn, rst = 0x02, 0x04
+	return []expr.Any{
+		device, isTunnel(),
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal([]byte{unix.IPPROTO_TCP}),
+		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1, DestRegister: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{syn | rst}, Xor: []byte{0}},
+		equal([]byte{syn}),
+		&expr.Rt{Register: 1, Key: expr.RtTCPMSS},
+		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 2, Size: 2},
+		&expr.Exthdr{SourceRegister: 1, Op: expr.ExthdrOpTcpopt, Type: unix.TCPOPT_MAXSEG, Offset: 2, Len: 2},
+	}
+}
+
+// ifname gives a device name as nft compares it.
+func ifname(name string) []byte {
+	b := make([]byte, unix.IFNAMSIZ)
+	copy(b, name)
+	return b
+}
+
+func named(set string, v6 bool) string {
+	if v6 {
+		return set + "6"
+	}
+	return set + "4"
+}

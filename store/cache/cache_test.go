@@ -1,0 +1,348 @@
+package cache
+
+import (
+	"bytes"
+	"crypto/ecdh"
+	"crypto/ed25519"
+	"errors"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"guywire/mesh"
+	"guywire/store"
+	"guywire/store/disk"
+)
+
+var (
+	testMesh = mesh.MeshID{1, 2, 3}
+	testNow  = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+)
+
+type testKey ed25519.PrivateKey
+
+func newKey(fill byte) testKey {
+	return testKey(ed25519.NewKeyFromSeed(slices.Repeat([]byte{fill}, 32)))
+}
+
+func (k testKey) Identity() mesh.IdentityKey {
+	return mesh.IdentityKey(ed25519.PrivateKey(k).Public().(ed25519.PublicKey))
+}
+
+func (k testKey) Sign(m []byte) []byte { return ed25519.Sign(ed25519.PrivateKey(k), m) }
+
+func (k testKey) owner() Owner { return Owner{testMesh, k.Identity().NodeID()} }
+
+// testState is a mesh of one node with this key.
+func testState(t testing.TB, k testKey) *store.State {
+	t.Helper()
+	wg, err := ecdh.X25519().NewPrivateKey(k[:32])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return apply(t, nil, store.Command{Init: &store.Init{
+		Settings: store.Settings{ID: testMesh, Name: "acme", Pool4: netip.MustParsePrefix("10.86.0.0/16"), Pool6: store.RandomULA([5]byte{1})},
+		Name:     "hub", Identity: k.Identity(), Key: store.Key{Epoch: 1, Public: mesh.WireGuardKey(wg.PublicKey().Bytes())},
+	}})
+}
+
+func apply(t testing.TB, s *store.State, c store.Command) *store.State {
+	t.Helper()
+	c.Version, c.Now = store.Version, testNow
+	index := uint64(1)
+	if s != nil {
+		index += s.Index
+	}
+	s, r := store.Apply(s, index, c)
+	if r.Refused != nil {
+		t.Fatal(r.Refused)
+	}
+	return s
+}
+
+func stateDir(t testing.TB, path string) *disk.Dir {
+	t.Helper()
+	d, err := disk.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.Close() })
+	return d
+}
+
+func openCache(t testing.TB, d *disk.Dir, k testKey) *Cache {
+	t.Helper()
+	if err := Bind(d, k.owner()); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Open(d, k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func TestSaveAndLoad(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state")
+	d, k := stateDir(t, path), newKey(1)
+	c := openCache(t, d, k)
+	if c.Owner() != k.owner() {
+		t.Errorf("owner %v", c.Owner())
+	}
+	if _, err := c.LoadState(); !errors.Is(err, ErrEmpty) || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("empty: %v", err)
+	}
+	s := testState(t, k)
+	for _, name := range []Blob{Links, Facts} {
+		if _, err := c.LoadBlob(name); !errors.Is(err, ErrEmpty) {
+			t.Errorf("empty: %v", err)
+		}
+	}
+	if err := errors.Join(c.SaveState(s), c.SaveBlob(Links, []byte("line one\nline two")), c.SaveBlob(Facts, nil)); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(c.Close(), d.Close()); err != nil {
+		t.Fatal(err)
+	}
+
+	d = stateDir(t, path)
+	c, err := Open(d, k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	got, err := c.LoadState()
+	if err != nil || store.Hash(got) != store.Hash(s) {
+		t.Errorf("state: %v", err)
+	}
+	if b, err := c.LoadBlob(Links); err != nil || string(b) != "line one\nline two" {
+		t.Errorf("links: %q %v", b, err)
+	}
+	if b, err := c.LoadBlob(Facts); err != nil || len(b) != 0 {
+		t.Errorf("facts: %q %v", b, err)
+	}
+	if err := c.SaveBlob(Links, make([]byte, MaxBlobBytes+1)); err == nil {
+		t.Error("a huge blob was taken")
+	}
+}
+
+// B21: whatever is damaged is set aside with a clear error, and the next save works.
+func TestUnusableIsSetAside(t *testing.T) {
+	k := newKey(1)
+	good := testState(t, k)
+	other := newKey(2)
+	for name, change := range map[string]func(t *testing.T, file string, b []byte) []byte{
+		"empty":          func(*testing.T, string, []byte) []byte { return nil },
+		"truncated":      func(_ *testing.T, _ string, b []byte) []byte { return b[:len(b)-1] },
+		"cut header":     func(_ *testing.T, _ string, b []byte) []byte { return b[:30] },
+		"appended":       func(_ *testing.T, _ string, b []byte) []byte { return append(b, ' ') },
+		"flipped body":   func(_ *testing.T, _ string, b []byte) []byte { b[len(b)-9] ^= 1; return b },
+		"flipped header": func(_ *testing.T, _ string, b []byte) []byte { b[3] ^= 1; return b },
+		"flipped sign":   func(_ *testing.T, _ string, b []byte) []byte { b[bytes.IndexByte(b, '\n')-9] ^= 1; return b },
+		"newer": func(_ *testing.T, _ string, b []byte) []byte {
+			return bytes.Replace(b, []byte(" 1 "), []byte(" 2 "), 1)
+		},
+		"no line end":     func(*testing.T, string, []byte) []byte { return make([]byte, 100_000) },
+		"another's":       func(t *testing.T, _ string, _ []byte) []byte { return fileOf(t, other, stateFile, testState(t, other)) },
+		"of another kind": func(t *testing.T, _ string, _ []byte) []byte { return fileOf(t, k, string(Links), good) },
+		"node is not in":  func(t *testing.T, _ string, _ []byte) []byte { return fileOf(t, k, stateFile, testState(t, other)) },
+		"not a state":     func(t *testing.T, _ string, _ []byte) []byte { return signed(k, stateFile, []byte("{}")) },
+		"of another mesh": func(t *testing.T, _ string, _ []byte) []byte {
+			s := *good
+			s.Mesh.ID[0]++
+			return fileOf(t, k, stateFile, &s)
+		},
+		"other's mesh too": func(t *testing.T, _ string, b []byte) []byte {
+			return bytes.Replace(b, []byte(testMesh.String()), []byte("0123456789abcdef"), 1)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "state")
+			c := openCache(t, stateDir(t, path), k)
+			if err := c.SaveState(good); err != nil {
+				t.Fatal(err)
+			}
+			file := filepath.Join(path, directory, stateFile)
+			b, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			bad := change(t, file, b)
+			if err := os.WriteFile(file, bad, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			s, err := c.LoadState()
+			if !errors.Is(err, ErrUnusable) || s != nil || !strings.Contains(err.Error(), file+".bad") {
+				t.Fatalf("%v", err)
+			}
+			if kept, err := os.ReadFile(file + ".bad"); err != nil || !bytes.Equal(kept, bad) {
+				t.Errorf("set aside: %v", err)
+			}
+			if _, err := c.LoadState(); !errors.Is(err, ErrEmpty) {
+				t.Errorf("after that: %v", err)
+			}
+			if err := c.SaveState(good); err != nil {
+				t.Error(err)
+			}
+			if _, err := c.LoadState(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func signed(k testKey, kind string, body []byte) []byte {
+	c := &Cache{owner: k.owner(), key: k}
+	return append(c.header(kind, k.Sign(c.message(kind, body))), body...)
+}
+
+func fileOf(t *testing.T, k testKey, kind string, s *store.State) []byte {
+	t.Helper()
+	b, err := store.Snapshot(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signed(k, kind, b)
+}
+
+// A file that others can read is refused and stays where it is: it is not
+// damaged, and a person must see why.
+func TestUnsafeStays(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state")
+	k := newKey(1)
+	c := openCache(t, stateDir(t, path), k)
+	if err := c.SaveState(testState(t, k)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(path, directory, stateFile), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.LoadState(); !errors.Is(err, disk.ErrUnsafe) {
+		t.Errorf("%v", err)
+	}
+	if err := os.Chmod(filepath.Join(path, directory, stateFile), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.LoadState(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Tombstones are checked again at boot: a removed node brings nothing up.
+func TestRemovedNode(t *testing.T) {
+	k := newKey(1)
+	c := openCache(t, stateDir(t, filepath.Join(t.TempDir(), "state")), k)
+	id := k.Identity().NodeID()
+	s := apply(t, testState(t, k), store.Command{By: store.Authority{Node: id}, RemoveNode: &store.RemoveNode{Node: id}})
+	if err := c.SaveState(s); err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.LoadState()
+	if !errors.Is(err, ErrRemoved) || got == nil || !got.Removed[id].At.Equal(testNow) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestOtherMeshIsNotSaved(t *testing.T) {
+	k := newKey(1)
+	c := openCache(t, stateDir(t, filepath.Join(t.TempDir(), "state")), k)
+	s := *testState(t, k)
+	s.Mesh.ID[7]++
+	if err := c.SaveState(&s); !errors.Is(err, ErrOtherMesh) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestOwner(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state")
+	d, k, other := stateDir(t, path), newKey(1), newKey(2)
+	if _, err := ReadOwner(d); !errors.Is(err, ErrNotEnrolled) || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("new: %v", err)
+	}
+	if _, err := Open(d, k); !errors.Is(err, ErrNotEnrolled) {
+		t.Errorf("new: %v", err)
+	}
+	for range 2 {
+		if err := Bind(d, k.owner()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if o, err := ReadOwner(d); err != nil || o != k.owner() {
+		t.Errorf("%v %v", o, err)
+	}
+	for _, o := range []Owner{other.owner(), {mesh.MeshID{9}, k.Identity().NodeID()}} {
+		if err := Bind(d, o); !errors.Is(err, ErrOtherMesh) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "meshctl leave") {
+			t.Errorf("%v", err)
+		}
+	}
+	if _, err := Open(d, other); !errors.Is(err, ErrOtherMesh) {
+		t.Errorf("another key: %v", err)
+	}
+
+	c := openCache(t, d, k)
+	if err := errors.Join(c.SaveBlob(Links, []byte("x")), c.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := Forget(d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left, err := d.List(); err != nil || len(left) != 0 {
+		t.Errorf("left: %v %v", left, err)
+	}
+	if err := Bind(d, other.owner()); err != nil {
+		t.Errorf("after Forget: %v", err)
+	}
+}
+
+func TestBadOwnerFile(t *testing.T) {
+	for name, content := range map[string]string{
+		"empty": "", "array": "[]", "missing": `{"version":1,"mesh":"0102030405060708"}`, "id": `{"version":1,"mesh":"x","node":"0102030405060708"}`,
+		"no version": `{"mesh":"0102030405060708","node":"0102030405060708"}`, "newer": `{"version":2,"mesh":"0102030405060708","node":"0102030405060708"}`,
+		"two": `{"version":1,"mesh":"0102030405060708","node":"0102030405060708"}{}`,
+	} {
+		path := filepath.Join(t.TempDir(), "state")
+		d := stateDir(t, path)
+		if err := d.Write(nodeFile, []byte(content)); err != nil {
+			t.Fatal(err)
+		}
+		_, err := ReadOwner(d)
+		if err == nil || errors.Is(err, ErrNotEnrolled) || !strings.Contains(err.Error(), d.Path(nodeFile)) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := Bind(d, newKey(1).owner()); err == nil {
+			t.Errorf("%s: was overwritten", name)
+		}
+	}
+}
+
+func FuzzOpen(f *testing.F) {
+	k := newKey(1)
+	c := &Cache{owner: k.owner(), key: k}
+	good := signed(k, stateFile, []byte("body"))
+	f.Add(good)
+	f.Add(signed(k, string(Links), nil))
+	f.Add([]byte("guywire-cache 1 state\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		body, err := c.open(stateFile, b)
+		if err == nil && !bytes.Equal(signed(k, stateFile, body), b) {
+			t.Fatalf("taken, but never signed: %q", b)
+		}
+	})
+}
+
+func FuzzOwner(f *testing.F) {
+	f.Add([]byte(`{"version":1,"mesh":"0102030405060708","node":"0102030405060708"}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if o, err := decodeOwner(b); err == nil && (o.Mesh.IsZero() || o.Node.IsZero()) {
+			t.Fatal("an owner without a name")
+		}
+	})
+}

@@ -1,0 +1,24 @@
+package cache
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+)
+
+var (
+	// ErrEmpty is a cache that was not written yet. It is an fs.ErrNotExist.
+	ErrEmpty = fmt.Errorf("nothing is cached yet: %w", fs.ErrNotExist)
+	// ErrUnusable is a cached file that was damaged, signed by another key, or
+	// written by another version. It has been set aside under the name in the
+	// error; the node starts from the log.
+	ErrUnusable = errors.New("the cached file cannot be used")
+	// ErrRemoved is a cached state in which this node left or was revoked: it
+	// must bring nothing up.
+	ErrRemoved = errors.New("this node was removed from the mesh; to come back: meshctl leave, then meshctl join TOKEN with a new token")
+	// ErrNotEnrolled is a state directory that belongs to no mesh yet. It is
+	// an fs.ErrNotExist.
+	ErrNotEnrolled = fmt.Errorf("this node is in no mesh yet; join one: meshctl join TOKEN: %w", fs.ErrNotExist)
+	// ErrOtherMesh is a state directory that belongs to another mesh or node.
+	ErrOtherMesh = errors.New("the state directory belongs to another mesh or node")
+)

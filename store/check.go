@@ -1,0 +1,101 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"guywire/discovery/invite"
+	"guywire/mesh"
+)
+
+// check holds for every state that Apply makes. Restore asks it of what comes
+// from a disk or a peer, and the tests ask it after every command.
+func (s *State) check() error {
+	if s.Mesh.ID.IsZero() {
+		if len(s.Nodes)+len(s.Tokens)+len(s.Removed) > 0 {
+			return errors.New("it has members and no mesh")
+		}
+		return nil
+	}
+	if refused := checkPools(s.Mesh.Pool4, s.Mesh.Pool6); refused != nil {
+		return refused
+	}
+	if err := mesh.CheckName(s.Mesh.Name); err != nil {
+		return err
+	}
+	u := uses{state: s, addrs: map[netip.Addr]bool{}, keys: map[mesh.WireGuardKey]bool{}, names: map[string]bool{}}
+	for _, id := range s.ids() {
+		n := s.Nodes[id]
+		if err := u.node(id, n); err != nil {
+			return fmt.Errorf("node %s: %w", id, err)
+		}
+		if _, both := s.Removed[id]; both {
+			return fmt.Errorf("node %s is a member and removed", id)
+		}
+	}
+	for id, t := range s.Removed {
+		if err := u.identity(id, t.Identity, t.Keys, t.Addr4, t.Addr6); err != nil {
+			return fmt.Errorf("removed node %s: %w", id, err)
+		}
+	}
+	for id, t := range s.Tokens {
+		if id != t.ID || mesh.CheckName(id) != nil || t.Uses < 0 || t.Uses > MaxTokenUses || invite.CheckIdentityKey(t.Key) != nil {
+			return fmt.Errorf("token %q is not one that can be made", id)
+		}
+	}
+	return nil
+}
+
+// uses finds what is given twice.
+type uses struct {
+	state *State
+	addrs map[netip.Addr]bool
+	keys  map[mesh.WireGuardKey]bool
+	names map[string]bool
+}
+
+func (u *uses) node(id mesh.NodeID, n Node) error {
+	if id != n.ID {
+		return fmt.Errorf("it is recorded as %s", n.ID)
+	}
+	if refused := checkNodeName(n.Name); refused != nil {
+		return refused
+	}
+	if u.names[n.Name] {
+		return fmt.Errorf("the name %s is given twice", n.Name)
+	}
+	u.names[n.Name] = true
+	if _, refused := u.state.claim(id, n.Prefixes); refused != nil {
+		return refused
+	}
+	if refused := checkControl(n.Control); refused != nil {
+		return refused
+	}
+	return u.identity(id, n.Identity, n.Keys, n.Addr4, n.Addr6)
+}
+
+func (u *uses) identity(id mesh.NodeID, identity mesh.IdentityKey, keys []Key, addrs ...netip.Addr) error {
+	if id != identity.NodeID() || invite.CheckIdentityKey(identity) != nil {
+		return errors.New("its id is not its identity key's")
+	}
+	if len(keys) == 0 {
+		return errors.New("it has no WireGuard key")
+	}
+	for i, k := range keys {
+		if k.Epoch == 0 || i > 0 && k.Epoch <= keys[i-1].Epoch || u.keys[k.Public] || invite.CheckWireGuardKey(k.Public) != nil {
+			return fmt.Errorf("its WireGuard key of epoch %d is not one that can be given", k.Epoch)
+		}
+		u.keys[k.Public] = true
+	}
+	for i, pool := range []prefix{u.state.Mesh.Pool4, u.state.Mesh.Pool6} {
+		if !pool.Contains(addrs[i]) {
+			return fmt.Errorf("its address %s is not in the pool %s", addrs[i], pool)
+		}
+		if u.addrs[addrs[i]] {
+			return fmt.Errorf("its address %s is given twice", addrs[i])
+		}
+		u.addrs[addrs[i]] = true
+	}
+	return nil
+}

@@ -1,0 +1,173 @@
+package store
+
+import (
+	"crypto/ecdh"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"guywire/discovery/invite"
+	"guywire/mesh"
+)
+
+var (
+	testNow  = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+	testMesh = mesh.MeshID{0xaa, 1}
+)
+
+// A joiner is a machine with its keys, derived from its name: "oslo#2" is
+// another machine that wants the name oslo.
+type joiner struct {
+	name     string
+	private  ed25519.PrivateKey
+	identity mesh.IdentityKey
+	key      Key
+	prefixes []netip.Prefix
+	request  string
+}
+
+func newJoiner(name, seed string, prefixes ...string) *joiner {
+	sum := sha256.Sum256([]byte(seed))
+	j := &joiner{name: name, private: ed25519.NewKeyFromSeed(sum[:]), request: "r-" + seed}
+	j.identity = mesh.IdentityKey(j.private.Public().(ed25519.PublicKey))
+	sum = sha256.Sum256(sum[:])
+	k, err := ecdh.X25519().NewPrivateKey(sum[:])
+	if err != nil {
+		panic(err)
+	}
+	j.key = Key{Epoch: 1, Public: mesh.WireGuardKey(k.PublicKey().Bytes())}
+	for _, p := range prefixes {
+		j.prefixes = append(j.prefixes, netip.MustParsePrefix(p))
+	}
+	return j
+}
+
+func (j *joiner) id() mesh.NodeID { return j.identity.NodeID() }
+
+func (j *joiner) transcript(token invite.Token) invite.Transcript {
+	return invite.Transcript{
+		Mesh: testMesh, Token: token.ID, Exporter: [32]byte{1}, Identity: j.identity, Epoch: j.key.Epoch, Key: j.key.Public,
+		Name: j.name, Prefixes: j.prefixes, Request: j.request,
+	}
+}
+
+func (j *joiner) join(token invite.Token) Command {
+	b, err := j.transcript(token).Encode()
+	if err != nil {
+		panic(err)
+	}
+	return Command{Version: Version, Now: testNow, Join: &Join{
+		Token: token.ID, Transcript: b, Signature: token.Sign(b),
+		Proof: invite.ProveIdentity(func(m []byte) []byte { return ed25519.Sign(j.private, m) }, b),
+		Name:  j.name, Identity: j.identity, Key: j.key, Prefixes: j.prefixes, Request: j.request,
+	}}
+}
+
+func newInvite(seed int) invite.Token {
+	var random [invite.RandomSize]byte
+	copy(random[:], fmt.Sprintf("%05d-secret-of-a-token", seed))
+	t, err := invite.New(random, testMesh, [][32]byte{{1}}, []netip.AddrPort{netip.MustParseAddrPort("203.0.113.1:8686")}, testNow.Add(time.Hour))
+	if err != nil {
+		panic(err)
+	}
+	return t
+}
+
+func tokenOf(inv invite.Token) Token {
+	return Token{ID: inv.ID, Key: inv.Public(), Expires: inv.Expires, Uses: 1}
+}
+
+// A world is a state under test with the members that it began with.
+type world struct {
+	testing.TB
+	s     *State
+	index uint64
+	root  *joiner // first node; its operator has authority
+	rare  uint64  // look at all rules only at every so many commands; 0: at each
+}
+
+func (w *world) operator() Authority { return Authority{Operator: true, Node: w.root.id()} }
+
+func initCommand(root *joiner) Command {
+	return Command{Version: Version, Now: testNow, By: Authority{Operator: true, Node: root.id()}, Init: &Init{
+		Settings: Settings{
+			ID: testMesh, Name: "acme", Pool4: netip.MustParsePrefix("10.86.0.0/16"), Pool6: RandomULA([5]byte{1, 2, 3, 4, 5}),
+			CA: [][32]byte{{1}}, Roots: [][]byte{{0x30}},
+		},
+		Name: root.name, Identity: root.identity, Key: root.key, Prefixes: root.prefixes,
+		Control: []netip.AddrPort{netip.MustParseAddrPort("203.0.113.1:8686")},
+	}}
+}
+
+func newWorld(t testing.TB) *world {
+	w := &world{TB: t, s: New(), root: newJoiner("hub", "hub", "192.168.1.0/24")}
+	w.must(initCommand(w.root))
+	return w
+}
+
+// apply applies and checks what must hold after every command.
+func (w *world) apply(c Command) Result {
+	w.Helper()
+	before, hash := w.s, Hash(w.s)
+	w.index++
+	next, r := Apply(before, w.index, c)
+	if Hash(before) != hash {
+		w.Fatalf("command %d changed the old state", w.index)
+	}
+	if w.index%max(1, w.rare) == 0 {
+		if err := next.check(); err != nil {
+			w.Fatalf("after command %d: %v", w.index, err)
+		}
+	}
+	if next.Index != w.index || r.Index != w.index {
+		w.Fatalf("index %d and result %d after command %d", next.Index, r.Index, w.index)
+	}
+	if r.Refused != nil {
+		same := *before
+		same.Index = w.index
+		if Hash(&same) != Hash(next) {
+			w.Fatalf("command %d was refused and changed the state", w.index)
+		}
+		if r.Refused.Message == "" || r.Node != nil {
+			w.Fatalf("command %d: %+v", w.index, r)
+		}
+	}
+	w.s = next
+	return r
+}
+
+func (w *world) must(c Command) Result {
+	w.Helper()
+	r := w.apply(c)
+	if r.Refused != nil {
+		w.Fatalf("refused: %s: %s", r.Refused.Code, r.Refused.Message)
+	}
+	return r
+}
+
+func (w *world) refused(code string, c Command) {
+	w.Helper()
+	if r := w.apply(c); r.Refused == nil || r.Refused.Code != code {
+		w.Errorf("got %+v, want a refusal %s", r.Refused, code)
+	}
+}
+
+// by makes an operator's command.
+func (w *world) by(c Command) Command {
+	c.Version, c.Now, c.By = Version, testNow, w.operator()
+	return c
+}
+
+func (w *world) addToken(seed int, change ...func(*Token)) invite.Token {
+	w.Helper()
+	inv := newInvite(seed)
+	t := tokenOf(inv)
+	for _, f := range change {
+		f(&t)
+	}
+	w.must(w.by(Command{AddToken: &AddToken{t}}))
+	return inv
+}

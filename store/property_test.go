@@ -1,0 +1,205 @@
+package store
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+
+	"guywire/discovery/invite"
+	"guywire/mesh"
+)
+
+// A history makes random commands, of which many are wrong, over few enough
+// machines, tokens and prefixes that they clash all the time.
+type history struct {
+	*rand.Rand
+	joiners []*joiner
+	invites []invite.Token
+	now     time.Time
+}
+
+func newHistory(seed uint64) *history {
+	return &history{Rand: rand.New(rand.NewPCG(seed, 86)), now: testNow}
+}
+
+func (h *history) next(s *State) Command {
+	h.now = h.now.Add(time.Duration(h.IntN(120)) * time.Second)
+	c := Command{Version: Version, Now: h.now}
+	if h.IntN(8) > 0 {
+		c.By = Authority{Operator: h.IntN(6) > 0, Node: h.member(s)}
+	}
+	kind := h.IntN(14)
+	if len(s.Nodes) < 3 && (kind == 4 || kind == 8) {
+		kind = 9 // the mesh lives on
+	}
+	switch kind {
+	case 0, 1, 2:
+		inv := newInvite(len(h.invites))
+		h.invites = append(h.invites, inv)
+		t := tokenOf(inv)
+		t.Uses, t.Expires = h.IntN(5), h.now.Add(time.Duration(h.IntN(7200))*time.Second)
+		c.AddToken = &AddToken{t}
+	case 3:
+		c.RevokeToken = &RevokeToken{h.token().ID}
+	case 4:
+		c.RemoveNode = &RemoveNode{Node: h.someone().id(), Revoke: h.IntN(2) == 0}
+	case 5:
+		c.SetVoter = &SetVoter{Node: h.member(s), Voter: h.IntN(2) == 0}
+	case 6:
+		c.SetControl = &SetControl{Node: h.someone().id(), Control: []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(h.IntN(3))}), uint16(h.IntN(3)))}}
+	case 7:
+		c.Grant = &Grant{Node: h.member(s), Prefixes: h.prefixes()}
+	case 8: // a member leaves by itself
+		j := h.someone()
+		c.By, c.RemoveNode = Authority{Node: j.id()}, &RemoveNode{Node: j.id()}
+	default:
+		j := h.someone()
+		if h.IntN(4) > 0 {
+			j = newJoiner(fmt.Sprintf("site-%d", h.IntN(40)), fmt.Sprint(len(h.joiners)))
+			j.prefixes = h.prefixes()
+			h.joiners = append(h.joiners, j)
+		}
+		join := j.join(h.token())
+		c.Join = join.Join
+	}
+	return c
+}
+
+func (h *history) someone() *joiner {
+	if len(h.joiners) == 0 {
+		h.joiners = append(h.joiners, newJoiner("hub", "hub"))
+	}
+	return h.joiners[h.IntN(len(h.joiners))]
+}
+
+// member is mostly a live one.
+func (h *history) member(s *State) mesh.NodeID {
+	if ids := s.ids(); len(ids) > 0 && h.IntN(10) > 0 {
+		return ids[h.IntN(len(ids))]
+	}
+	return h.someone().id()
+}
+
+func (h *history) token() invite.Token {
+	if len(h.invites) == 0 {
+		return newInvite(0)
+	}
+	return h.invites[max(0, len(h.invites)-1-h.IntN(4))]
+}
+
+func (h *history) prefixes() (out []netip.Prefix) {
+	for range h.IntN(3) {
+		a := netip.AddrFrom4([4]byte{192, 168, byte(h.IntN(256)), 0})
+		out = append(out, netip.PrefixFrom(a, 22+h.IntN(4)).Masked())
+	}
+	return out
+}
+
+// TestHistories runs random histories and checks against a slow model that no
+// address is ever given to two nodes (I3, B37), that every token admits at
+// most as many as it says (B1), and that two replicas and one that restarts
+// from snapshots agree at every index.
+func TestHistories(t *testing.T) {
+	for seed := range uint64(4) {
+		h := newHistory(seed)
+		w := &world{TB: t, s: New(), root: h.someone(), rare: 10}
+		w.must(initCommand(w.root))
+		replica, _ := Apply(nil, 1, initCommand(w.root))
+		given := map[netip.Addr]mesh.NodeID{}
+		admitted, allowed := map[string]int{}, map[string]int{}
+		joined, left := 0, 0
+		for range 250 {
+			c := h.next(w.s)
+			known := false
+			if c.Join != nil {
+				_, known = w.s.Nodes[c.Join.Identity.NodeID()]
+			}
+			r := w.apply(c)
+
+			b, err := EncodeCommand(c)
+			if err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+			decoded, err := DecodeCommand(b)
+			if err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+			var r2 Result
+			replica, r2 = Apply(replica, w.index, decoded)
+			if Hash(replica) != Hash(w.s) || (r.Refused == nil) != (r2.Refused == nil) {
+				t.Fatalf("seed %d: replicas differ at %d", seed, w.index)
+			}
+			if h.IntN(40) == 0 {
+				replica = restored(t, replica)
+			}
+			if r.Refused != nil {
+				continue
+			}
+			switch {
+			case c.AddToken != nil:
+				allowed[c.AddToken.Token.ID] = c.AddToken.Token.Uses
+			case c.RemoveNode != nil:
+				left++
+			case c.Join != nil && !known:
+				joined++
+				admitted[c.Join.Token]++
+			}
+			if r.Node != nil {
+				for _, a := range []netip.Addr{r.Node.Addr4, r.Node.Addr6} {
+					if owner, taken := given[a]; taken && owner != r.Node.ID {
+						t.Fatalf("seed %d: %s was given to %s and to %s", seed, a, owner, r.Node.ID)
+					}
+					given[a] = r.Node.ID
+				}
+			}
+		}
+		for id, n := range admitted {
+			if left := w.s.Tokens[id].Uses; n > allowed[id] || left != 0 && n+left != allowed[id] {
+				t.Errorf("seed %d: token %s allows %d, admitted %d, has %d left", seed, id, allowed[id], n, left)
+			}
+		}
+		if joined < 12 || left < 3 {
+			t.Errorf("seed %d: only %d joins and %d departures; the test proves little", seed, joined, left)
+		}
+	}
+}
+
+func restored(t testing.TB, s *State) *State {
+	t.Helper()
+	b, err := Snapshot(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := Restore(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if Hash(again) != Hash(s) {
+		t.Fatal("a restored state differs")
+	}
+	return again
+}
+
+// A token with n uses admits exactly n of many that race with it.
+func TestTokenIsUsedExactly(t *testing.T) {
+	for uses := 1; uses <= 4; uses++ {
+		w := newWorld(t)
+		inv := w.addToken(1, func(t *Token) { t.Uses = uses })
+		admitted := 0
+		for i := range 20 {
+			j := newJoiner(fmt.Sprintf("n%d", i), fmt.Sprint(i))
+			for range 2 { // every client asks twice
+				if r := w.apply(j.join(inv)); r.Refused == nil {
+					admitted++
+				} else if r.Refused.Code != CodeTokenUsed {
+					t.Errorf("%v", r.Refused)
+				}
+			}
+		}
+		if admitted != 2*uses || len(w.s.Nodes) != 1+uses {
+			t.Errorf("%d uses: %d answers, %d nodes", uses, admitted, len(w.s.Nodes))
+		}
+	}
+}

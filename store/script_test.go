@@ -1,0 +1,203 @@
+package store
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/datadriven"
+
+	"guywire/discovery/invite"
+)
+
+// TestScripts plays the dialogues of testdata; -rewrite writes the answers.
+//
+//	init NAME [prefixes=(…)]
+//	token NAME [uses=N] [expires=DURATION] [node=NAME] [prefixes=(…)] [tags=(…)]
+//	revoke-token NAME
+//	join NODE token=NAME [machine=SEED] [prefixes=(…)]   another machine than NODE's usual one
+//	leave NODE | remove NODE | revoke NODE
+//	grant NODE prefixes=(…) | control NODE addrs=(…) | voter NODE [off]
+//	advance DURATION | snapshot | show
+//
+// by=NODE gives a command that node's authority in place of an operator's.
+func TestScripts(t *testing.T) {
+	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+		s := &script{world: &world{TB: t, s: New()}, now: testNow, machines: map[string]*joiner{}, invites: map[string]invite.Token{}}
+		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
+			s.world.TB = t
+			return s.run(d)
+		})
+	})
+}
+
+type script struct {
+	*world
+	now      time.Time
+	machines map[string]*joiner
+	invites  map[string]invite.Token
+}
+
+func (s *script) run(d *datadriven.TestData) string {
+	var name string
+	if len(d.CmdArgs) > 0 && len(d.CmdArgs[0].Vals) == 0 {
+		name = d.CmdArgs[0].Key
+	}
+	c := Command{Version: Version, Now: s.now}
+	if s.root != nil {
+		c.By = s.operator()
+	}
+	if a, ok := d.Arg("by"); ok {
+		c.By = Authority{Node: s.machine(a.Vals[0]).id()}
+	}
+	switch d.Cmd {
+	case "init":
+		j := s.machine(name)
+		j.prefixes = prefixes(vals(d, "prefixes")...)
+		c = initCommand(j)
+		if s.root == nil {
+			s.root = j
+		}
+	case "token":
+		inv := newInvite(len(s.invites))
+		s.invites[name] = inv
+		t := tokenOf(inv)
+		t.Expires = s.now.Add(time.Hour)
+		d.MaybeScanArgs(s, "uses", &t.Uses)
+		d.MaybeScanArgs(s, "node", &t.Name)
+		if a, ok := d.Arg("expires"); ok {
+			t.Expires = s.now.Add(s.duration(a.Vals[0]))
+		}
+		t.Prefixes, t.Tags = prefixes(vals(d, "prefixes")...), vals(d, "tags")
+		c.AddToken = &AddToken{t}
+	case "revoke-token":
+		c.RevokeToken = &RevokeToken{s.invites[name].ID}
+	case "join":
+		machine, token := name, ""
+		d.MaybeScanArgs(s, "machine", &machine)
+		d.ScanArgs(s, "token", &token)
+		j := s.machine(machine)
+		j.name, j.prefixes = name, prefixes(vals(d, "prefixes")...)
+		c.Join = j.join(s.invites[token]).Join
+	case "leave":
+		c.By, c.RemoveNode = Authority{Node: s.machine(name).id()}, &RemoveNode{Node: s.machine(name).id()}
+	case "remove", "revoke":
+		c.RemoveNode = &RemoveNode{Node: s.machine(name).id(), Revoke: d.Cmd == "revoke"}
+	case "grant":
+		c.Grant = &Grant{s.machine(name).id(), prefixes(vals(d, "prefixes")...)}
+	case "control":
+		var addrs []netip.AddrPort
+		for _, a := range vals(d, "addrs") {
+			addrs = append(addrs, netip.MustParseAddrPort(a))
+		}
+		c.SetControl = &SetControl{s.machine(name).id(), addrs}
+	case "voter":
+		c.SetVoter = &SetVoter{s.machine(name).id(), !d.HasArg("off")}
+	case "advance":
+		s.now = s.now.Add(s.duration(name))
+		return ""
+	case "snapshot":
+		s.s = restored(s, s.s)
+		return "restored\n"
+	case "show":
+		return s.show()
+	default:
+		s.Fatalf("%s: no such verb", d.Cmd)
+	}
+	r := s.apply(c)
+	switch {
+	case r.Refused != nil:
+		return fmt.Sprintf("refused %s\n  %s\n", r.Refused.Code, r.Refused.Message)
+	case r.Node != nil:
+		for _, j := range s.machines {
+			if j.id() == r.Node.ID {
+				s.machines[r.Node.Name] = j // from now on the name means this machine
+				break
+			}
+		}
+		return fmt.Sprintf("ok %s\n", describe(*r.Node))
+	}
+	return "ok\n"
+}
+
+func (s *script) machine(seed string) *joiner {
+	if s.machines[seed] == nil {
+		s.machines[seed] = newJoiner(seed, seed)
+	}
+	return s.machines[seed]
+}
+
+func (s *script) duration(text string) time.Duration {
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return d
+}
+
+func (s *script) show() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "mesh %s, index %d\n", s.s.Mesh.Name, s.s.Index)
+	for _, n := range s.nodes() {
+		fmt.Fprintln(&b, "node", describe(n))
+	}
+	names := make([]string, 0, len(s.invites))
+	for name := range s.invites {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		if t, ok := s.s.Tokens[s.invites[name].ID]; ok {
+			fmt.Fprintf(&b, "token %s uses %d\n", name, t.Uses)
+		}
+	}
+	gone := make([]Tombstone, 0, len(s.s.Removed))
+	for _, t := range s.s.Removed {
+		gone = append(gone, t)
+	}
+	slices.SortFunc(gone, func(a, b Tombstone) int { return a.Addr4.Compare(b.Addr4) })
+	for _, t := range gone {
+		how := "left"
+		if t.Revoked {
+			how = "revoked"
+		}
+		fmt.Fprintf(&b, "%s %s %s %s\n", how, t.Name, t.Addr4, t.Addr6)
+	}
+	return b.String()
+}
+
+func (s *script) nodes() []Node {
+	var nodes []Node
+	for _, id := range s.s.ids() {
+		nodes = append(nodes, s.s.Nodes[id])
+	}
+	slices.SortFunc(nodes, func(a, b Node) int { return a.Addr4.Compare(b.Addr4) })
+	return nodes
+}
+
+func describe(n Node) string {
+	b := fmt.Sprintf("%s %s %s", n.Name, n.Addr4, n.Addr6)
+	for _, part := range []struct {
+		label string
+		what  any
+		show  bool
+	}{
+		{"prefixes", n.Prefixes, len(n.Prefixes) > 0}, {"tags", n.Tags, len(n.Tags) > 0}, {"control", n.Control, len(n.Control) > 0},
+	} {
+		if part.show {
+			b += fmt.Sprintf(" %s %v", part.label, part.what)
+		}
+	}
+	if n.Voter {
+		b += " voter"
+	}
+	return b
+}
+
+func vals(d *datadriven.TestData, key string) []string {
+	a, _ := d.Arg(key)
+	return a.Vals
+}

@@ -1,0 +1,91 @@
+// Package store is the mesh's truth: who is a member, with which keys,
+// addresses, granted prefixes and tokens. Every voter applies the same
+// commands in the same order; followers apply the same stream.
+//
+// It is pure and deterministic: Apply reads no clock and no randomness,
+// authorises inside, and gives the same state and results on every node and in
+// every run. A *State handed out is immutable; Apply returns a new one that
+// shares what did not change.
+package store
+
+import (
+	"net/netip"
+	"time"
+
+	"guywire/mesh"
+)
+
+// Version of the state's encoding; a snapshot of a newer one is refused.
+const Version = 1
+
+// A State is the whole truth at one index of the log.
+type State struct {
+	Version int                       `json:"version"`
+	Index   uint64                    `json:"index"` // of the last command applied
+	Mesh    Settings                  `json:"mesh"`
+	Nodes   map[mesh.NodeID]Node      `json:"nodes"`
+	Tokens  map[string]Token          `json:"tokens"` // by token id
+	Removed map[mesh.NodeID]Tombstone `json:"removed"`
+}
+
+// Settings are made by init and changed by operators only.
+type Settings struct {
+	ID    mesh.MeshID  `json:"id"`
+	Name  string       `json:"name"`
+	Pool4 netip.Prefix `json:"pool4"` // addresses of nodes are taken from here
+	Pool6 netip.Prefix `json:"pool6"`
+	// CA holds the SHA-256 of the SubjectPublicKeyInfo of each accepted CA
+	// certificate, newest last; Roots the certificates themselves (DER).
+	CA    [][32]byte `json:"ca"`
+	Roots [][]byte   `json:"roots"`
+}
+
+// A Node is one member.
+type Node struct {
+	ID       mesh.NodeID      `json:"id"`
+	Name     string           `json:"name"`
+	Identity mesh.IdentityKey `json:"identity"`
+	Keys     []Key            `json:"keys"` // WireGuard keys, oldest epoch first
+	Addr4    netip.Addr       `json:"addr4"`
+	Addr6    netip.Addr       `json:"addr6"`
+	Prefixes []netip.Prefix   `json:"prefixes"` // granted, sorted
+	Tags     []string         `json:"tags,omitempty"`
+	Joined   time.Time        `json:"joined"` // leader's clock
+	// Control is where the node's control listener was reached by another
+	// node, or declared by the operator; empty: not reachable from outside.
+	Control []netip.AddrPort `json:"control,omitempty"`
+	Voter   bool             `json:"voter,omitempty"`
+	// Request is the idempotency key of the join that made the node.
+	Request string `json:"request"`
+}
+
+// A Key is one generation of a node's WireGuard key.
+type Key struct {
+	Epoch  mesh.Epoch        `json:"epoch"`
+	Public mesh.WireGuardKey `json:"public"`
+}
+
+// A Token admits nodes. The secret is never here: Key is the public half of
+// the Ed25519 key derived from it, so reading the log admits nobody.
+type Token struct {
+	ID       string           `json:"id"`
+	Key      mesh.IdentityKey `json:"key"`
+	Expires  time.Time        `json:"expires"`
+	Uses     int              `json:"uses"`               // left
+	Name     string           `json:"name,omitempty"`     // required node name; empty: any
+	Prefixes []netip.Prefix   `json:"prefixes,omitempty"` // the joiner may claim prefixes inside these; empty: any free one
+	Tags     []string         `json:"tags,omitempty"`     // given to the node
+	Created  time.Time        `json:"created"`
+}
+
+// A Tombstone remembers a node that left or was revoked, for ever: its
+// addresses stay taken, its key stays refused.
+type Tombstone struct {
+	Name     string           `json:"name"`
+	Identity mesh.IdentityKey `json:"identity"`
+	Keys     []Key            `json:"keys"` // WireGuard keys that it had when it went
+	Addr4    netip.Addr       `json:"addr4"`
+	Addr6    netip.Addr       `json:"addr6"`
+	Revoked  bool             `json:"revoked"`
+	At       time.Time        `json:"at"`
+}
