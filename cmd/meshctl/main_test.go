@@ -1,0 +1,459 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"guywire/mesh/api"
+	"guywire/mesh/api/apitest"
+)
+
+var rewrite = flag.Bool("rewrite", false, "rewrite the files in testdata")
+
+// A result is one run of meshctl.
+type result struct {
+	out, err string
+	code     int
+}
+
+// meshctl runs a command line against a socket, without a terminal.
+func meshctl(ctx context.Context, socket, stdin string, args ...string) result {
+	var out, errs bytes.Buffer
+	a := &app{
+		in: strings.NewReader(stdin), out: &out, err: &errs,
+		now: func() time.Time { return apitest.Now }, zone: time.UTC,
+	}
+	code := a.run(ctx, append([]string{"--socket", socket}, args...))
+	return result{out.String(), errs.String(), code}
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	file := filepath.Join("testdata", name)
+	if *rewrite {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), got); d != "" {
+		t.Errorf("%s: -want +got (rewrite with -rewrite)\n%s", file, d)
+	}
+}
+
+// Each command's whole output, as text and as JSON.
+func TestGolden(t *testing.T) {
+	tests := []struct {
+		name  string
+		args  string
+		stdin string
+		code  int
+		json  bool // has --json
+	}{
+		{"init", "init --mesh acme", "", 0, true},
+		{"token-create", "token create --name oslo-1 --prefix 10.70.0.0/16 --tag office --ttl 1h", "", 0, true},
+		{"token-list", "token list", "", 0, true},
+		{"token-revoke", "token revoke k7m2", "", 0, true},
+		{"join", "join", "gw1-token\n", 0, true},
+		{"leave", "leave --yes", "", 0, true},
+		{"status", "status", "", 7, true},
+		{"status-live", "status --check live", "", 0, false},
+		{"status-ready", "status --check ready", "", 0, false},
+		{"nodes", "nodes", "", 0, true},
+		{"nodes-wide", "nodes --wide", "", 0, false},
+		{"links", "links", "", 0, true},
+		{"links-wide", "links -w", "", 0, false},
+		{"links-peer", "links rome-1", "", 0, true},
+		{"routes", "routes", "", 0, true},
+		{"ping", "ping paris-1 -c 4", "", 0, true},
+		{"path", "path berlin-1 oslo-lab-with-a-long-name-7", "", 0, true},
+		{"events", "events", "", 0, true},
+		{"events-since", "events --since 10m", "", 0, false},
+		{"exit-codes", "help exit-codes", "", 0, false},
+		{"help", "help", "", 0, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			socket := apitest.Serve(t, apitest.New())
+			r := meshctl(t.Context(), socket, tt.stdin, strings.Fields(tt.args)...)
+			if r.code != tt.code {
+				t.Errorf("exit code %d, want %d: %s", r.code, tt.code, r.err)
+			}
+			text := r.out
+			if r.err != "" {
+				text += "--- standard error ---\n" + r.err
+			}
+			golden(t, tt.name+".txt", stable(text))
+			if !strings.Contains(tt.args, "-w") && !strings.HasPrefix(tt.args, "help") && !strings.HasPrefix(tt.args, "events") {
+				for line := range strings.Lines(r.out) {
+					if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > screen {
+						t.Errorf("a line has %d columns: %s", n, line)
+					}
+				}
+			}
+			if !tt.json {
+				return
+			}
+			r = meshctl(t.Context(), socket, tt.stdin, append(strings.Fields(tt.args), "--json")...)
+			if r.code != tt.code {
+				t.Errorf("--json: exit code %d, want %d: %s", r.code, tt.code, r.err)
+			}
+			checkDocuments(t, r.out)
+			golden(t, tt.name+".json", stable(r.out))
+		})
+	}
+}
+
+// checkDocuments fails unless out is JSON documents with a schema number.
+func checkDocuments(t *testing.T, out string) {
+	t.Helper()
+	n := 0
+	for d := json.NewDecoder(strings.NewReader(out)); ; n++ {
+		var doc map[string]any
+		if err := d.Decode(&doc); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatalf("not JSON: %v\n%s", err, out)
+		}
+		if doc["schema"] != float64(api.SchemaNumber) {
+			t.Errorf("a document without schema: %v", doc)
+		}
+	}
+	if n == 0 {
+		t.Error("no document")
+	}
+}
+
+// stable replaces the one value that the server measures itself.
+func stable(out string) string {
+	out = regexp.MustCompile(`"elapsed_ms":[0-9.e-]+,"kind":"ready"`).ReplaceAllString(out, `"elapsed_ms":0,"kind":"ready"`)
+	return regexp.MustCompile(`(?m)^ +[0-9.]+ s  in mesh`).ReplaceAllString(out, "   0.00 s  in mesh")
+}
+
+func TestErrors(t *testing.T) {
+	live := apitest.Serve(t, apitest.New())
+	refusing := func(code api.Code) string {
+		b := apitest.New()
+		b.Err = api.Errorf(code, "do this", "It is so")
+		return apitest.Serve(t, b)
+	}
+	none := filepath.Join(t.TempDir(), "none")
+	tests := []struct {
+		socket, args, stdin string
+		code                int
+		want                string // whole standard error; "…" stands for anything
+	}{
+		{none, "status", "", 3, "meshctl: meshd is not running here (no socket " + none + ")\n  next: start it with: meshd --config /etc/guywire/meshd.yaml\n"},
+		{none, "status --check live", "", 3, "meshctl: meshd is not running here…"},
+		{none, "events --follow", "", 3, "meshctl: meshd is not running here…"},
+		{refusing(api.CodeTokenUsed), "join", "tok", 4, "meshctl: It is so\n  next: do this\n"},
+		{refusing(api.CodeForbidden), "init", "", 4, "meshctl: It is so\n  next: do this\n"},
+		{refusing(api.CodeNotFound), "path a b", "", 5, "meshctl: It is so\n  next: do this\n"},
+		{refusing(api.CodeNoLeader), "token create", "", 6, "meshctl: It is so\n  next: do this\n"},
+		{refusing(api.CodeEnrolled), "join", "tok", 8, "meshctl: It is so\n  next: do this\n"},
+		{refusing(api.CodeInternal), "nodes", "", 1, "meshctl: It is so\n  next: do this\n"},
+		{refusing(api.CodeNotEnrolled), "links --json", "", 8, `{"error":{"code":"not-enrolled","message":"It is so","next":"do this"}}` + "\n"},
+		{live, "links nowhere", "", 5, "meshctl: There is no link to nowhere\n  next: meshctl nodes lists all nodes\n"},
+		{live, "token revoke zz", "", 5, "meshctl: There is no token zz\n  next: see meshctl token list\n"},
+		{live, "statsu", "", 2, "meshctl: unknown command \"statsu\" for \"meshctl\"…"},
+		{live, "status now", "", 2, "meshctl: unknown command \"now\" for \"meshctl status\"…"},
+		{live, "nodes --bad", "", 2, "meshctl: unknown flag: --bad…"},
+		{live, "ping", "", 2, "meshctl: accepts 1 arg(s), received 0…"},
+		{live, "path", "", 2, "meshctl: accepts between 1 and 2 arg(s), received 0…"},
+		{live, "ping paris-1 -i 1ms", "", 2, "meshctl: The request is not valid: interval_ms 1 is not from 20 to 60000\n"},
+		{live, "ping paris-1 -i soon", "", 2, "meshctl: invalid argument \"soon\"…"},
+		{live, "token", "", 2, "meshctl: say create, list or revoke…"},
+		{live, "token create --ttl 0s", "", 2, "meshctl: a token can be valid for 1s to 720h0m0s…"},
+		{live, "token create --uses 0", "", 2, "meshctl: a token needs at least one use…"},
+		{live, "token create --prefix x", "", 2, "meshctl: \"x\" is not a network…"},
+		{live, "init --pool4 10.86/16", "", 2, "meshctl: pool \"10.86/16\" is not a network…"},
+		{live, "init --name Berlin", "", 2, "meshctl: The request is not valid: name \"Berlin\" may hold…"},
+		{live, "events --since yesterday", "", 2, "meshctl: --since is \"yesterday\"…"},
+		{live, "status --check healthy", "", 2, "meshctl: --check is \"healthy\"…"},
+		{live, "join", "", 2, "meshctl: there is no token in standard input…"},
+		{live, "join", "\n \n", 2, "meshctl: there is no token in standard input…"},
+		{live, "join", strings.Repeat("x", 20<<10), 2, "meshctl: read the token from standard input: …"},
+		{live, "join tok --file f", "", 2, "meshctl: give the token as an argument or in --file, not both…"},
+		{live, "join --file /does/not/exist", "", 2, "meshctl: read the token: open /does/not/exist…"},
+		{live, "leave", "", 2, "meshctl: leave asks before it acts: say --yes…"},
+	}
+	for _, tt := range tests {
+		r := meshctl(t.Context(), tt.socket, tt.stdin, strings.Fields(tt.args)...)
+		want, open := strings.CutSuffix(tt.want, "…")
+		if r.code != tt.code || !strings.HasPrefix(r.err, want) || !open && r.err != want {
+			t.Errorf("meshctl %s: exit code %d, want %d\n%s\nwant\n%s", tt.args, r.code, tt.code, r.err, tt.want)
+		}
+		if r.out != "" {
+			t.Errorf("meshctl %s: an error wrote to standard output: %s", tt.args, r.out)
+		}
+	}
+}
+
+func TestTokenSources(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte("\n  gw1-file  \nmore\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		args        []string
+		stdin, want string
+		warned      bool
+	}{
+		{[]string{"join"}, "gw1-stdin\n", "gw1-stdin", false},
+		{[]string{"join", "-"}, "gw1-dash", "gw1-dash", false},
+		{[]string{"join", "--file", file}, "", "gw1-file", false},
+		{[]string{"join", "gw1-arg", "--name", "oslo-1"}, "", "gw1-arg", true},
+	} {
+		b := apitest.New()
+		r := meshctl(t.Context(), apitest.Serve(t, b), tt.stdin, tt.args...)
+		calls := b.Calls()
+		if r.code != 0 || len(calls) != 1 || calls[0].(api.JoinRequest).Token != tt.want {
+			t.Errorf("%v: exit code %d, %+v", tt.args, r.code, calls)
+		}
+		if warned := strings.Contains(r.err, "shows in ps"); warned != tt.warned {
+			t.Errorf("%v: warned %v: %s", tt.args, warned, r.err)
+		}
+		if strings.Contains(r.out+r.err, tt.want) {
+			t.Errorf("%v: the token is printed", tt.args)
+		}
+	}
+}
+
+// A join that fails half way shows the steps it made, then why.
+func TestJoinFails(t *testing.T) {
+	b := apitest.New()
+	b.JoinErr = api.Errorf(api.CodeUnreachable, "open UDP 51800-52799 in the firewall", "No neighbour answered")
+	r := meshctl(t.Context(), apitest.Serve(t, b), "tok", "join")
+	if r.code != 6 || !strings.Contains(r.out, "admitted as berlin-1") || strings.Contains(r.out, "Next") ||
+		r.err != "meshctl: No neighbour answered\n  next: open UDP 51800-52799 in the firewall\n" {
+		t.Errorf("got %+v", r)
+	}
+}
+
+func TestLeaveAsks(t *testing.T) {
+	for answer, left := range map[string]bool{"y\n": true, "YES\n": true, "n\n": false, "\n": false, "": false, "yes please\n": false} {
+		b := apitest.New()
+		socket := apitest.Serve(t, b)
+		var out, errs bytes.Buffer
+		a := &app{in: strings.NewReader(answer), out: &out, err: &errs, now: time.Now, zone: time.UTC, typed: true}
+		code := a.run(t.Context(), []string{"--socket", socket, "leave"})
+		if got := len(b.Calls()) == 1; got != left || (code == 0) != left {
+			t.Errorf("%q: left %v, exit code %d", answer, got, code)
+		}
+		if !strings.HasPrefix(errs.String(), "berlin-1 leaves mesh acme: its tunnels, routes, keys and addresses go, and no one reaches 10.20.0.0/16 through it.\nLeave? [y/N] ") {
+			t.Errorf("asked %q", errs.String())
+		}
+	}
+}
+
+func TestStatusOfOtherNodes(t *testing.T) {
+	fresh := apitest.New()
+	fresh.StatusDoc = api.Status{Version: "v0.1.0", Started: apitest.Now.Add(-time.Minute), Health: api.NewHealth(), Uplinks: fresh.StatusDoc.Uplinks[:1]}
+	r := meshctl(t.Context(), apitest.Serve(t, fresh), "", "status")
+	golden(t, "status-not-enrolled.txt", r.out)
+	if r.code != 0 {
+		t.Errorf("exit code %d", r.code)
+	}
+	r = meshctl(t.Context(), apitest.Serve(t, fresh), "", "status", "--check", "ready")
+	if r.code != 7 || r.out != "not ready: this node is in no mesh\n" {
+		t.Errorf("got %+v", r)
+	}
+
+	well := apitest.New()
+	well.StatusDoc.Health = api.NewHealth()
+	well.StatusDoc.Kernel = api.Revision{Wanted: 9, Applied: 8, Since: new(apitest.Now.Add(-3 * time.Second)), Error: "add route 10.30.0.0/16: no buffer space"}
+	well.StatusDoc.Ready = false
+	many := well.NodesDoc.Nodes[3]
+	for i := range 40 {
+		many.Name = fmt.Sprintf("site-%d", i)
+		well.NodesDoc.Nodes = append(well.NodesDoc.Nodes, many)
+	}
+	socket := apitest.Serve(t, well)
+	r = meshctl(t.Context(), socket, "", "status")
+	golden(t, "status-many.txt", r.out)
+	if r.code != 0 {
+		t.Errorf("exit code %d", r.code)
+	}
+	r = meshctl(t.Context(), socket, "", "status", "--check", "ready")
+	if r.code != 7 || r.out != "not ready: add route 10.30.0.0/16: no buffer space\n" {
+		t.Errorf("got %+v", r)
+	}
+}
+
+func TestUnreachedPath(t *testing.T) {
+	b := apitest.New()
+	b.PathDoc.Reached, b.PathDoc.Why = false, "paris-1 has no route to 10.86.0.5/32"
+	b.PathDoc.Hops = b.PathDoc.Hops[:2]
+	b.PathDoc.Hops[0].Agrees = new(false)
+	r := meshctl(t.Context(), apitest.Serve(t, b), "", "path", "kyiv-1")
+	golden(t, "path-stops.txt", r.out)
+	if r.code != 6 {
+		t.Errorf("exit code %d", r.code)
+	}
+	if q := b.Calls()[0]; q != (api.PathQuery{To: "kyiv-1"}) {
+		t.Errorf("asked %+v", q)
+	}
+}
+
+func TestPingWithoutAnswer(t *testing.T) {
+	b := apitest.New()
+	b.Replies = b.Replies[2:3]
+	r := meshctl(t.Context(), apitest.Serve(t, b), "", "ping", "paris-1")
+	if r.code != 6 || !strings.HasSuffix(r.out, "1 sent, 0 answered, 100 % lost\n") {
+		t.Errorf("got %+v", r)
+	}
+}
+
+// Ctrl-C ends an endless ping with its summary.
+func TestPingInterrupted(t *testing.T) {
+	b := apitest.New()
+	b.Hold = make(chan struct{})
+	ctx, interrupt := context.WithCancel(t.Context())
+	var errs bytes.Buffer
+	out := &watcher{want: "path changed", seen: interrupt}
+	a := &app{in: strings.NewReader(""), out: out, err: &errs, now: time.Now, zone: time.UTC}
+	if code := a.run(ctx, []string{"--socket", apitest.Serve(t, b), "ping", "paris-1", "-c", "0"}); code != 0 || errs.Len() > 0 {
+		t.Errorf("exit code %d: %s", code, errs.String())
+	}
+	if !strings.HasSuffix(out.String(), "4 sent, 3 answered, 25 % lost; RTT min 12.4, mean 24.4, max 48.0 ms; the path changed once\n") {
+		t.Errorf("got %s", out.String())
+	}
+}
+
+// A watcher keeps what is written and calls seen once want is in it.
+type watcher struct {
+	bytes.Buffer
+	want string
+	seen func()
+}
+
+func (w *watcher) Write(p []byte) (int, error) {
+	n, err := w.Buffer.Write(p)
+	if strings.Contains(w.String(), w.want) {
+		w.seen()
+	}
+	return n, err
+}
+
+// A follower sees a restart of the daemon and misses nothing.
+func TestEventsFollowAcrossARestart(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	first := apitest.New()
+	first.Hold = make(chan struct{})
+	first.EventsDoc = first.EventsDoc[:2]
+	stop := apitest.ServeAt(t, first, socket)
+	second := apitest.New()
+	second.Hold = make(chan struct{})
+
+	ctx, interrupt := context.WithCancel(t.Context())
+	out := &watcher{want: "1 prefix of rome-1 moved", seen: interrupt}
+	errs := &watcher{want: "waiting for it", seen: func() { apitest.ServeAt(t, second, socket) }}
+	restart := &watcher{want: "link-down"}
+	restart.seen = func() { go stop() }
+	a := &app{in: strings.NewReader(""), out: io.MultiWriter(restart, out), err: errs, now: time.Now, zone: time.UTC}
+	if code := a.run(ctx, []string{"--socket", socket, "events", "--follow"}); code != 0 {
+		t.Fatalf("exit code %d: %s", code, errs.String())
+	}
+	for _, once := range []string{"kyiv-1 is not reached", "Link to rome-1", "1 prefix of rome-1 moved"} {
+		if strings.Count(out.String(), once) != 1 {
+			t.Errorf("%q is not there once:\n%s", once, out.String())
+		}
+	}
+}
+
+func TestVersion(t *testing.T) {
+	r := meshctl(t.Context(), apitest.Serve(t, apitest.New()), "", "version")
+	if want := api.BuildVersion().String(); r.code != 0 || r.out != "meshctl  "+want+"\nmeshd    "+want+"\n" {
+		t.Errorf("got %+v", r)
+	}
+	r = meshctl(t.Context(), filepath.Join(t.TempDir(), "none"), "", "version")
+	if r.code != 0 || !strings.Contains(r.out, "meshd    – (meshd is not running here") {
+		t.Errorf("got %+v", r)
+	}
+	r = meshctl(t.Context(), "", "", "--version")
+	if r.code != 0 || r.out != "meshctl "+api.BuildVersion().String()+"\n" {
+		t.Errorf("got %+v", r)
+	}
+}
+
+// What comes from other nodes can not steer the terminal or forge lines, and
+// colour is for terminals only.
+func TestNothingEscapes(t *testing.T) {
+	b := apitest.New()
+	evil := "x\x1b[2J\nmeshctl: all is well\r\x9b"
+	b.NodesDoc.Nodes[0].Name = evil
+	b.LinksDoc.Links[0].Reason = evil
+	b.StatusDoc.Health = api.NewHealth(api.Finding{Level: api.Down, Sentence: evil, Next: evil})
+	b.EventsDoc[0].Sentence = evil
+	b.PathDoc.Hops[0].Kernel = evil
+	b.Replies[0].Path = evil
+	b.Steps[0].Sentence = evil
+	socket := apitest.Serve(t, b)
+	for _, args := range []string{"status", "nodes", "links", "links -w", "events", "path a b", "ping x", "join"} {
+		r := meshctl(t.Context(), socket, "tok", strings.Fields(args)...)
+		for line := range strings.Lines(r.out + r.err) {
+			if strings.ContainsAny(line, "\x1b\r\u009b") || strings.HasPrefix(line, "meshctl: all is well") {
+				t.Errorf("%s: %q", args, line)
+			}
+		}
+	}
+	var out bytes.Buffer
+	a := &app{in: strings.NewReader(""), out: &out, err: &out, now: time.Now, zone: time.UTC, colour: true}
+	a.run(t.Context(), []string{"--socket", socket, "links"})
+	if !strings.Contains(out.String(), "\x1b[32mup\x1b[0m") {
+		t.Errorf("no colour on a terminal:\n%s", out.String())
+	}
+}
+
+// docs/cli.md names every command, every flag and every exit code.
+func TestDocsAreComplete(t *testing.T) {
+	b, err := os.ReadFile("../../docs/cli.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	docs := string(b)
+	var walk func(path string, c *cobra.Command)
+	walk = func(path string, c *cobra.Command) {
+		path = strings.TrimSpace(path + " " + c.Name())
+		if !strings.Contains(docs, path) {
+			t.Errorf("docs/cli.md lacks the command %s", path)
+		}
+		c.Flags().VisitAll(func(f *pflag.Flag) {
+			if !strings.Contains(docs, "--"+f.Name) {
+				t.Errorf("docs/cli.md lacks the flag --%s of %s", f.Name, path)
+			}
+		})
+		for _, sub := range c.Commands() {
+			walk(path, sub)
+		}
+	}
+	for _, c := range (&app{}).root().Commands() {
+		if c.Name() != "exit-codes" {
+			walk("meshctl", c)
+		}
+	}
+	for _, e := range exitCodes {
+		if !strings.Contains(docs, fmt.Sprintf("| %d | %s |", e.code, e.meaning)) {
+			t.Errorf("docs/cli.md lacks: | %d | %s |", e.code, e.meaning)
+		}
+	}
+}

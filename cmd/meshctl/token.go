@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"guywire/mesh/api"
+)
+
+func (a *app) tokenCommand() *cobra.Command {
+	c := &cobra.Command{Use: "token", Short: "create, list and revoke tokens, which admit nodes", Args: cobra.NoArgs}
+	c.AddCommand(a.tokenCreateCommand(), a.tokenListCommand(), a.tokenRevokeCommand())
+	c.RunE = func(*cobra.Command, []string) error {
+		return &usageError{fmt.Errorf("say create, list or revoke")}
+	}
+	return c
+}
+
+func (a *app) tokenCreateCommand() *cobra.Command {
+	var r api.TokenRequest
+	var ttl time.Duration
+	var prefixes []string
+	c := a.jsonFlag(&cobra.Command{
+		Use:   "create",
+		Short: "make a token; it is shown once, alone on standard output",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) (err error) {
+			if ttl < time.Second || ttl > api.MaxTokenTTL {
+				return &usageError{fmt.Errorf("a token can be valid for 1s to %s", api.MaxTokenTTL)}
+			}
+			if r.Uses < 1 {
+				return &usageError{fmt.Errorf("a token needs at least one use")}
+			}
+			if r.Prefixes, err = prefixFlag(prefixes); err != nil {
+				return err
+			}
+			r.TTLMs = api.Millis(ttl)
+			client := api.Dial(a.socket)
+			defer client.Close()
+			t, err := client.CreateToken(c.Context(), r)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.document(t)
+			}
+			a.say("%s\n", t.Text)
+			uses := "once"
+			if t.Token.Uses > 1 {
+				uses = fmt.Sprintf("%d times", t.Token.Uses)
+			}
+			sayTo(a.err, "Token %s admits %s, until %s.\nOn the new node: meshctl join, and paste it.\n", t.Token.ID, uses, a.clock(t.Token.Expires))
+			return nil
+		},
+	})
+	f := c.Flags()
+	f.StringVar(&r.Name, "name", "", "name that the new node must have")
+	f.StringArrayVar(&prefixes, "prefix", nil, "network that the new node may announce; may be repeated")
+	f.StringArrayVar((*[]string)(&r.Tags), "tag", nil, "tag that the new node gets; may be repeated")
+	f.IntVar(&r.Uses, "uses", 1, "how many nodes it admits")
+	f.DurationVar(&ttl, "ttl", api.DefaultTokenTTL, "how long it is valid")
+	return c
+}
+
+func (a *app) tokenListCommand() *cobra.Command {
+	return a.jsonFlag(&cobra.Command{
+		Use:   "list",
+		Short: "tokens that can still be used, without their secrets",
+		Args:  cobra.NoArgs,
+		RunE: listing(a, func(ctx context.Context, c *api.Client) (api.Tokens, error) { return c.Tokens(ctx) }, func(d api.Tokens) {
+			if len(d.Tokens) == 0 {
+				a.say("There are no tokens.\n")
+				return
+			}
+			t := table{columns: []column{
+				{head: "ID"}, {head: "FOR NODE", flex: true}, {head: "PREFIXES", flex: true}, {head: "TAGS", flex: true},
+				{head: "USES LEFT", right: true}, {head: "EXPIRES"},
+			}}
+			for _, k := range d.Tokens {
+				name := "any"
+				if k.Name != "" {
+					name = k.Name
+				}
+				t.add(row{cells: []string{k.ID, name, all(k.Prefixes, ","), all(k.Tags, ","), fmt.Sprint(k.Uses), a.until(k.Expires)}})
+			}
+			a.print(&t)
+		}),
+	})
+}
+
+func (a *app) tokenRevokeCommand() *cobra.Command {
+	return a.jsonFlag(&cobra.Command{
+		Use:   "revoke ID",
+		Short: "make a token unusable; nodes that it admitted stay",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return listing(a, func(ctx context.Context, client *api.Client) (api.Done, error) {
+				return client.RevokeToken(ctx, args[0])
+			}, a.done)(c, args)
+		},
+	})
+}
+
+// done prints the sentence of a change.
+func (a *app) done(d api.Done) { a.say("%s\n", d.Sentence) }

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"guywire/mesh/api"
+)
+
+// versions is the document of meshctl version.
+type versions struct {
+	Schema  api.Schema       `json:"schema"`
+	Meshctl api.VersionInfo  `json:"meshctl"`
+	Meshd   *api.VersionInfo `json:"meshd"` // null: not running, or may not be asked
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	return a.jsonFlag(&cobra.Command{
+		Use:   "version",
+		Short: "versions of meshctl and of the meshd that runs here",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			v := versions{Meshctl: api.BuildVersion()}
+			client := api.Dial(a.socket)
+			defer client.Close()
+			daemon, err := client.Version(c.Context())
+			if err == nil {
+				v.Meshd = &daemon
+			}
+			if a.json {
+				return a.document(v)
+			}
+			a.say("meshctl  %s\n", v.Meshctl.String())
+			if err != nil {
+				a.say("meshd    %s (%s)\n", unknown, err.Error())
+			} else {
+				a.say("meshd    %s\n", daemon.String())
+			}
+			return nil
+		},
+	})
+}

@@ -1,0 +1,162 @@
+package apitest
+
+import (
+	"net/netip"
+	"time"
+
+	"guywire/mesh"
+	"guywire/mesh/api"
+)
+
+// New gives a backend that speaks for berlin-1: six sites, two uplinks here,
+// one link down, one site reached by transit, one not reached.
+func New() *Backend {
+	b := &Backend{}
+	b.EventsDoc = sampleEvents()
+	b.StatusDoc = sampleStatus(&b.EventsDoc[len(b.EventsDoc)-1])
+	b.NodesDoc = sampleNodes()
+	b.LinksDoc = sampleLinks()
+	b.RoutesDoc = sampleRoutes()
+	b.PathDoc = samplePath()
+	b.TokensDoc = api.Tokens{Tokens: []api.Token{
+		{ID: "k7m2", Name: "oslo-1", Prefixes: prefixes("10.70.0.0/16"), Tags: []string{"office"}, Uses: 1, Created: ago(time.Hour), Expires: Now.Add(23 * time.Hour)},
+		{ID: "q9x4", Uses: 12, Created: ago(48 * time.Hour), Expires: Now.Add(90 * time.Second)},
+	}}
+	b.Replies = []api.PingReply{
+		{Index: 1, Node: "paris-1", Addr: addrs("10.86.0.2")[0], Answered: true, RTTMs: new(12.4), Path: "direct, fibre → wan"},
+		{Index: 2, Node: "paris-1", Addr: addrs("10.86.0.2")[0], Answered: true, RTTMs: new(12.612), Path: "direct, fibre → wan"},
+		{Index: 3, Node: "paris-1", Addr: addrs("10.86.0.2")[0], Reason: "no answer in 1 s", Path: "direct, fibre → wan"},
+		{Index: 4, Node: "paris-1", Addr: addrs("10.86.0.2")[0], Answered: true, RTTMs: new(48.05), Path: "direct, lte → wan"},
+	}
+	b.EnrolledAs = api.Enrolled{
+		Mesh: *b.StatusDoc.Mesh, Node: *b.StatusDoc.Node, Neighbour: "paris-1", NeighbourMs: new(812.0),
+	}
+	b.Steps = []api.JoinStep{
+		{ElapsedMs: 1.2, Kind: "token", Sentence: "token k7m2 of mesh acme, valid until 2026-03-02 12:00 UTC"},
+		{ElapsedMs: 96.4, Kind: "server", Sentence: "paris-1 answers on 203.0.113.20:8686, its key is the one in the token"},
+		{ElapsedMs: 210.9, Kind: "admitted", Sentence: "admitted as berlin-1 with 10.86.0.1 and fd12:3456:789a::1", Addrs: addrs("10.86.0.1", "fd12:3456:789a::1")},
+		{ElapsedMs: 340, Kind: "uplink", Sentence: "uplink fibre (eth0): public, 203.0.113.10", Uplink: &b.StatusDoc.Uplinks[0]},
+		{ElapsedMs: 341, Kind: "uplink", Sentence: "uplink lte (wwan0): behind symmetric NAT, seen as 198.18.9.9", Uplink: &b.StatusDoc.Uplinks[1]},
+		{ElapsedMs: 812, Kind: "link", Sentence: "first neighbour: paris-1 over fibre → wan, 12.4 ms", Peer: "paris-1"},
+	}
+	return b
+}
+
+func sampleStatus(last *api.Event) api.Status {
+	return api.Status{
+		Time: Now, Version: "v0.1.0", Started: ago(3 * time.Hour), Enrolled: true, Ready: true,
+		Health: api.NewHealth(
+			api.Finding{Level: api.Degraded, Sentence: "Link to rome-1 over lte is down since 2 min: no probe came back in 400 ms", Next: "meshctl links rome-1"},
+			api.Finding{Level: api.Down, Sentence: "kyiv-1 is not reached since 41 min", Next: "meshctl path berlin-1 kyiv-1"},
+		),
+		Mesh: &api.MeshInfo{ID: mesh.MeshID{0xac, 0xe}, Name: "acme", Pool4: prefixes("10.86.0.0/16")[0], Pool6: prefixes("fd12:3456:789a::/48")[0]},
+		Node: &api.SelfInfo{
+			ID: ID(1), Name: "berlin-1", Addrs: addrs("10.86.0.1", "fd12:3456:789a::1"),
+			Prefixes: prefixes("10.20.0.0/16"), Tags: []string{"hub"}, Role: "voter", Leader: "paris-1",
+		},
+		Nodes: api.Count{Good: 4, Total: 5}, Links: api.Count{Good: 3, Total: 5},
+		Uplinks: []api.Uplink{
+			{
+				Name: "fibre", Interface: "eth0", Addrs: addrs("203.0.113.10", "2001:db8:a::10"), Up: true, NAT: "none",
+				Reflexive: []netip.AddrPort{netip.MustParseAddrPort("203.0.113.10:51800")}, MTU: 1500,
+			},
+			{
+				Name: "lte", Interface: "wwan0", Addrs: addrs("10.200.7.3"), Up: true, Metered: true, NAT: "symmetric",
+				Reflexive: []netip.AddrPort{netip.MustParseAddrPort("198.18.9.9:40211")}, MTU: 1420,
+			},
+		},
+		Dataplane: "kernel", Kernel: api.Revision{Wanted: 312, Applied: 312}, LastEvent: last,
+	}
+}
+
+func sampleNodes() api.Nodes {
+	joined := ago(72 * time.Hour)
+	change := func(d time.Duration) *time.Time { return new(ago(d)) }
+	return api.Nodes{Nodes: []api.Node{
+		{ID: ID(1), Name: "berlin-1", Addrs: addrs("10.86.0.1", "fd12:3456:789a::1"), Prefixes: prefixes("10.20.0.0/16"), Tags: []string{"hub"}, Voter: true, Reach: api.ReachSelf, Joined: joined},
+		{ID: ID(5), Name: "kyiv-1", Addrs: addrs("10.86.0.5", "fd12:3456:789a::5"), Prefixes: prefixes("10.50.0.0/16"), Reach: api.ReachNone, Links: api.Count{Total: 1}, LastChange: change(41 * time.Minute), Joined: joined},
+		{ID: ID(4), Name: "oslo-lab-with-a-long-name-7", Addrs: addrs("10.86.0.4", "fd12:3456:789a::4"), Reach: api.ReachTransit, Via: "paris-1", CostMs: new(31.2), LastChange: change(26 * time.Hour), Joined: joined},
+		{ID: ID(2), Name: "paris-1", Addrs: addrs("10.86.0.2", "fd12:3456:789a::2"), Prefixes: prefixes("10.30.0.0/16", "10.31.0.0/24", "2001:db8:30::/48"), Tags: []string{"hub", "office"}, Voter: true, Reach: api.ReachDirect, CostMs: new(6.2), RTTMs: new(12.4), Links: api.Count{Good: 2, Total: 2}, LastChange: change(72 * time.Hour), Joined: joined},
+		{ID: ID(3), Name: "rome-1", Addrs: addrs("10.86.0.3", "fd12:3456:789a::3"), Prefixes: prefixes("10.40.0.0/16"), Voter: true, Reach: api.ReachDirect, CostMs: new(14.9), RTTMs: new(29.8), Links: api.Count{Good: 1, Total: 2}, LastChange: change(2 * time.Minute), Joined: joined},
+	}}
+}
+
+func sampleLinks() api.Links {
+	return api.Links{Links: []api.Link{
+		{
+			Peer: "kyiv-1", PeerID: ID(5), Local: "fibre", Remote: "wan", State: api.LinkIdle, Since: ago(41 * time.Minute),
+			Reason: "no answer to 20 connectivity checks on 2 candidate pairs", NextTry: new(Now.Add(4 * time.Second)),
+			Device: "gw-5a", LocalPort: 51803,
+		},
+		{
+			Peer: "paris-1", PeerID: ID(2), Local: "fibre", Remote: "wan", State: api.LinkUp, Since: ago(72 * time.Hour), Reason: "measured",
+			Device: "gw-2a", LocalPort: 51800, Endpoint: netip.MustParseAddrPort("203.0.113.20:51801"),
+			RTTMs: new(12.4), JitterMs: new(0.31), LossOut: new(0.0), LossIn: new(0.0), Share: 100, MTU: 1420, TxBytes: 48_318_382_080, RxBytes: 1_234_567,
+		},
+		{
+			Peer: "paris-1", PeerID: ID(2), Local: "lte", Remote: "wan", State: api.LinkDegraded, Since: ago(35 * time.Second),
+			Reason: "loss 4.2 % out, limit 2 %; carries nothing while fibre → wan is up",
+			Device: "gw-2b", LocalPort: 51801, Endpoint: netip.MustParseAddrPort("203.0.113.20:51802"),
+			RTTMs: new(48.05), JitterMs: new(9.4), LossOut: new(4.2), LossIn: new(0.1), MTU: 1340, TxBytes: 9000, RxBytes: 8000,
+		},
+		{
+			Peer: "rome-1", PeerID: ID(3), Local: "fibre", Remote: "isp1", State: api.LinkUp, Since: ago(5 * time.Hour), Reason: "measured",
+			Device: "gw-3a", LocalPort: 51802, Endpoint: netip.MustParseAddrPort("[2001:db8:c::30]:51900"),
+			RTTMs: new(29.8), JitterMs: new(1.2), LossOut: new(0.0), LossIn: new(0.4), Share: 100, MTU: 1400, TxBytes: 7_340_032, RxBytes: 6_000_000,
+		},
+		{
+			Peer: "rome-1", PeerID: ID(3), Local: "lte", Remote: "isp1", State: api.LinkDown, Since: ago(2 * time.Minute),
+			Reason: "no probe came back in 400 ms while the other link of rome-1 answered", NextTry: new(Now.Add(11 * time.Second)),
+			Device: "gw-3b", LocalPort: 51804, Endpoint: netip.MustParseAddrPort("[2001:db8:c::30]:51901"),
+			LossOut: new(100.0), LossIn: new(100.0), MTU: 1340,
+		},
+	}}
+}
+
+func sampleRoutes() api.Routes {
+	return api.Routes{Routes: []api.Route{
+		{Prefix: prefixes("10.20.0.0/16")[0], Origins: []string{"berlin-1"}, Installed: true, Why: "this site"},
+		{
+			Prefix: prefixes("10.30.0.0/16")[0], Origins: []string{"paris-1"}, CostMs: new(6.2), Installed: true, Why: "lowest cost",
+			NextHops: []api.NextHop{{Peer: "paris-1", Device: "gw-2a", Weight: 255, Share: 100}},
+			RunnerUp: &api.Alternative{Peer: "paris-1", Device: "gw-2b", CostMs: new(66.0), Why: "cost above 1.4 × the best"},
+		},
+		{
+			Prefix: prefixes("10.40.0.0/16")[0], Origins: []string{"rome-1"}, CostMs: new(14.9), Installed: true, Why: "two successors within 1.4 × the best",
+			NextHops: []api.NextHop{{Peer: "rome-1", Device: "gw-3a", Weight: 170, Share: 66.7}, {Peer: "paris-1", Device: "gw-2a", Weight: 85, Share: 33.3}},
+		},
+		{Prefix: prefixes("10.50.0.0/16")[0], Origins: []string{"kyiv-1"}, Why: "kyiv-1 is not reached: no neighbour announces a path"},
+		{
+			Prefix: prefixes("10.99.0.0/24")[0], Origins: []string{"paris-1", "rome-1"}, CostMs: new(6.2), Why: "waiting for the kernel",
+			NextHops: []api.NextHop{{Peer: "paris-1", Device: "gw-2a", Weight: 255, Share: 100}},
+			RunnerUp: &api.Alternative{Peer: "rome-1", Device: "gw-3a", CostMs: new(14.9), Why: "cost above 1.4 × the best"},
+		},
+		{
+			Prefix: prefixes("2001:db8:30::/48")[0], Origins: []string{"paris-1"}, CostMs: new(6.2), Installed: true, Why: "lowest cost",
+			NextHops: []api.NextHop{{Peer: "paris-1", Device: "gw-2a", Weight: 255, Share: 100}},
+		},
+	}}
+}
+
+func samplePath() api.Path {
+	return api.Path{
+		From: "berlin-1", To: "oslo-lab-with-a-long-name-7", Reached: true,
+		Hops: []api.Hop{
+			{
+				Node: "berlin-1", Prefix: new(prefixes("10.86.0.4/32")[0]), Peer: "paris-1", Device: "gw-2a", RTTMs: new(12.4),
+				Kernel: "10.86.0.4 dev gw-2a table 86 proto 86", Agrees: new(true),
+				Alternatives: []api.Alternative{{Peer: "rome-1", Device: "gw-3a", CostMs: new(58.1), Why: "cost above 1.4 × the best"}},
+			},
+			{Node: "paris-1", Prefix: new(prefixes("10.86.0.4/32")[0]), Peer: "oslo-lab-with-a-long-name-7", Device: "gw-4a", RTTMs: new(50.0)},
+			{Node: "oslo-lab-with-a-long-name-7"},
+		},
+	}
+}
+
+func sampleEvents() []api.Event {
+	return []api.Event{
+		{Index: 40, Time: ago(41 * time.Minute), Kind: "node-lost", Sentence: "kyiv-1 is not reached", Cause: "its last link is down", From: "direct", To: "none"},
+		{Index: 41, Time: ago(2*time.Minute + 93*time.Millisecond), Kind: "link-down", Sentence: "Link to rome-1 over lte → isp1 is down", Cause: "no probe came back in 400 ms, limit 3 × 120 ms", From: "up", To: "down"},
+		{Index: 42, Time: ago(2 * time.Minute), Kind: "reroute", Sentence: "1 prefix of rome-1 moved", Cause: "link rome-1 lte → isp1 down", From: "gw-3b", To: "gw-3a"},
+	}
+}

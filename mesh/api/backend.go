@@ -1,0 +1,44 @@
+package api
+
+import "context"
+
+// A Backend answers the API; mesh/agent is one. Methods are called from many
+// goroutines at once and must return soon after ctx ends. Values that they
+// return or emit are not changed by the server and must not change later.
+//
+// Errors should be (or wrap) an *Error; any other is reported as internal.
+// The context of a change (Init, Join, tokens, Leave, Teardown) does not end
+// when the client leaves, only by time or when the daemon stops, so that no
+// change stays half done because someone pressed Ctrl-C.
+type Backend interface {
+	Status(ctx context.Context) (Status, error)
+	Nodes(ctx context.Context) (Nodes, error)
+	Links(ctx context.Context) (Links, error)
+	Routes(ctx context.Context) (Routes, error)
+	Path(ctx context.Context, q PathQuery) (Path, error)
+
+	// Ping probes until q.Count probes have their outcome or ctx ends, and
+	// emits each outcome in order. An error of emit ends it: the client left.
+	Ping(ctx context.Context, q PingQuery, emit func(PingReply) error) error
+	// Events emits what is remembered after q.Since, oldest first, then, with
+	// q.Follow, what happens until ctx ends. When events after q.Since were
+	// already forgotten it first emits one of kind "gap" that says how many.
+	// A q.Since above the newest index means that the daemon has restarted
+	// since: then all that is remembered is emitted.
+	Events(ctx context.Context, q EventsQuery, emit func(Event) error) error
+
+	Init(ctx context.Context, r InitRequest) (Enrolled, error)
+	// Join reports each step as it happens and returns when the node is
+	// enrolled and its data plane is up, or has failed and left nothing
+	// behind. The server keeps the transcript, numbers it, and adds the last
+	// step of kind "ready".
+	Join(ctx context.Context, r JoinRequest, report func(JoinStep)) (Enrolled, error)
+	CreateToken(ctx context.Context, r TokenRequest) (CreatedToken, error)
+	Tokens(ctx context.Context) (Tokens, error)
+	RevokeToken(ctx context.Context, id string) (Done, error)
+	// Leave takes the node out of the mesh and removes all that Guywire made on this host.
+	Leave(ctx context.Context) (Done, error)
+	// Teardown removes tunnels, routes, rules and filter from the kernel; the
+	// node stays a member and comes back with the next start of the daemon.
+	Teardown(ctx context.Context) (Done, error)
+}

@@ -1,0 +1,247 @@
+package api
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"syscall"
+	"time"
+)
+
+// A Client talks to the daemon on one socket. Its methods may be called from
+// many goroutines; each returns an *Error when the daemon refused, is not
+// running, or may not be asked.
+type Client struct {
+	socket string
+	http   *http.Client
+}
+
+// Dial makes a client for the socket. It connects with the first call.
+func Dial(socket string) *Client {
+	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", socket)
+		},
+		DisableCompression: true,
+	}}}
+}
+
+// Close frees idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Version asks for the daemon's build.
+func (c *Client) Version(ctx context.Context) (VersionInfo, error) {
+	return ask[VersionInfo](ctx, c, "GET", "/v1/version", nil)
+}
+
+// Status asks for health, identity, uplinks and counts.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	return ask[Status](ctx, c, "GET", "/v1/status", nil)
+}
+
+// Nodes asks for all members.
+func (c *Client) Nodes(ctx context.Context) (Nodes, error) {
+	return ask[Nodes](ctx, c, "GET", "/v1/nodes", nil)
+}
+
+// Links asks for all links of the node.
+func (c *Client) Links(ctx context.Context) (Links, error) {
+	return ask[Links](ctx, c, "GET", "/v1/links", nil)
+}
+
+// Routes asks for all prefixes.
+func (c *Client) Routes(ctx context.Context) (Routes, error) {
+	return ask[Routes](ctx, c, "GET", "/v1/routes", nil)
+}
+
+// Path asks how a packet travels.
+func (c *Client) Path(ctx context.Context, q PathQuery) (Path, error) {
+	return ask[Path](ctx, c, "GET", "/v1/path?"+parameters(q).Encode(), nil)
+}
+
+// Init makes a mesh on the daemon's host.
+func (c *Client) Init(ctx context.Context, r InitRequest) (Enrolled, error) {
+	return ask[Enrolled](ctx, c, "POST", "/v1/init", r)
+}
+
+// CreateToken makes a token.
+func (c *Client) CreateToken(ctx context.Context, r TokenRequest) (CreatedToken, error) {
+	return ask[CreatedToken](ctx, c, "POST", "/v1/tokens", r)
+}
+
+// Tokens asks for the tokens that can still be used.
+func (c *Client) Tokens(ctx context.Context) (Tokens, error) {
+	return ask[Tokens](ctx, c, "GET", "/v1/tokens", nil)
+}
+
+// RevokeToken makes a token unusable.
+func (c *Client) RevokeToken(ctx context.Context, id string) (Done, error) {
+	return ask[Done](ctx, c, "DELETE", "/v1/tokens/"+url.PathEscape(id), nil)
+}
+
+// Leave takes the node out of the mesh.
+func (c *Client) Leave(ctx context.Context) (Done, error) {
+	return ask[Done](ctx, c, "POST", "/v1/leave", nil)
+}
+
+// Teardown removes what the daemon made in the kernel.
+func (c *Client) Teardown(ctx context.Context) (Done, error) {
+	return ask[Done](ctx, c, "POST", "/v1/teardown", nil)
+}
+
+// Ping gives each outcome to each, until the daemon has sent all, each returns
+// an error, or ctx ends. ErrBroken: resume with Since of the last index.
+func (c *Client) Ping(ctx context.Context, q PingQuery, each func(PingReply) error) error {
+	return listen(ctx, c, "GET", "/v1/ping?"+parameters(q).Encode(), nil, each)
+}
+
+// Events gives each event to each, as Ping does.
+func (c *Client) Events(ctx context.Context, q EventsQuery, each func(Event) error) error {
+	return listen(ctx, c, "GET", "/v1/events?"+parameters(q).Encode(), nil, each)
+}
+
+// Join joins a mesh and gives each step of the transcript to each; the last
+// one has Result. When the stream breaks off but the daemon lives, it resumes.
+// When ctx ends, the join goes on in the daemon.
+func (c *Client) Join(ctx context.Context, r JoinRequest, each func(JoinStep) error) error {
+	var last uint64
+	finished := false
+	follow := func(s JoinStep) error {
+		last, finished = s.Index, s.Result != nil
+		return each(s)
+	}
+	err := listen(ctx, c, "POST", "/v1/join", r, follow)
+	for tries := 0; errors.Is(err, ErrBroken) && !finished && tries < 3; tries++ {
+		err = c.WatchJoin(ctx, last, follow)
+	}
+	if finished && errors.Is(err, ErrBroken) {
+		return nil
+	}
+	return err
+}
+
+// WatchJoin gives the transcript of the current or last join after index since.
+func (c *Client) WatchJoin(ctx context.Context, since uint64, each func(JoinStep) error) error {
+	return listen(ctx, c, "GET", "/v1/join?"+parameters(SinceQuery{since}).Encode(), nil, each)
+}
+
+// ask makes a call that answers with one document.
+func ask[R any](ctx context.Context, c *Client, method, path string, request any) (R, error) {
+	var reply R
+	limit := readLimit
+	if method != http.MethodGet {
+		limit = changeLimit
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit+clientGrace)
+	defer cancel()
+	body, err := c.open(ctx, method, path, request)
+	if err != nil {
+		return reply, err
+	}
+	defer body.Close()
+	b, err := io.ReadAll(io.LimitReader(body, maxReply))
+	if err != nil {
+		return reply, c.explain(ctx, err)
+	}
+	if err := json.Unmarshal(b, &reply); err != nil {
+		return reply, fmt.Errorf("read the answer of meshd: %w", err)
+	}
+	return reply, nil
+}
+
+// listen makes a call that answers with a stream.
+func listen[R any](ctx context.Context, c *Client, method, path string, request any, each func(R) error) error {
+	body, err := c.open(ctx, method, path, request)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	lines := bufio.NewScanner(body)
+	lines.Buffer(nil, maxRecord)
+	for lines.Scan() {
+		var end failure
+		if err := json.Unmarshal(lines.Bytes(), &end); err == nil && end.Error != nil {
+			return end.Error
+		}
+		var record R
+		if err := json.Unmarshal(lines.Bytes(), &record); err != nil {
+			return fmt.Errorf("read the stream of meshd: %w", err)
+		}
+		if err := each(record); err != nil {
+			return err
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return c.explain(ctx, err)
+	}
+	return nil
+}
+
+// open sends a request and gives the body of a good answer.
+func (c *Client) open(ctx context.Context, method, path string, request any) (io.ReadCloser, error) {
+	var body io.Reader
+	if request != nil {
+		b, err := json.Marshal(request)
+		if err != nil {
+			return nil, err
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://meshd"+path, body)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.explain(ctx, err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp.Body, nil
+	}
+	defer resp.Body.Close()
+	var e Error
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxRecord))
+	if err != nil {
+		return nil, c.explain(ctx, err)
+	}
+	if json.Unmarshal(b, &e) != nil || e.Code == "" {
+		return nil, fmt.Errorf("what serves %s is not meshd: it answered %s", c.socket, resp.Status)
+	}
+	return nil, &e
+}
+
+// explain turns an error of the transport into one for people.
+func (c *Client) explain(ctx context.Context, err error) error {
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return Errorf(CodeTimeout, "see the log of meshd", "meshd did not answer in time")
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, fs.ErrNotExist):
+		return Errorf(CodeNotRunning, "start it with: meshd --config /etc/guywire/meshd.yaml",
+			"meshd is not running here (no socket %s)", c.socket)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return Errorf(CodeNotRunning, "start it with: meshd --config /etc/guywire/meshd.yaml",
+			"meshd is not running here (nobody answers on %s)", c.socket)
+	case errors.Is(err, fs.ErrPermission):
+		return Errorf(CodeForbidden, "run it as root, or have root add you to group "+GroupName+"",
+			"You may not open the socket %s", c.socket)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return ErrBroken
+	default:
+		return fmt.Errorf("ask meshd: %w", err)
+	}
+}
+
+// clientGrace is what a client waits beyond the server's own limit, so that
+// the server's sentence arrives and not the client's.
+const clientGrace = 5 * time.Second

@@ -1,0 +1,100 @@
+package config
+
+import (
+	_ "embed"
+	"net/netip"
+
+	"guywire/mesh"
+)
+
+// A Config is the content of one file, with the defaults filled in.
+type Config struct {
+	Name            string // of the node; empty: the host name
+	State           string // directory of keys, log and cache; absolute
+	Socket          string // of the API; absolute
+	Dataplane       Dataplane
+	DataplaneSocket string // of the userspace data-plane process; absolute
+	Control         Control
+	Ports           Ports
+	// Uplinks are settings of single uplinks, in the order of the file. An
+	// interface with a default route that is not listed is an uplink all the
+	// same, with no bias and not metered.
+	Uplinks  []Uplink
+	Prefixes []netip.Prefix // of this site, sorted, disjoint; empty: only the node itself
+	Tags     []string       // sorted, unique
+	MTU      int            // of tunnels, bytes; 0: what the uplink carries
+	LogLevel LogLevel
+}
+
+// A Dataplane says who makes the tunnels.
+type Dataplane string
+
+// The values of the dataplane setting.
+const (
+	Auto      Dataplane = "auto"      // the kernel where it can, else userspace
+	Kernel    Dataplane = "kernel"    // the kernel, or refuse to start
+	Userspace Dataplane = "userspace" // the separate process meshd dataplane
+)
+
+// A LogLevel is the least level that is logged.
+type LogLevel string
+
+// The values of the log_level setting.
+const (
+	Debug LogLevel = "debug"
+	Info  LogLevel = "info"
+	Warn  LogLevel = "warn"
+	Error LogLevel = "error"
+)
+
+// Control is where Raft and the control API listen (TCP).
+type Control struct {
+	Listen netip.Addr // invalid: every address of both families
+	Port   uint16
+	// Advertise is where other nodes reach the listener, for a node behind a
+	// port forwarding; empty: the addresses that the node finds.
+	Advertise []netip.AddrPort
+}
+
+// Ports is the range of UDP ports for tunnels, both ends included.
+type Ports struct{ First, Last uint16 }
+
+// An Uplink holds the settings of one uplink.
+type Uplink struct {
+	Name      string // the interface's name unless set
+	Interface string
+	Metered   bool
+	Bias      mesh.Cost // added to the cost of every link on it
+	Disabled  bool      // never used, although it has a default route
+}
+
+// Bounds of what a file may say.
+const (
+	MaxBytes    = 64 << 10 // of the file
+	MaxPrefixes = 1024
+	MaxTags     = 32
+	MinMTU      = 1280 // the IPv6 minimum, RFC 8200 section 5
+	MaxMTU      = 65535
+	MinPorts    = 16 // each link takes a port, each attempt a fresh one
+	maxPath     = 106
+	maxBiasSecs = 10
+)
+
+// Default is the configuration of an empty file.
+func Default() Config {
+	return Config{
+		State:           "/var/lib/guywire",
+		Socket:          "/run/guywire/meshd.sock",
+		Dataplane:       Auto,
+		DataplaneSocket: "/run/guywire/dataplane.sock",
+		Control:         Control{Port: mesh.ControlPort},
+		Ports:           Ports{First: mesh.TunnelPortFirst, Last: mesh.TunnelPortLast},
+		LogLevel:        Info,
+	}
+}
+
+//go:embed example.yaml
+var example string
+
+// Example is a minimal file with comments, for meshd --example.
+func Example() string { return example }

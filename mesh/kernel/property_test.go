@@ -1,0 +1,359 @@
+package kernel
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"guywire/mesh"
+)
+
+// randomState gives a consistent state over a small world, so that two of
+// them overlap much.
+func randomState(r *rand.Rand) State {
+	s := State{Revision: r.Uint64(), Complete: true}
+	var singles []uint32
+	for i := range 6 {
+		if r.IntN(3) == 0 {
+			continue
+		}
+		name := fmt.Sprintf("gw-%d", i)
+		slot := 1 + i%2
+		s.Tunnels = append(s.Tunnels, Tunnel{
+			Name: name, Alias: fmt.Sprint(r.IntN(2)), Mark: mesh.MarkBase + uint32(slot), MTU: 1400 + 20*r.IntN(2),
+			Peer: key(i + 1), ListenPort: uint16(1000 + i), LinkLocal: netip.MustParseAddr("fe80::1"),
+		})
+		if r.IntN(5) > 0 {
+			s.NextHops = append(s.NextHops, NextHop{ID: uint32(1 + i), Device: name})
+			singles = append(singles, uint32(1+i))
+		}
+		if r.IntN(4) > 0 {
+			l := FilterLink{Device: name, Held: r.IntN(4) == 0}
+			for n := range 4 {
+				if r.IntN(2) == 0 {
+					l.Sources = append(l.Sources, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(2 * n)}), 16))
+				}
+			}
+			s.Filter.Links = append(s.Filter.Links, l)
+		}
+		if r.IntN(2) == 0 {
+			s.Sysctls = append(s.Sysctls, Sysctl{"net/ipv4/conf/" + name + "/rp_filter", "0"})
+		}
+	}
+	s.Sysctls = append(s.Sysctls, Sysctl{"net/ipv4/ip_forward", "1"})
+	s.Filter.Own = prefixes("10.86.0.1/32")
+	s.Addrs = prefixes("10.86.0.1/32,fd00::1/128")
+	if r.IntN(4) == 0 {
+		s.Addrs = s.Addrs[:1]
+	}
+	targets := slices.Clone(singles)
+	for id := uint32(100); id < 108 && len(singles) > 0; id++ {
+		if r.IntN(4) == 0 {
+			continue
+		}
+		g := NextHop{ID: id}
+		for _, leg := range singles {
+			if r.IntN(2) == 0 {
+				g.Members = append(g.Members, Member{leg, uint8(1 + r.IntN(2))})
+			}
+		}
+		if len(g.Members) > 0 {
+			s.NextHops = append(s.NextHops, g)
+			targets = append(targets, id)
+		}
+	}
+	for i := range 12 {
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i)}), 16)
+		if i%2 == 0 {
+			p = netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, byte(i)}), 32)
+		}
+		route := Route{Table: mesh.RouteTable, Prefix: p, MTU: 1400 * r.IntN(2)}
+		switch kind := r.IntN(5); {
+		case kind == 0:
+			continue
+		case kind == 1 || len(targets) == 0:
+			route.Kind = Throw
+		default:
+			route.NextHop = targets[r.IntN(len(targets))]
+			if i%2 == 1 && r.IntN(2) == 0 {
+				route.Source = s.Addrs[0].Addr()
+			}
+		}
+		s.Routes = append(s.Routes, route)
+	}
+	for slot := 1; slot <= 2; slot++ {
+		table := mesh.UplinkTableBase + slot
+		s.Routes = append(s.Routes, Route{Table: table, Prefix: netip.MustParsePrefix("0.0.0.0/0"), Device: fmt.Sprintf("eth%d", r.IntN(2))},
+			Route{Table: table, Prefix: netip.MustParsePrefix("0.0.0.0/0"), Metric: 4096, Kind: Unreachable})
+		s.Rules = append(s.Rules, Rule{mesh.RuleUplinkBase + slot, mesh.MarkBase + uint32(slot), table})
+	}
+	if r.IntN(4) > 0 {
+		s.Rules = append(s.Rules, Rule{Priority: mesh.RuleMesh, Table: mesh.RouteTable})
+	}
+	s.Sort()
+	return s
+}
+
+func settled(s, want State) State {
+	s.Revision, s.Complete, s.Revoked = want.Revision, want.Complete, want.Revoked
+	// One setting is not taken back while others are wanted: only teardown restores.
+	s.Sysctls = slices.DeleteFunc(slices.Clone(s.Sysctls), func(c Sysctl) bool {
+		return !slices.ContainsFunc(want.Sysctls, func(w Sysctl) bool { return w.Path == c.Path })
+	})
+	s.Tunnels = slices.Clone(s.Tunnels)
+	for i, t := range s.Tunnels {
+		for _, w := range want.Tunnels {
+			if t.Equal(w) {
+				s.Tunnels[i] = w
+			}
+		}
+	}
+	return s
+}
+
+// TestPlanSteps checks the promises of the package comment at every step
+// between random states.
+func TestPlanSteps(t *testing.T) {
+	for seed := range uint64(4000) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		have, want := randomState(r), randomState(r)
+		if r.IntN(8) == 0 {
+			have = State{}
+		}
+		if r.IntN(8) == 0 {
+			want.Revoked = append(want.Revoked, key(1+r.IntN(6)))
+			want.Tunnels = slices.DeleteFunc(want.Tunnels, func(t Tunnel) bool { return t.Peer == want.Revoked[0] })
+			want.Sysctls = slices.DeleteFunc(want.Sysctls, func(c Sysctl) bool { return c.device() != "" && !want.hasTunnel(c.device()) })
+			want.NextHops, want.Routes = nil, slices.DeleteFunc(want.Routes, func(r Route) bool { return r.NextHop != 0 })
+		}
+		checkSteps(t, seed, have, want)
+		if t.Failed() {
+			t.Logf("have\n%s\nwant\n%s", have, want)
+			for _, op := range Plan(have, want) {
+				t.Log(describe(op))
+			}
+			return
+		}
+	}
+}
+
+func checkSteps(t *testing.T, seed uint64, have, want State) {
+	fake := NewFake(have)
+	model := NewModel(have)
+	for i, op := range Plan(have, want) {
+		if why := model.Waits(want, op); why != "" {
+			t.Errorf("seed %d: op %d %s waits for %s", seed, i, op, why)
+		}
+		if err := fake.Do(t.Context(), op); err != nil {
+			t.Errorf("seed %d: op %d: %v", seed, i, err)
+		}
+		before := model.State()
+		model.Apply(op)
+		checkStep(t, fmt.Sprintf("seed %d: after op %d %s", seed, i, describe(op)), have, want, before, model)
+	}
+	got, _ := fake.Observe(t.Context())
+	if g, w := settled(got, want), want; g.String() != w.String() {
+		t.Errorf("seed %d: got\n%s\nwant\n%s", seed, g, w)
+	}
+	if more := Plan(got, want); len(more) > 0 {
+		t.Errorf("seed %d: plan of a settled state: %v", seed, more)
+	}
+	if !model.Safe(want) {
+		t.Errorf("seed %d: settled and not safe", seed)
+	}
+}
+
+func checkStep(t *testing.T, at string, have, want, before State, m *Model) {
+	for _, w := range want.Routes {
+		if !have.hasRoute(w.Key()) || len(want.Revoked) > 0 {
+			continue
+		}
+		if _, ok := m.routes[w.Key()]; !ok {
+			t.Errorf("%s: %s is gone", at, w.Key())
+		}
+	}
+	for _, hop := range m.hops {
+		for _, leg := range hop.Members {
+			if i, j := hopIndex(have, hop.ID), hopIndex(want, hop.ID); (i < 0 || !have.NextHops[i].has(leg.ID)) && (j < 0 || !want.NextHops[j].has(leg.ID)) {
+				t.Errorf("%s: group %#x has leg %#x that nobody wants", at, hop.ID, leg.ID)
+			}
+		}
+	}
+	grown := len(m.State().Routes) > len(before.Routes)
+	if grown && !m.filter.guarded(want.Filter) && m.routesOf(mesh.RouteTable) > NewModel(before).routesOf(mesh.RouteTable) {
+		t.Errorf("%s: a route was added before the guard", at)
+	}
+	for _, l := range have.Filter.Links {
+		if _, listed := want.Filter.link(l.Device); !l.Held || !listed || m.filter.holds(l.Device) {
+			continue
+		}
+		if !m.Safe(want) {
+			t.Errorf("%s: hold of %s lifted early", at, l.Device)
+		}
+	}
+	for name := range m.tunnels {
+		if _, listed := m.filter.link(name); listed && !have.hasTunnel(name) {
+			for _, r := range want.Routes {
+				if _, ok := m.routes[r.Key()]; !ok {
+					t.Errorf("%s: %s admitted before %s", at, name, r.Key())
+				}
+			}
+		}
+		if m.filter.IsZero() && !have.hasTunnel(name) {
+			t.Errorf("%s: %s is open before there is a filter", at, name)
+		}
+	}
+	for _, tunnel := range m.tunnels {
+		for _, rule := range slices.Concat(have.Rules, want.Rules) {
+			if rule.marked() && rule.Mark == tunnel.Mark && m.rules[rule.Priority] != rule {
+				t.Errorf("%s: %s is up without its mark rule", at, tunnel.Name)
+			}
+		}
+	}
+}
+
+func (m *Model) routesOf(table int) (n int) {
+	for k := range m.routes {
+		if k.Table == table {
+			n++
+		}
+	}
+	return n
+}
+
+func (s State) hasTunnel(name string) bool {
+	return slices.ContainsFunc(s.Tunnels, func(t Tunnel) bool { return t.Name == name })
+}
+
+// damage does something random to the kernel that no plan asked for.
+func damage(r *rand.Rand, fake *Fake) {
+	s, _ := fake.Observe(context.Background())
+	switch r.IntN(8) {
+	case 0:
+		fake.SetDown(fmt.Sprintf("gw-%d", r.IntN(6)))
+	case 1:
+		_ = fake.Damage(DeleteTunnel{fmt.Sprintf("gw-%d", r.IntN(6))})
+	case 2:
+		id := uint32(1 + r.IntN(6))
+		_ = fake.Damage(DeleteNextHop{id})
+		if len(s.NextHops) > 0 { // the id comes back as the other kind
+			_ = fake.Damage(PutNextHop{NextHop{ID: id, Members: []Member{{s.NextHops[0].ID, 1}}}})
+		}
+	case 3:
+		_ = fake.Damage(DeleteNextHop{uint32(100 + r.IntN(8))})
+	case 4:
+		if len(s.Routes) > 0 {
+			_ = fake.Damage(DeleteRoute{s.Routes[r.IntN(len(s.Routes))]})
+		}
+		_ = fake.Damage(PutRoute{Route{Table: mesh.RouteTable, Prefix: netip.MustParsePrefix("10.99.0.0/16"), Kind: Throw}})
+	case 5:
+		_ = fake.Damage(DeleteAddr{netip.MustParsePrefix("10.86.0.1/32")})
+	case 6:
+		_ = fake.Damage(ClearFilter{})
+		_ = fake.Damage(SetSysctl{Sysctl{"net/ipv4/ip_forward", "0"}})
+	case 7:
+		for _, rule := range s.Rules {
+			_ = fake.Damage(DeleteRule{rule})
+		}
+	}
+}
+
+// TestFailuresAndDamage lets random operations fail and others break things:
+// what can go on goes on, nothing that waits is forced, and once the failures
+// end a few rounds of looking and repairing give exactly the wanted state.
+func TestFailuresAndDamage(t *testing.T) {
+	for seed := range uint64(3000) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		have, want := randomState(r), randomState(r)
+		fake := NewFake(have)
+		for round := range 3 {
+			m := observed(t, fake)
+			for _, op := range m.Plan(want) {
+				if m.Waits(want, op) != "" || r.IntN(4) == 0 {
+					continue
+				}
+				if err := fake.Do(t.Context(), op); err != nil {
+					t.Fatalf("seed %d round %d: %v\n%s", seed, round, err, want)
+				}
+				m.Apply(op)
+				for _, w := range want.Routes {
+					if _, ok := m.routes[w.Key()]; !ok && have.hasRoute(w.Key()) && round == 0 {
+						t.Fatalf("seed %d: %s took %s along after another operation failed", seed, op, w.Key())
+					}
+				}
+			}
+			for range r.IntN(4) {
+				damage(r, fake)
+			}
+		}
+		rounds := 0
+		for ; ; rounds++ {
+			m := observed(t, fake)
+			ops := m.Plan(want)
+			if len(ops) == 0 {
+				break
+			}
+			if rounds == 4 {
+				t.Fatalf("seed %d: not settled: %v\n%s\nwant\n%s", seed, ops, fake, want)
+			}
+			for _, op := range ops {
+				if m.Waits(want, op) != "" {
+					continue
+				}
+				if err := fake.Do(t.Context(), op); err != nil {
+					t.Fatalf("seed %d: %v\n%s\nwant\n%s", seed, err, fake, want)
+				}
+				m.Apply(op)
+			}
+		}
+		got, _ := fake.Observe(t.Context())
+		if g := settled(got, want); g.String() != want.String() {
+			t.Fatalf("seed %d: got\n%s\nwant\n%s", seed, g, want)
+		}
+	}
+}
+
+func observed(t *testing.T, fake *Fake) *Model {
+	t.Helper()
+	s, err := fake.Observe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return NewModel(s)
+}
+
+// TestIncomplete checks that an incomplete desired state takes nothing away.
+func TestIncomplete(t *testing.T) {
+	for seed := range uint64(1000) {
+		r := rand.New(rand.NewPCG(seed, 3))
+		have, want := randomState(r), randomState(r)
+		want.Complete = false
+		m := NewModel(have)
+		for _, op := range m.Plan(want) {
+			switch op.(type) {
+			case DeleteTunnel, DeleteAddr, DeleteNextHop, DeleteRoute, DeleteRule, ClearFilter, RestoreSysctls:
+				t.Fatalf("seed %d: %s", seed, op)
+			}
+			m.Apply(op)
+		}
+		for k := range NewModel(have).routes {
+			if _, ok := m.routes[k]; !ok {
+				t.Fatalf("seed %d: lost %s", seed, k)
+			}
+		}
+		for _, l := range have.Filter.Links {
+			now, ok := m.filter.link(l.Device)
+			if !ok || slices.ContainsFunc(l.Sources, func(p netip.Prefix) bool {
+				return !slices.ContainsFunc(now.Sources, func(q netip.Prefix) bool { return q.Bits() <= p.Bits() && q.Overlaps(p) })
+			}) {
+				t.Fatalf("seed %d: %s lost sources: %v, now %v", seed, l.Device, l.Sources, now.Sources)
+			}
+		}
+		if more := m.Plan(want); len(more) > 0 {
+			t.Fatalf("seed %d: not settled: %v", seed, more)
+		}
+	}
+}
