@@ -1,0 +1,107 @@
+package lab
+
+import (
+	"net/netip"
+	"time"
+
+	"guywire/integration/lab/wire"
+)
+
+// Status is a lab as it is now.
+type Status struct {
+	Name  string       `json:"name"`
+	Dir   string       `json:"dir"` // sockets, logs and agents' state
+	Nodes []NodeStatus `json:"nodes"`
+	Links []LinkStatus `json:"links"`
+}
+
+// NodeStatus is one node.
+type NodeStatus struct {
+	Name       string      `json:"name"`
+	Kind       Kind        `json:"kind"`
+	State      string      `json:"state"` // up, rebooting, or dead when its process is gone
+	Interfaces []Interface `json:"interfaces"`
+	Processes  []Process   `json:"processes"`
+}
+
+// Interface is an end of a link.
+type Interface struct {
+	Name      string         `json:"name"`
+	Link      string         `json:"link"`
+	Addresses []netip.Prefix `json:"addresses"`
+}
+
+// Process is a program that [Lab.Start] started. Its PID counts inside the lab.
+type Process struct {
+	Name    string    `json:"name"`
+	PID     int       `json:"pid"`
+	Argv    []string  `json:"argv"`
+	Log     string    `json:"log"`
+	Started time.Time `json:"started"`
+	Running bool      `json:"running"`
+	Exit    int       `json:"exit"` // once it has ended; 128 + signal when killed
+}
+
+// LinkStatus is one link.
+type LinkStatus struct {
+	Name       string         `json:"name"`
+	Ends       [2]string      `json:"ends"`       // as NODE:INTERFACE
+	Medium     string         `json:"medium"`     // veth or wire
+	Properties Properties     `json:"properties"` // as in the network file
+	Faults     []string       `json:"faults"`
+	Wire       *[2]wire.Stats `json:"wire,omitempty"` // counters by sending end
+}
+
+// Node returns the node's status.
+func (s *Status) Node(name string) (NodeStatus, bool) {
+	for _, n := range s.Nodes {
+		if n.Name == name {
+			return n, true
+		}
+	}
+	return NodeStatus{}, false
+}
+
+// Addr returns the node's first address of the family on the interface, or on any but lan when iface is empty.
+func (n NodeStatus) Addr(iface string, v6 bool) (netip.Addr, bool) {
+	for _, i := range n.Interfaces {
+		if i.Name != iface && (iface != "" || i.Name == "lan") {
+			continue
+		}
+		for _, p := range i.Addresses {
+			if p.Addr().Is6() == v6 {
+				return p.Addr(), true
+			}
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// status describes nodes and links; the processes are added by the supervisor.
+func (f *fabric) status() *Status {
+	st := &Status{}
+	for _, n := range f.lo.nodes {
+		ns := NodeStatus{Name: n.name, Kind: n.kind, State: "up"}
+		if f.off[n.name] {
+			ns.State = "rebooting"
+		}
+		for _, l := range f.lo.linksOf(n.name) {
+			e := l.ends[l.end(n.name)]
+			ns.Interfaces = append(ns.Interfaces, Interface{Name: e.iface, Link: l.name, Addresses: e.addrs})
+		}
+		st.Nodes = append(st.Nodes, ns)
+	}
+	for _, l := range f.lo.links {
+		c := f.cables[l.name]
+		ls := LinkStatus{Name: l.name, Medium: "veth", Properties: l.props, Faults: c.faults()}
+		for k, e := range l.ends {
+			ls.Ends[k] = e.node + ":" + e.iface
+		}
+		if c.wire != nil {
+			stats := c.wire.Stats()
+			ls.Medium, ls.Wire = "wire", &stats
+		}
+		st.Links = append(st.Links, ls)
+	}
+	return st
+}
