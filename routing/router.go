@@ -24,7 +24,7 @@ const (
 	// floodBatch bounds the announcements in one datagram, batchBytes their
 	// size, so that a database exchange does not swamp a slow link.
 	floodBatch = 16
-	batchBytes = 8 << 10
+	batchBytes = 6 << 10
 	// repairAfter is how long two neighbours' databases may differ before
 	// everything is offered again.
 	repairAfter = 2 * time.Second

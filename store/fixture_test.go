@@ -95,7 +95,7 @@ func initCommand(root *joiner) Command {
 	return Command{Version: Version, Now: testNow, By: Authority{Operator: true, Node: root.id()}, Init: &Init{
 		Settings: Settings{
 			ID: testMesh, Name: "acme", Pool4: netip.MustParsePrefix("10.86.0.0/16"), Pool6: RandomULA([5]byte{1, 2, 3, 4, 5}),
-			CA: [][32]byte{{1}}, Roots: [][]byte{{0x30}},
+			CA: [][32]byte{{1}}, Roots: [][]byte{{0x30}}, Secret: make([]byte, SecretSize),
 		},
 		Name: root.name, Identity: root.identity, Key: root.key, Prefixes: root.prefixes,
 		Control: []netip.AddrPort{netip.MustParseAddrPort("203.0.113.1:8686")},

@@ -26,12 +26,15 @@ func (s *State) init(c Init, now time.Time) (*Node, *Refusal) {
 	if len(m.CA) > MaxRoots || len(m.Roots) > MaxRoots {
 		return nil, refuse(CodeInvalid, "a mesh may have %d CA certificates; leave some out", MaxRoots)
 	}
+	if len(m.Secret) != SecretSize {
+		return nil, refuse(CodeInvalid, "the secret of a mesh has %d bytes, not %d", SecretSize, len(m.Secret))
+	}
 	for _, root := range m.Roots {
 		if len(root) > MaxRootBytes {
 			return nil, refuse(CodeInvalid, "a CA certificate of %d bytes is longer than %d; make a smaller one", len(root), MaxRootBytes)
 		}
 	}
-	m.CA, m.Roots = clone(m.CA), clone(m.Roots)
+	m.CA, m.Roots, m.Secret = clone(m.CA), clone(m.Roots), append([]byte{}, m.Secret...)
 	for i, root := range m.Roots {
 		m.Roots[i] = append([]byte{}, root...)
 	}

@@ -38,7 +38,13 @@ type Settings struct {
 	// certificate, newest last; Roots the certificates themselves (DER).
 	CA    [][32]byte `json:"ca"`
 	Roots [][]byte   `json:"roots"`
+	// Secret is shared by the members and authenticates what is no more than
+	// a courtesy among them: STUN requests. It protects nothing else.
+	Secret []byte `json:"secret"`
 }
+
+// SecretSize is the length of Settings.Secret.
+const SecretSize = 32
 
 // A Node is one member.
 type Node struct {

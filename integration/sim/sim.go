@@ -224,8 +224,8 @@ func (n *Node) step(ev core.Event) {
 				return
 			}
 			n.pending = false
-			want, complete := n.Core.Desired()
-			n.install(want, complete)
+			want := n.Core.Desired()
+			n.install(want, want.Complete)
 			n.step(core.KernelDone{Revision: want.Revision})
 		})
 	}

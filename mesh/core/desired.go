@@ -33,18 +33,22 @@ const (
 // tunnel outlives it.
 const keepalive = 20
 
-// Desired is what the kernel should look like. Complete says that it is the
-// whole truth, so that what is not in it may be removed; before, it holds the
-// tunnels only and leaves everything else as found.
-func (n *Node) Desired() (want kernel.State, complete bool) {
+// Desired is what the kernel should look like. Until the routes are believed
+// complete it holds the tunnels only, and leaves everything else as found.
+func (n *Node) Desired() kernel.State {
 	n.revision++
-	want.Revision = n.revision
+	want := kernel.State{Revision: n.revision, Complete: n.settled}
 	if n.state == nil {
-		return want, false
+		return kernel.State{Revision: n.revision}
 	}
 	self, ok := n.state.Nodes[n.cfg.Self]
 	if !ok {
-		return want, false // not, or not any more, a member
+		return kernel.State{Revision: n.revision} // not, or not any more, a member
+	}
+	for _, gone := range n.state.Removed {
+		for _, k := range gone.Keys {
+			want.Revoked = append(want.Revoked, k.Public)
+		}
 	}
 	want.Addrs = hostPrefixes(self)
 	n.tunnels(&want)
@@ -55,7 +59,7 @@ func (n *Node) Desired() (want kernel.State, complete bool) {
 		n.filter(&want)
 	}
 	want.Sort()
-	return want, n.settled
+	return want
 }
 
 func (n *Node) tunnels(want *kernel.State) {

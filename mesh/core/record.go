@@ -30,6 +30,9 @@ func (r Record) Alias() string {
 	return fmt.Sprintf("guywire %s epoch %d generation %x", r.Link, r.Epoch, r.Generation)
 }
 
+// OwnsAlias reports whether a device alias is one that Alias wrote.
+func OwnsAlias(alias string) bool { return strings.HasPrefix(alias, "guywire ") }
+
 // deviceName is a short name for a link's device: the neighbour's name for
 // people, and a hash of the link, salted until it is free.
 func deviceName(peerName string, id mesh.LinkID, taken func(string) bool) string {

@@ -153,9 +153,13 @@ func (f *Firewall) set(filter kernel.Filter) error {
 	if err != nil {
 		return err
 	}
-	if f.written && gen == f.gen && sameButHolds(f.last, filter) {
+	known := f.written && gen == f.gen
+	switch {
+	case known && f.last.Equal(filter):
+		return nil
+	case known && sameButHolds(f.last, filter):
 		err = f.setHolds(filter)
-	} else {
+	default:
 		f.keepCounts(filter)
 		err = f.replace(filter)
 	}

@@ -71,26 +71,18 @@ func (f *Firewall) replace(filter kernel.Filter) error {
 	w.rule(local, iif(), lookup(setListed), family(), inFamily(true), source(true), linkLocal(), equal(linkLocalNet), accept())
 	w.fromTunnel(local)
 
-	for _, hook := range []*nftables.ChainHook{nftables.ChainHookForward, nftables.ChainHookInput} {
-		base, tunnel := w.chain("forward", hook), transit
-		if hook == nftables.ChainHookInput {
-			base, tunnel = w.chain("input", hook), local
-		}
-		w.rule(base, iif(), isTunnel(), &expr.Verdict{Kind: expr.VerdictJump, Chain: tunnel.Name})
-		if hook == nftables.ChainHookInput {
-			w.rule(base, iif(), notTunnel(), &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal([]byte{unix.IPPROTO_UDP}),
-				&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2, DestRegister: 1},
-				equal(binaryutil.BigEndian.PutUint16(mesh.ProbePort)), count(countProbe), drop())
-		}
-		for _, v6 := range []bool{false, true} {
-			w.rule(base, iif(), notTunnel(), iif(), &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: ifname("lo")},
-				family(), inFamily(v6), source(v6), lookup(named(setMesh, v6)), missing(named(setOwn, v6)), count(countOutside), drop())
-		}
-		if hook == nftables.ChainHookForward {
-			w.rule(base, clamp(&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1})...)
-			w.rule(base, clamp(iif())...)
-		}
-	}
+	forward := w.chain("forward", nftables.ChainHookForward)
+	w.rule(forward, iif(), isTunnel(), jump(transit))
+	w.fromElsewhere(forward)
+	w.rule(forward, clamp(&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1})...)
+	w.rule(forward, clamp(iif())...)
+
+	input := w.chain("input", nftables.ChainHookInput)
+	w.rule(input, iif(), isTunnel(), jump(local))
+	w.rule(input, iif(), notTunnel(), &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal([]byte{unix.IPPROTO_UDP}),
+		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2, DestRegister: 1},
+		equal(binaryutil.BigEndian.PutUint16(mesh.ProbePort)), count(countProbe), drop())
+	w.fromElsewhere(input)
 	if w.err != nil {
 		return w.err
 	}
@@ -105,6 +97,15 @@ func (w *writer) fromTunnel(c *nftables.Chain) {
 	}
 	w.rule(c, iif(), &expr.Lookup{SourceRegister: 1, DestRegister: 0, IsDestRegSet: true, SetName: mapLinks})
 	w.rule(c, count(countUnlisted), drop())
+}
+
+// fromElsewhere drops mesh sources that are not ours and come by neither a
+// tunnel nor the loopback device.
+func (w *writer) fromElsewhere(c *nftables.Chain) {
+	for _, v6 := range []bool{false, true} {
+		w.rule(c, iif(), notTunnel(), iif(), differ(ifname("lo")), family(), inFamily(v6), source(v6),
+			lookup(named(setMesh, v6)), missing(named(setOwn, v6)), count(countOutside), drop())
+	}
 }
 
 // check makes the chain that a device's packets end in: what is not among the
@@ -211,13 +212,7 @@ func (w *writer) chain(name string, hook *nftables.ChainHook) *nftables.Chain {
 	return w.conn.AddChain(c)
 }
 
-var dbg func(*nftables.Chain, []expr.Any)
-
 func (w *writer) rule(c *nftables.Chain, exprs ...expr.Any) {
-	if dbg != nil {
-		dbg(c, exprs)
-		return
-	}
 	w.conn.AddRule(&nftables.Rule{Table: w.table, Chain: c, Exprs: exprs})
 }
 
@@ -283,6 +278,10 @@ func clamp(device expr.Any) []expr.Any {
 		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 2, Size: 2},
 		&expr.Exthdr{SourceRegister: 1, Op: expr.ExthdrOpTcpopt, Type: unix.TCPOPT_MAXSEG, Offset: 2, Len: 2},
 	}
+}
+
+func jump(c *nftables.Chain) expr.Any {
+	return &expr.Verdict{Kind: expr.VerdictJump, Chain: c.Name}
 }
 
 // ifname gives a device name as nft compares it.

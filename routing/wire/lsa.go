@@ -10,8 +10,8 @@ import (
 
 // Limits of one announcement.
 const (
-	MaxAdjacencies = 256
-	MaxPrefixes    = 1024
+	MaxAdjacencies = 128
+	MaxPrefixes    = 256
 )
 
 // An LSA is a node's link-state announcement: its adjacencies and the

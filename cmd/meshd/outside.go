@@ -1,0 +1,220 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"guywire/discovery"
+	"guywire/discovery/gossip"
+	"guywire/mesh"
+	"guywire/mesh/agent"
+	"guywire/mesh/config"
+	"guywire/mesh/core"
+	"guywire/mesh/dataplane"
+	"guywire/mesh/host"
+	"guywire/mesh/icmp"
+	"guywire/mesh/kernel"
+	"guywire/mesh/probe"
+	"guywire/mesh/wg"
+	"guywire/routing/fib"
+	"guywire/routing/firewall"
+)
+
+// outside gives the agent the real machine.
+func outside(c config.Config, log *slog.Logger) agent.Outside {
+	return agent.Outside{
+		Check:   func() error { return check(c) },
+		Observe: host.Observe,
+		Watch:   host.Watch,
+		Kernel:  func(k agent.KernelConfig) (agent.Kernel, error) { return openKernel(c, k) },
+		Probes: func(source netip.Addr) (agent.Probes, error) {
+			conn, err := probe.Open(source)
+			if err != nil {
+				return nil, err
+			}
+			return probes{conn}, nil
+		},
+		Echoes: func(answer func(int, time.Time)) (agent.Echoes, error) {
+			return icmp.Open(func(a icmp.Answer) { answer(a.Interface, a.At) })
+		},
+		Gossip: func(g agent.GossipConfig) (agent.Gossip, error) { return openGossip(g, log) },
+		Index: func(device string) (int, error) {
+			i, err := net.InterfaceByName(device)
+			if err != nil {
+				return 0, err
+			}
+			return i.Index, nil
+		},
+		Device: func(index int) (string, error) {
+			i, err := net.InterfaceByIndex(index)
+			if err != nil {
+				return "", err
+			}
+			return i.Name, nil
+		},
+	}
+}
+
+// check says why this process cannot run a mesh here.
+func check(c config.Config) error {
+	if err := host.Privileges(context.Background()); err != nil {
+		return err
+	}
+	tunnels, err := wg.New(wg.Options{Mode: wg.Mode(c.Dataplane), Dataplane: dataplane.Client{Socket: c.DataplaneSocket}})
+	if err != nil {
+		return err
+	}
+	defer tunnels.Close()
+	if tunnels.Maker() == wg.Userspace && !host.HasTun() {
+		return errors.New("the kernel has no WireGuard and /dev/net/tun cannot be opened, so no tunnel can be made: load one of the modules (modprobe wireguard, modprobe tun), or give this user access to /dev/net/tun (chmod 0666 /dev/net/tun)")
+	}
+	return nil
+}
+
+// openKernel opens the adapters of the reconciler.
+func openKernel(c config.Config, k agent.KernelConfig) (agent.Kernel, error) {
+	output, err := os.OpenFile(filepath.Join(filepath.Dir(c.DataplaneSocket), "dataplane.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return agent.Kernel{}, fmt.Errorf("open the log of the data plane: %w", err)
+	}
+	spawner := dataplane.Spawner{
+		Client: dataplane.Client{Socket: c.DataplaneSocket},
+		Exe:    "/proc/self/exe", Args: []string{"dataplane", "--detach", "--socket", c.DataplaneSocket},
+		Output: output,
+	}
+	tunnels, err := wg.New(wg.Options{
+		Mode: wg.Mode(c.Dataplane),
+		Keys: k.Ring.Private,
+		Epochs: func() map[mesh.Epoch]mesh.WireGuardKey {
+			out := map[mesh.Epoch]mesh.WireGuardKey{}
+			for _, e := range k.Ring.Epochs() {
+				if key, err := k.Ring.Public(e); err == nil {
+					out[e] = key
+				}
+			}
+			return out
+		},
+		Owns:      core.OwnsAlias,
+		Dataplane: spawner,
+	})
+	if err != nil {
+		return agent.Kernel{}, errors.Join(err, output.Close())
+	}
+	routes, err := fib.New(k.Pools)
+	if err != nil {
+		return agent.Kernel{}, errors.Join(err, tunnels.Close(), output.Close())
+	}
+	filter, err := firewall.New()
+	if err != nil {
+		return agent.Kernel{}, errors.Join(err, routes.Close(), tunnels.Close(), output.Close())
+	}
+	sysctls, err := host.NewSysctls(c.State)
+	if err != nil {
+		return agent.Kernel{}, errors.Join(err, filter.Close(), routes.Close(), tunnels.Close(), output.Close())
+	}
+	return agent.Kernel{
+		Backends: [kernel.Parts]kernel.Backend{
+			kernel.PartTunnels: tunnels, kernel.PartForwarding: routes, kernel.PartFilter: filter, kernel.PartSysctls: sysctls,
+		},
+		Kind: func() string { return string(tunnels.Maker()) },
+		Stats: func(ctx context.Context) (map[string]core.Traffic, error) {
+			stats, err := tunnels.Stats(ctx)
+			out := make(map[string]core.Traffic, len(stats))
+			for name, s := range stats {
+				out[name] = core.Traffic{Received: s.Received, Sent: s.Sent, Endpoint: s.Endpoint, Handshake: s.LastHandshake}
+			}
+			return out, err
+		},
+		Lookup: func(_ context.Context, to netip.Addr) (agent.Lookup, error) {
+			l, err := fib.Ask(to)
+			return agent.Lookup{Device: l.Device, Text: l.Text, Local: l.Local}, err
+		},
+		Watch: func(ctx context.Context, changed func(...kernel.Part)) error {
+			tasks, ctx := errgroup.WithContext(ctx)
+			tasks.Go(func() error { return routes.Watch(ctx, func() { changed(kernel.PartTunnels, kernel.PartForwarding) }) })
+			tasks.Go(func() error { return filter.Watch(ctx, func() { changed(kernel.PartFilter) }) })
+			return tasks.Wait()
+		},
+		Close: func() error {
+			return errors.Join(sysctls.Close(), filter.Close(), routes.Close(), tunnels.Close(), output.Close())
+		},
+		Shutdown: func(ctx context.Context) error {
+			err := spawner.Shutdown(ctx, false)
+			if errors.Is(err, dataplane.ErrNotRunning) {
+				return nil
+			}
+			return err
+		},
+	}, nil
+}
+
+// probes is probe.Conn as the agent sees it.
+type probes struct{ *probe.Conn }
+
+func (p probes) Run(ctx context.Context, handle func(ifindex int, payload []byte, at time.Time)) error {
+	return p.Receive(ctx, func(ifindex int, _ netip.Addr, payload []byte, at time.Time) { handle(ifindex, payload, at) }, func(probe.Hint) {
+		// An ICMP error came through the tunnel, so the tunnel works; that
+		// nobody listens at its end is for the echo requests to find out.
+	})
+}
+
+// Hard takes as evidence what says that the device itself is gone or down. A
+// tunnel without a session yet, or a full queue, is none.
+func (p probes) Hard(err error) (reason string, hard bool) {
+	hint, ok := errors.AsType[*probe.Hint](err)
+	if !ok || hint.Reason != probe.DeviceGone && hint.Reason != probe.DeviceDown {
+		return "", false
+	}
+	return hint.Reason.String(), true
+}
+
+// gossiper is gossip.Gossip as the agent sees it.
+type gossiper struct {
+	*gossip.Gossip
+	facts func(discovery.Signed)
+}
+
+func openGossip(g agent.GossipConfig, log *slog.Logger) (agent.Gossip, error) {
+	member, err := gossip.New(gossip.Config{
+		Name: g.Self, Bind: g.Bind, Label: g.Mesh, Logger: log,
+		Seeds: func() []gossip.Member {
+			var out []gossip.Member
+			for id, addr := range g.Seeds() {
+				out = append(out, gossip.Member{Node: id, Addr: netip.AddrPortFrom(addr, mesh.GossipPort)})
+			}
+			return out
+		},
+		Admit: g.Admit,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return gossiper{member, g.Facts}, nil
+}
+
+func (g gossiper) Run(ctx context.Context) error {
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error { return g.Gossip.Run(ctx) })
+	tasks.Go(func() error {
+		for {
+			select {
+			case ev := <-g.Events():
+				for _, s := range ev.Facts {
+					g.facts(s)
+				}
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	})
+	return tasks.Wait()
+}

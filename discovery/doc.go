@@ -1,0 +1,9 @@
+// Package discovery knows where nodes might be reachable: what each node says
+// about its uplinks (Facts), what of it is believed (Directory), which kind of
+// address translation an uplink is behind (Classify), what two nodes tell each
+// other before they try a link (Offer), and how they try it (Check).
+//
+// It is pure and deterministic: time, randomness and keys come in as
+// arguments. Everything it holds is a hint. Who is a member and with which
+// keys is the log's to say, and a lying node can spoil only links to itself.
+package discovery

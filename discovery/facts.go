@@ -1,0 +1,166 @@
+package discovery
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"unicode/utf8"
+
+	"guywire/mesh"
+)
+
+// Limits of what a node may say about itself.
+const (
+	MaxUplinks          = mesh.MaxUplinks
+	MaxUplinkAddrs      = 8  // host addresses per uplink
+	MaxReflexive        = 4  // reflexive endpoints per uplink
+	MaxServices         = 8  // control or STUN endpoints
+	MaxVersion          = 64 // bytes of software version
+	MaxFacts            = 4096
+	factsVersion   byte = 1
+)
+
+// factsDomain separates the signature of facts from every other signature of
+// the same key.
+const factsDomain = "guywire facts v1\x00"
+
+// Facts are what a node says about itself for others.
+type Facts struct {
+	Mesh mesh.MeshID
+	Node mesh.NodeID
+	// Serial orders a node's statements; the newer one wins. It is the node's
+	// clock in microseconds since 1970, and grows strictly even when the clock
+	// does not.
+	Serial  uint64
+	Uplinks []Uplink
+	Control []netip.AddrPort // where its control listener answers on the underlay
+	STUN    []netip.AddrPort // where it serves STUN; empty on nodes behind NAT
+	Version string           // of the software
+}
+
+// An Uplink is what others may know of one uplink of a node.
+type Uplink struct {
+	Name      string           `json:"name"`
+	Addrs     []netip.Addr     `json:"addrs,omitempty"`     // the host's own
+	Reflexive []netip.AddrPort `json:"reflexive,omitempty"` // as STUN servers saw it; the port is the measuring socket's
+	NAT       NAT              `json:"nat"`
+	Metered   bool             `json:"metered,omitempty"`
+}
+
+// NextSerial gives the serial after last at the clock reading micros.
+func NextSerial(last, micros uint64) uint64 { return max(last+1, micros) }
+
+// Encode gives the one encoding of f, or says which limit f breaks.
+func (f Facts) Encode() ([]byte, error) {
+	w := &writer{}
+	w.byte(factsVersion)
+	w.bytes(f.Mesh[:])
+	w.bytes(f.Node[:])
+	w.uint64(f.Serial)
+	w.count("uplinks", len(f.Uplinks), MaxUplinks)
+	for _, u := range f.Uplinks {
+		w.text("uplink name", u.Name, 32)
+		w.byte(byte(u.NAT))
+		w.bool(u.Metered)
+		w.count("uplink addresses", len(u.Addrs), MaxUplinkAddrs)
+		for _, a := range u.Addrs {
+			w.addr(a)
+		}
+		w.addrPorts("reflexive endpoints", u.Reflexive, MaxReflexive)
+	}
+	w.addrPorts("control endpoints", f.Control, MaxServices)
+	w.addrPorts("STUN endpoints", f.STUN, MaxServices)
+	w.text("version", f.Version, MaxVersion)
+	if w.err == nil {
+		w.err = f.check()
+	}
+	if w.err == nil && len(w.b) > MaxFacts {
+		w.fail("%d bytes of facts, at most %d", len(w.b), MaxFacts)
+	}
+	if w.err != nil {
+		return nil, fmt.Errorf("encode facts: %w", w.err)
+	}
+	return w.b, nil
+}
+
+// DecodeFacts reads what Encode writes, and nothing else.
+func DecodeFacts(b []byte) (Facts, error) {
+	if len(b) > MaxFacts {
+		return Facts{}, fmt.Errorf("decode facts: %w: %d bytes, at most %d", ErrMalformed, len(b), MaxFacts)
+	}
+	r := &reader{b: b}
+	if v := r.byte(); v != factsVersion {
+		r.fail("version %d", v)
+	}
+	f := Facts{Mesh: mesh.MeshID(r.take(8)), Node: mesh.NodeID(r.take(8)), Serial: r.uint64()}
+	for range r.count("uplinks", MaxUplinks) {
+		u := Uplink{Name: r.text("uplink name", 32), NAT: NAT(r.byte()), Metered: r.bool()}
+		for range r.count("uplink addresses", MaxUplinkAddrs) {
+			u.Addrs = append(u.Addrs, r.addr())
+		}
+		u.Reflexive = r.addrPorts("reflexive endpoints", MaxReflexive)
+		f.Uplinks = append(f.Uplinks, u)
+		if r.err != nil {
+			break
+		}
+	}
+	f.Control = r.addrPorts("control endpoints", MaxServices)
+	f.STUN = r.addrPorts("STUN endpoints", MaxServices)
+	f.Version = r.text("version", MaxVersion)
+	err := r.end()
+	if err == nil {
+		err = f.check()
+	}
+	if err != nil {
+		return Facts{}, fmt.Errorf("decode facts: %w", err)
+	}
+	return f, nil
+}
+
+// check holds what Encode refuses to write and DecodeFacts to read, beyond
+// the limits of the encoding.
+func (f Facts) check() error {
+	names := make(map[string]bool, len(f.Uplinks))
+	for _, u := range f.Uplinks {
+		if err := mesh.CheckName(u.Name); err != nil {
+			return fmt.Errorf("%w: uplink %w", ErrMalformed, err)
+		}
+		if names[u.Name] {
+			return fmt.Errorf("%w: uplink %q twice", ErrMalformed, u.Name)
+		}
+		names[u.Name] = true
+		if u.NAT >= natEnd {
+			return fmt.Errorf("%w: uplink %q has NAT kind %d", ErrMalformed, u.Name, u.NAT)
+		}
+		for _, a := range u.Addrs {
+			if err := Usable(netip.AddrPortFrom(a, 1)); err != nil {
+				return err
+			}
+		}
+	}
+	lists := [][]netip.AddrPort{f.Control, f.STUN}
+	for _, u := range f.Uplinks {
+		lists = append(lists, u.Reflexive)
+	}
+	for _, list := range lists {
+		for _, a := range list {
+			if err := Usable(a); err != nil {
+				return err
+			}
+		}
+	}
+	if !utf8.ValidString(f.Version) || strings.ContainsFunc(f.Version, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		return fmt.Errorf("%w: version %q is not plain text", ErrMalformed, f.Version)
+	}
+	return nil
+}
+
+// Sign encodes f and signs it. The function signs with the identity key of
+// f.Node.
+func (f Facts) Sign(sign func(message []byte) []byte) (Signed, error) {
+	body, err := f.Encode()
+	if err != nil {
+		return Signed{}, err
+	}
+	return Signed{Body: body, Signature: sign(append([]byte(factsDomain), body...))}, nil
+}

@@ -1,0 +1,228 @@
+package gossip
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/hashicorp/memberlist"
+
+	"guywire/discovery"
+	"guywire/mesh"
+)
+
+// An EventKind says what an Event is about.
+type EventKind uint8
+
+const (
+	// FactsReceived: Facts arrived, unverified, and differ from what was
+	// published here.
+	FactsReceived EventKind = iota + 1
+	// MemberUp: Member is there.
+	MemberUp
+	// MemberDown: Member left or was given up.
+	MemberDown
+)
+
+// An Event is something that gossip brought.
+type Event struct {
+	Kind   EventKind
+	Member Member             // of MemberUp and MemberDown
+	Facts  []discovery.Signed // of FactsReceived; the receiver owns them
+}
+
+// facts are the statements that the owner believes and we pass on.
+type facts struct {
+	mu      sync.Mutex
+	nodes   map[mesh.NodeID]held
+	queue   memberlist.TransmitLimitedQueue
+	dropped atomic.Uint64
+}
+
+type held struct {
+	serial uint64
+	signed discovery.Signed
+}
+
+func (f *facts) init(members func() int) {
+	f.nodes = make(map[mesh.NodeID]held)
+	f.queue = memberlist.TransmitLimitedQueue{NumNodes: members, RetransmitMult: 8}
+}
+
+// stale reports whether s says nothing newer than what is held, or nothing
+// that can be read.
+func (f *facts) stale(s discovery.Signed) bool {
+	node, serial, err := s.Claimed()
+	if err != nil {
+		return true
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	h, ok := f.nodes[node]
+	return ok && serial <= h.serial
+}
+
+// Publish spreads statements: our own, and those of others that the owner has
+// verified. A statement older than what is held of its node is ignored. The
+// caller does not change s afterwards. Statements too large for one packet
+// travel only with the exchange of full state, about every minute.
+func (g *Gossip) Publish(statements ...discovery.Signed) error {
+	var errs []error
+	for _, s := range statements {
+		node, serial, err := s.Claimed()
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		g.facts.mu.Lock()
+		h, ok := g.facts.nodes[node]
+		switch {
+		case ok && serial <= h.serial:
+			s = discovery.Signed{}
+		case !ok && len(g.facts.nodes) >= maxNodes:
+			errs = append(errs, fmt.Errorf("publish facts about %s: %d nodes are the limit", node, maxNodes))
+			s = discovery.Signed{}
+		default:
+			g.facts.nodes[node] = held{serial, s}
+		}
+		g.facts.mu.Unlock()
+		if !s.IsZero() {
+			g.facts.queue.QueueBroadcast(broadcast{node, discovery.AppendSigned(nil, s)})
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Forget stops passing on what a node said, because it is no member any more.
+func (g *Gossip) Forget(node mesh.NodeID) {
+	g.facts.mu.Lock()
+	defer g.facts.mu.Unlock()
+	delete(g.facts.nodes, node)
+}
+
+// Dropped counts the events that the owner was too slow for.
+func (g *Gossip) Dropped() uint64 { return g.facts.dropped.Load() }
+
+func (g *Gossip) emit(ev Event) {
+	select {
+	case g.events <- ev:
+	default:
+		g.facts.dropped.Add(1)
+	}
+}
+
+// broadcast is one statement on its way; a newer one of the same node
+// replaces it.
+type broadcast struct {
+	node    mesh.NodeID
+	message []byte
+}
+
+var _ memberlist.NamedBroadcast = broadcast{}
+
+func (b broadcast) Name() string { return b.node.String() }
+
+func (b broadcast) Invalidates(other memberlist.Broadcast) bool {
+	o, ok := other.(broadcast)
+	return ok && o.node == b.node
+}
+
+func (b broadcast) Message() []byte { return b.message }
+
+func (b broadcast) Finished() {}
+
+// delegate is what memberlist calls, on its receive path and under its locks.
+type delegate struct{ g *Gossip }
+
+var (
+	_ memberlist.Delegate      = (*delegate)(nil)
+	_ memberlist.EventDelegate = (*delegate)(nil)
+	_ memberlist.AliveDelegate = (*delegate)(nil)
+)
+
+func (d *delegate) NodeMeta(int) []byte { return nil }
+
+func (d *delegate) NotifyMsg(b []byte) {
+	d.deliver(b, 1)
+}
+
+func (d *delegate) GetBroadcasts(overhead, limit int) [][]byte {
+	return d.g.facts.queue.GetBroadcasts(overhead, limit)
+}
+
+func (d *delegate) LocalState(bool) []byte {
+	f := &d.g.facts
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var b []byte
+	for _, id := range slices.SortedFunc(maps.Keys(f.nodes), mesh.NodeID.Compare) {
+		b = discovery.AppendSigned(b, f.nodes[id].signed)
+	}
+	return b
+}
+
+func (d *delegate) MergeRemoteState(b []byte, _ bool) {
+	d.deliver(b, maxNodes)
+}
+
+// deliver hands the statements in b that are news to the owner; b is copied.
+// What cannot be read ends the message: there is no telling where the next
+// statement would begin.
+func (d *delegate) deliver(b []byte, limit int) {
+	var news []discovery.Signed
+	for ; len(b) > 0 && limit > 0; limit-- {
+		s, rest, err := discovery.CutSigned(b)
+		if err != nil {
+			break
+		}
+		if !d.g.facts.stale(s) {
+			news = append(news, discovery.Signed{Body: bytes.Clone(s.Body), Signature: bytes.Clone(s.Signature)})
+		}
+		b = rest
+	}
+	if len(news) > 0 {
+		d.g.emit(Event{Kind: FactsReceived, Facts: news})
+	}
+}
+
+func (d *delegate) NotifyAlive(n *memberlist.Node) error {
+	m, ok := member(n)
+	if !ok {
+		return fmt.Errorf("member %q is no node", n.Name)
+	}
+	if d.g.cfg.Admit != nil && m.Node != d.g.cfg.Name && !d.g.cfg.Admit(m.Node, m.Addr.Addr()) {
+		return fmt.Errorf("no node %s at %s in the log", m.Node, m.Addr)
+	}
+	return nil
+}
+
+// NotifyJoin also repeats what we say of ourselves, because the newcomer may
+// have been cut off when we said it.
+func (d *delegate) NotifyJoin(n *memberlist.Node) {
+	d.g.members.Add(1)
+	d.notify(MemberUp, n)
+	f := &d.g.facts
+	f.mu.Lock()
+	own, ok := f.nodes[d.g.cfg.Name]
+	f.mu.Unlock()
+	if ok {
+		f.queue.QueueBroadcast(broadcast{d.g.cfg.Name, discovery.AppendSigned(nil, own.signed)})
+	}
+}
+
+func (d *delegate) NotifyLeave(n *memberlist.Node) {
+	d.g.members.Add(-1)
+	d.notify(MemberDown, n)
+}
+
+func (d *delegate) NotifyUpdate(*memberlist.Node) {}
+
+func (d *delegate) notify(kind EventKind, n *memberlist.Node) {
+	if m, ok := member(n); ok && m.Node != d.g.cfg.Name {
+		d.g.emit(Event{Kind: kind, Member: m})
+	}
+}

@@ -1,0 +1,116 @@
+package discovery
+
+import (
+	"bytes"
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"guywire/mesh"
+)
+
+var offerTime = time.Unix(2_000_000_000, 0).UTC()
+
+func testOffer() Offer {
+	return Offer{
+		Mesh: testMesh, From: mesh.NodeID{1}, To: mesh.NodeID{2}, FromUplink: "eth0", ToUplink: "wan",
+		Attempt:     AttemptID{9},
+		Candidates:  []Candidate{{CandidateHost, ap("[2001:db8::2]:51800")}, {CandidateReflexive, ap("203.0.113.5:40001")}},
+		Credentials: Credentials{Ufrag: "abcd", Password: strings.Repeat("p", 22)},
+		NAT:         NATEasy, Epoch: 3, Key: mesh.WireGuardKey{4}, Delay: 40 * time.Millisecond, Expires: offerTime.Add(time.Minute),
+	}
+}
+
+func TestOfferRoundTrip(t *testing.T) {
+	want := testOffer()
+	b, err := want.MarshalBinary()
+	if err != nil || len(b) > MaxOffer {
+		t.Fatal(len(b), err)
+	}
+	var got Offer
+	if err := got.UnmarshalBinary(b); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.AddrPort{})); diff != "" {
+		t.Error(diff)
+	}
+	if err := got.Validate(offerTime, testMesh, mesh.NodeID{2}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestOfferRefused(t *testing.T) {
+	for name, change := range map[string]func(*Offer){
+		"to itself":       func(o *Offer) { o.To = o.From },
+		"nobody":          func(o *Offer) { o.From = mesh.NodeID{} },
+		"no attempt":      func(o *Offer) { o.Attempt = AttemptID{} },
+		"many candidates": func(o *Offer) { o.Candidates = make([]Candidate, MaxCandidates+1) },
+		"loopback":        func(o *Offer) { o.Candidates[0].Addr = ap("127.0.0.1:53") },
+		"twice":           func(o *Offer) { o.Candidates[0].Addr = o.Candidates[1].Addr },
+		"learned kind":    func(o *Offer) { o.Candidates[0].Kind = CandidatePeerReflexive },
+		"short password":  func(o *Offer) { o.Credentials.Password = "short" },
+		"ufrag with ':'":  func(o *Offer) { o.Credentials.Ufrag = "ab:cd" },
+		"long delay":      func(o *Offer) { o.Delay = time.Minute },
+		"uplink name":     func(o *Offer) { o.ToUplink = "" },
+		"no key":          func(o *Offer) { o.Key = mesh.WireGuardKey{} },
+		"fraction":        func(o *Offer) { o.Expires = o.Expires.Add(1) },
+	} {
+		o := testOffer()
+		change(&o)
+		if _, err := o.MarshalBinary(); !errors.Is(err, ErrMalformed) {
+			t.Errorf("encode, %s: %v", name, err)
+		}
+		if err := o.Validate(offerTime, testMesh, mesh.NodeID{2}); !errors.Is(err, ErrMalformed) {
+			t.Errorf("validate, %s: %v", name, err)
+		}
+	}
+	o := testOffer()
+	if err := o.Validate(offerTime, mesh.MeshID{}, o.To); !errors.Is(err, ErrForeign) {
+		t.Error(err)
+	}
+	if err := o.Validate(offerTime, testMesh, o.From); !errors.Is(err, ErrForeign) {
+		t.Error(err)
+	}
+	for _, now := range []time.Time{offerTime.Add(time.Hour), offerTime.Add(-time.Hour)} {
+		if err := o.Validate(now, testMesh, o.To); !errors.Is(err, ErrExpired) {
+			t.Error(err)
+		}
+	}
+}
+
+func TestOfferAnswer(t *testing.T) {
+	o := testOffer()
+	answer := testOffer()
+	answer.From, answer.To, answer.FromUplink, answer.ToUplink = o.To, o.From, o.ToUplink, o.FromUplink
+	if err := o.ValidateAnswer(offerTime, answer); err != nil {
+		t.Error(err)
+	}
+	answer.Attempt = AttemptID{1}
+	if err := o.ValidateAnswer(offerTime, answer); !errors.Is(err, ErrForeign) {
+		t.Error(err)
+	}
+}
+
+func FuzzOffer(f *testing.F) {
+	b, err := testOffer().MarshalBinary()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var o Offer
+		if o.UnmarshalBinary(b) != nil {
+			return
+		}
+		_ = o.Validate(offerTime, testMesh, mesh.NodeID{2})
+		again, err := o.MarshalBinary()
+		if err != nil || !bytes.Equal(again, b) {
+			t.Fatalf("%x decodes to what encodes as %x (%v)", b, again, err)
+		}
+	})
+}

@@ -1,0 +1,176 @@
+package stun
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"guywire/discovery"
+)
+
+var (
+	testKey = []byte("members only")
+	left    = discovery.Credentials{Ufrag: "left", Password: "leftleftleftleftleftleft"}
+	right   = discovery.Credentials{Ufrag: "rigt", Password: "rightrightrightrightright"}
+)
+
+func openTest(t *testing.T) *Socket {
+	t.Helper()
+	s, err := Open(OpenConfig{First: 20000, Last: 29999, Key: testKey})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+func at(addr string, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(netip.MustParseAddr(addr), port)
+}
+
+func startServer(t *testing.T, addrs ...string) []netip.AddrPort {
+	t.Helper()
+	var bind []netip.AddrPort
+	for _, a := range addrs {
+		bind = append(bind, netip.MustParseAddrPort(a))
+	}
+	s, err := Listen(bind, testKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = s.Run(ctx) })
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	return s.Addrs()
+}
+
+func TestGather(t *testing.T) {
+	servers := startServer(t, "127.0.0.1:0", "127.0.0.2:0", "[::1]:0")
+	s := openTest(t)
+	silent := at("127.0.0.3", servers[0].Port())
+	answers := s.Gather(t.Context(), append(servers, silent))
+	if len(answers) != 3 {
+		t.Fatalf("answers: %v", answers)
+	}
+	for _, a := range answers {
+		if a.Mapped.Port() != s.Port() || !a.Mapped.Addr().IsLoopback() || a.RTT <= 0 {
+			t.Errorf("%+v", a)
+		}
+	}
+	if nat := discovery.Classify([]netip.Addr{netip.MustParseAddr("127.0.0.1")}, s.Port(), servers, answers); nat != discovery.NATNone {
+		t.Errorf("NAT: %s", nat)
+	}
+}
+
+// A server on the wildcard answers from the address that was asked: the
+// client accepts no other.
+func TestWildcardServer(t *testing.T) {
+	port := startServer(t, "0.0.0.0:0")[0].Port()
+	s := openTest(t)
+	if answers := s.Gather(t.Context(), []netip.AddrPort{at("127.0.0.7", port)}); len(answers) != 1 {
+		t.Errorf("answers: %v", answers)
+	}
+}
+
+func TestGatherEnds(t *testing.T) {
+	s := openTest(t)
+	if answers := s.Gather(t.Context(), nil); answers != nil {
+		t.Errorf("answers of nobody: %v", answers)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if answers := s.Gather(ctx, []netip.AddrPort{at("127.0.0.3", 9)}); answers != nil {
+		t.Errorf("answers after the end: %v", answers)
+	}
+}
+
+func TestPortInUse(t *testing.T) {
+	s := openTest(t)
+	if _, err := Open(OpenConfig{First: s.Port(), Last: s.Port()}); !errors.Is(err, ErrPortInUse) {
+		t.Errorf("second socket: %v", err)
+	}
+	// Only one family taken is as bad: WireGuard wants both.
+	if err := s.four.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s.six.UDPConn != nil {
+		if _, err := Open(OpenConfig{First: s.Port(), Last: s.Port()}); !errors.Is(err, ErrPortInUse) {
+			t.Errorf("socket beside an IPv6 one: %v", err)
+		}
+	}
+	_ = s.Close()
+	again, err := Open(OpenConfig{First: s.Port(), Last: s.Port()})
+	if err != nil {
+		t.Fatalf("after Close: %v", err)
+	}
+	_ = again.Close()
+}
+
+func plans(a, b *Socket, start time.Time) (discovery.CheckPlan, discovery.CheckPlan) {
+	pa := discovery.CheckPlan{
+		Controlling: true, Local: left, Peer: right, Session: [8]byte{1}, Start: start, Deadline: start.Add(discovery.CheckTime),
+		Remote: []discovery.Candidate{{Kind: discovery.CandidateHost, Addr: at("127.0.0.1", b.Port())}, {Kind: discovery.CandidateReflexive, Addr: at("127.0.0.9", 9)}},
+	}
+	pb := pa
+	pb.Controlling, pb.Local, pb.Peer, pb.Session = false, right, left, [8]byte{2}
+	pb.Remote = []discovery.Candidate{{Kind: discovery.CandidateHost, Addr: at("127.0.0.1", a.Port())}}
+	return pa, pb
+}
+
+func TestCheckPair(t *testing.T) {
+	a, b := openTest(t), openTest(t)
+	pa, pb := plans(a, b, time.Now())
+	pb.Start = pa.Start.Add(300 * time.Millisecond)
+	var wg sync.WaitGroup
+	for _, end := range []struct {
+		self, other *Socket
+		plan        discovery.CheckPlan
+	}{{a, b, pa}, {b, a, pb}} {
+		wg.Go(func() {
+			p, err := end.self.Check(t.Context(), end.plan)
+			if err != nil || p.Remote != at("127.0.0.1", end.other.Port()) || !p.Local.IsLoopback() {
+				t.Errorf("%+v, %v", p, err)
+			}
+			if err := end.self.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// Another attempt's credentials, or one's own packets, prove nothing.
+func TestCheckRefusesStrangers(t *testing.T) {
+	a, b := openTest(t), openTest(t)
+	pa, pb := plans(a, b, time.Now())
+	pa.Deadline = pa.Start.Add(700 * time.Millisecond)
+	pb.Deadline = pa.Deadline
+	pb.Peer.Password = "somethingelseentirely0000"
+	pb.Local.Password = "somethingelseentirely1111"
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if p, err := a.Check(t.Context(), pa); !errors.Is(err, discovery.ErrNoPath) {
+			t.Errorf("%+v, %v", p, err)
+		}
+	})
+	wg.Go(func() {
+		if p, err := b.Check(t.Context(), pb); !errors.Is(err, discovery.ErrNoPath) {
+			t.Errorf("%+v, %v", p, err)
+		}
+	})
+	wg.Wait()
+}
+
+func TestCheckIsCancelled(t *testing.T) {
+	a, b := openTest(t), openTest(t)
+	pa, _ := plans(a, b, time.Now())
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := a.Check(ctx, pa); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}

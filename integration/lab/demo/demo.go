@@ -1,0 +1,235 @@
+package demo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"guywire/integration/lab"
+)
+
+// Options say how the demo runs.
+type Options struct {
+	Out     io.Writer // required
+	JSON    string    // file for the report; empty: none
+	LogDir  string    // where a failure leaves the logs; empty: nowhere
+	Name    string    // of the lab; default: one of its own, or "demo" with Keep
+	Keep    bool      // leave the lab running, except after an interrupt
+	Only    []int     // of the steps from 3 on; empty: all
+	Verbose bool      // print every command
+}
+
+// network is the built-in network of the demo, and its sites in the order in which they join: the first three become the
+// voters.
+const network = "demo"
+
+var (
+	joinOrder = []string{"fra", "lon", "nyc", "sto", "mad", "syd"}
+	voters    = 3
+)
+
+// A Report is the outcome of the demo.
+type Report struct {
+	Schema  int       `json:"schema"` // 1
+	Started time.Time `json:"started"`
+	Seconds float64   `json:"seconds"`
+	OK      bool      `json:"ok"`
+	Error   string    `json:"error"` // why it ended early; empty: it did not
+	Joins   []Join    `json:"joins"`
+	Matrix  Matrix    `json:"matrix"`
+	Rows    []Row     `json:"rows"`
+}
+
+// A demo is one run.
+type demo struct {
+	*world
+	opts   Options
+	report Report
+
+	first    *site                // where the mesh is made
+	baseline map[string][]linkKey // the links that are up in good times, by site
+}
+
+// A step is one numbered part.
+type step struct {
+	number int
+	run    func(*demo, context.Context) error
+}
+
+var steps = []step{
+	{1, (*demo).joinAll},
+	{2, (*demo).show},
+	{3, (*demo).cutSilently},
+	{4, (*demo).pullUplink},
+	{5, (*demo).killTransit},
+	{6, (*demo).killAgent},
+	{7, (*demo).killVoters},
+}
+
+// Main runs the demo: it joins six sites, breaks things, and prints what the traffic felt. The error is ErrClaim if all went
+// through and something was far worse than promised. It returns soon after ctx ends.
+func Main(ctx context.Context, opts Options) (err error) {
+	known := func(n int) bool { return n >= 3 && slices.ContainsFunc(steps, func(s step) bool { return s.number == n }) }
+	for _, n := range opts.Only {
+		if !known(n) {
+			return fmt.Errorf("there is no step %d to choose; choose of 3 to %d (1 and 2 always run)", n, steps[len(steps)-1].number)
+		}
+	}
+	began := time.Now()
+	scr := newScreen(opts.Out, opts.Verbose)
+	d, err := begin(ctx, scr, opts)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if opts.Keep && ctx.Err() == nil {
+			scr.say("\nThe lab is left running: `meshlab --name %s exec fra -- meshctl status`; end it by `meshlab --name %s down`.", d.lab.Name(), d.lab.Name())
+			return
+		}
+		err = errors.Join(err, d.lab.Close())
+	}()
+
+	for _, s := range steps {
+		if s.number >= 3 && len(opts.Only) > 0 && !slices.Contains(opts.Only, s.number) {
+			continue
+		}
+		if err = s.run(d, ctx); err != nil {
+			err = fmt.Errorf("step %d: %w", s.number, err)
+			break
+		}
+	}
+	if ctx.Err() != nil {
+		scr.clear()
+		return context.Cause(ctx)
+	}
+	d.report.Seconds = time.Since(began).Seconds()
+	broken := d.broken()
+	d.report.OK = err == nil && len(broken) == 0
+	if err != nil {
+		d.report.Error = err.Error()
+	}
+	d.summary(began)
+	if !d.report.OK {
+		d.postMortem(ctx, broken)
+	}
+	if err == nil && len(broken) > 0 {
+		err = fmt.Errorf("%d of %d rows: %w", len(broken), len(d.report.Rows), ErrClaim)
+	}
+	return errors.Join(err, writeJSON(opts.JSON, d.report))
+}
+
+// begin builds the lab and waits until its agents answer.
+func begin(ctx context.Context, scr *screen, opts Options) (*demo, error) {
+	n, err := lab.Load(network)
+	if err != nil {
+		return nil, err
+	}
+	name := opts.Name
+	if name == "" {
+		name = "demo"
+		if !opts.Keep {
+			name = fmt.Sprintf("demo-%d", os.Getpid())
+		}
+	}
+	scr.progress("building the network")
+	w, err := open(ctx, scr, n, lab.Options{Name: name, Agents: true, Detach: opts.Keep}, joinOrder)
+	if err != nil {
+		return nil, err
+	}
+	d := &demo{
+		world: w, opts: opts, first: w.sites[0], baseline: map[string][]linkKey{},
+		report: Report{Schema: 1, Started: time.Now(), Joins: []Join{}, Rows: []Row{}},
+	}
+	kinds := map[lab.Kind]int{}
+	for _, n := range w.status.Nodes {
+		kinds[n.Kind]++
+	}
+	scr.say("Guywire demo: %d sites with a LAN each, %d routers and %d NAT boxes, in namespaces of this machine.",
+		kinds[lab.Site], kinds[lab.Router], kinds[lab.NAT])
+	if err := w.answering(ctx); err != nil {
+		d.postMortem(ctx, nil)
+		return nil, errors.Join(err, w.lab.Close())
+	}
+	return d, nil
+}
+
+// broken returns the rows that failed.
+func (d *demo) broken() []Row {
+	return slices.DeleteFunc(slices.Clone(d.report.Rows), func(r Row) bool { return r.Verdict != verdictFail })
+}
+
+// summary prints the final table.
+func (d *demo) summary(began time.Time) {
+	if len(d.report.Rows) == 0 {
+		return
+	}
+	d.screen.heading(8, "Summary", "")
+	rowTable(d.report.Rows).print(d.screen)
+	for _, r := range d.report.Rows {
+		if r.Why != "" {
+			d.screen.note("%s: %s", r.Event, r.Why)
+		}
+	}
+	d.screen.note("A gap is the longest silence of a %d packets/s flow in either direction.", flowPPS)
+	d.screen.say("   %.0f s in all.", time.Since(began).Seconds())
+	if d.opts.JSON != "" {
+		d.screen.say("   The report is in %s.", d.opts.JSON)
+	}
+}
+
+// rowTable lays rows out as the final table.
+func rowTable(rows []Row) *table {
+	t := &table{heads: []string{"EVENT", ">GAP ms", ">LOST", "PATH BEFORE", "AFTER", "PROMISE", ""}}
+	for _, r := range rows {
+		after := r.After
+		if after == r.Before {
+			after = "the same"
+		}
+		t.add(r.Event, gapText(r), fmt.Sprint(r.Lost), r.Before, after, promise(r), r.Verdict)
+	}
+	return t
+}
+
+func gapText(r Row) string {
+	switch {
+	case r.Open:
+		return "endless"
+	case r.GapMs <= 0:
+		return fmt.Sprintf("< %d", noGap.Milliseconds())
+	default:
+		return fmt.Sprintf("%.0f", r.GapMs)
+	}
+}
+
+func promise(r Row) string {
+	var p []string
+	if r.LimitMs > 0 {
+		p = append(p, fmt.Sprintf("%.0f ms", r.LimitMs))
+	}
+	if r.NoLoss {
+		p = append(p, "0 lost")
+	}
+	return strings.Join(p, ", ")
+}
+
+// writeJSON writes a document for other programs; an empty path is nowhere.
+func writeJSON(path string, doc any) error {
+	if path == "" {
+		return nil
+	}
+	data, err := json.MarshalIndent(doc, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(data, '\n'), 0o644)
+}

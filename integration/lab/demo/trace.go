@@ -1,0 +1,178 @@
+package demo
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"guywire/mesh/api"
+)
+
+// counters are what the devices of a node have carried since they were made.
+type counters struct {
+	at      time.Duration // of CLOCK_MONOTONIC
+	devices map[string]packets
+}
+
+type packets struct{ rx, tx uint64 }
+
+// rates are the packets per second of each device of a node.
+type rates map[string]rate
+
+type rate struct {
+	RX float64 `json:"rx_pps"`
+	TX float64 `json:"tx_pps"`
+}
+
+// parseCounters reads /proc/net/dev, see proc_net_dev(5).
+func parseCounters(at time.Duration, text string) (counters, error) {
+	c := counters{at, map[string]packets{}}
+	for line := range strings.Lines(text) {
+		name, rest, found := strings.Cut(line, ":")
+		if !found {
+			continue // a heading
+		}
+		f := strings.Fields(rest)
+		const rxPackets, txPackets = 1, 9
+		if len(f) <= txPackets {
+			return c, fmt.Errorf("/proc/net/dev has a strange line %q", line)
+		}
+		rx, err1 := strconv.ParseUint(f[rxPackets], 10, 64)
+		tx, err2 := strconv.ParseUint(f[txPackets], 10, 64)
+		if err := cmp.Or(err1, err2); err != nil {
+			return c, fmt.Errorf("/proc/net/dev has a strange line %q: %w", line, err)
+		}
+		c.devices[strings.TrimSpace(name)] = packets{rx, tx}
+	}
+	return c, nil
+}
+
+// since gives the rates between two readings. Devices that are not in both are left out.
+func (c counters) since(first counters) rates {
+	seconds := (c.at - first.at).Seconds()
+	r := rates{}
+	for name, now := range c.devices {
+		before, ok := first.devices[name]
+		if !ok || seconds <= 0 || now.rx < before.rx || now.tx < before.tx {
+			continue
+		}
+		r[name] = rate{float64(now.rx-before.rx) / seconds, float64(now.tx-before.tx) / seconds}
+	}
+	return r
+}
+
+// A leg is one tunnel on the way of a flow, in the direction of the flow.
+type leg struct {
+	Node   string `json:"node"`
+	Device string `json:"device"`
+	Peer   string `json:"peer"`
+	Local  string `json:"local"`  // uplink of Node
+	Remote string `json:"remote"` // uplink of Peer
+}
+
+// A trace is the way of a flow from site to site.
+type trace []leg
+
+// follow finds the way of a flow of pps packets per second from one site to another in what the tunnels of all sites carry.
+// No other flow of such a rate may run, except the one back.
+func follow(from, to string, pps float64, carried map[string]rates, links map[string][]api.Link) (trace, error) {
+	var way trace
+	seen := map[string]bool{}
+	for at := from; at != to; {
+		seen[at] = true
+		next, busiest, err := leave(at, to, pps, carried[at], links[at], seen)
+		if err != nil {
+			return way, fmt.Errorf("flow %s → %s: %w", from, to, err)
+		}
+		if next == nil {
+			return way, fmt.Errorf("flow %s → %s leaves %s by no tunnel: the busiest sends %.0f of %.0f packets/s", from, to, at, busiest, pps)
+		}
+		way = append(way, leg{at, next.Device, next.Peer, next.Local, next.Remote})
+		at = next.Peer
+	}
+	return way, nil
+}
+
+// leave returns the tunnel by which the flow leaves a site; nil when none carries enough for it.
+func leave(at, to string, pps float64, carried rates, links []api.Link, seen map[string]bool) (*api.Link, float64, error) {
+	if len(links) == 0 {
+		return nil, 0, fmt.Errorf("the tunnels of %s are not known", at)
+	}
+	var found []*api.Link
+	busiest := 0.0
+	for i := range links {
+		l := &links[i]
+		if l.Device == "" || seen[l.Peer] { // the flow back leaves to where we come from
+			continue
+		}
+		tx := carried[l.Device].TX
+		busiest = max(busiest, tx)
+		if tx >= pps/2 {
+			found = append(found, l)
+		}
+	}
+	if len(found) == 0 {
+		return nil, busiest, nil
+	}
+	// The flow back may cross here on another way: ours is rather the one that arrives.
+	return slices.MinFunc(found, func(a, b *api.Link) int {
+		if a.Peer == to != (b.Peer == to) {
+			if a.Peer == to {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(carried[b.Device].TX, carried[a.Device].TX)
+	}), busiest, nil
+}
+
+// nodes returns the sites on the way, both ends included.
+func (t trace) nodes() []string {
+	if len(t) == 0 {
+		return nil
+	}
+	names := []string{t[0].Node}
+	for _, l := range t {
+		names = append(names, l.Peer)
+	}
+	return names
+}
+
+// transit returns the sites between the ends.
+func (t trace) transit() []string {
+	if len(t) < 2 {
+		return nil
+	}
+	n := t.nodes()
+	return n[1 : len(n)-1]
+}
+
+// text writes the way as "mad → fra → syd", with the uplinks of those sites that have several: "sto:isp1 → nyc". A site in
+// the middle that comes in by one and goes out by another uplink is "sto:isp1,isp2".
+func (t trace) text(uplinks map[string]int) string {
+	if len(t) == 0 {
+		return "none"
+	}
+	var b strings.Builder
+	for i, name := range t.nodes() {
+		if i > 0 {
+			b.WriteString(" → ")
+		}
+		b.WriteString(name)
+		if uplinks[name] < 2 {
+			continue
+		}
+		var used []string
+		if i > 0 {
+			used = append(used, t[i-1].Remote)
+		}
+		if i < len(t) {
+			used = append(used, t[i].Local)
+		}
+		b.WriteString(":" + strings.Join(slices.Compact(used), ","))
+	}
+	return b.String()
+}

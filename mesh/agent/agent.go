@@ -1,0 +1,242 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"guywire/mesh"
+	"guywire/mesh/api"
+	"guywire/mesh/config"
+	"guywire/mesh/control"
+	"guywire/mesh/keyring"
+	"guywire/store/disk"
+)
+
+// Options are what an agent is made from.
+type Options struct {
+	Config  config.Config
+	Log     *slog.Logger
+	Version string
+	Outside Outside
+}
+
+// An Agent is meshd: it answers the API, and runs this node's member while it
+// belongs to a mesh. It implements api.Backend.
+type Agent struct {
+	config  config.Config
+	log     *slog.Logger
+	version string
+	outside Outside
+	started time.Time
+	journal *journal
+
+	ctx  context.Context // ends with Run
+	dir  *disk.Dir
+	ring *keyring.Ring // nil: this machine has no identity yet
+
+	changing sync.Mutex // held during init, join, leave, teardown
+	mu       sync.Mutex // guards current
+	current  *running
+	failed   error // why no member runs although this machine is one
+}
+
+// running is a member and its end.
+type running struct {
+	*member
+	stop  context.CancelFunc
+	ended chan struct{}
+	err   error // set before ended is closed
+}
+
+// New makes an agent. It locks the state directory; Close releases it.
+func New(o Options) (*Agent, error) {
+	a := &Agent{
+		config: o.Config, log: o.Log, version: o.Version, outside: o.Outside,
+		started: time.Now(), journal: newJournal(),
+	}
+	var err error
+	if a.dir, err = disk.Open(o.Config.State); err != nil {
+		return nil, err
+	}
+	a.ring, err = keyring.Open(a.dir)
+	if err != nil && !errors.Is(err, keyring.ErrNoIdentity) {
+		return nil, errors.Join(err, a.dir.Close())
+	}
+	return a, nil
+}
+
+// Close releases the state directory.
+func (a *Agent) Close() error {
+	var err error
+	if a.ring != nil {
+		err = a.ring.Close()
+	}
+	return errors.Join(err, a.dir.Close())
+}
+
+// Run answers the API until ctx ends. A machine that is a member takes up its
+// place at once; another one waits for init or join. At the end the kernel is
+// left as it is, so that traffic goes on.
+func (a *Agent) Run(ctx context.Context) error {
+	a.ctx = ctx
+	listener, err := api.Listen(a.config.Socket, a.log)
+	if err != nil {
+		return err
+	}
+	if a.ring != nil {
+		if err := a.resume(); err != nil {
+			a.fail(err)
+		}
+	}
+	err = api.NewServer(a, a.log).Serve(ctx, listener)
+	if r := a.running(); r != nil {
+		r.stop()
+		<-r.ended
+	}
+	return err
+}
+
+// resume takes up the membership that the state directory holds.
+func (a *Agent) resume() error {
+	plane, err := control.Open(a.control())
+	if errors.Is(err, control.ErrNotEnrolled) {
+		return nil
+	}
+	if errors.Is(err, control.ErrRemoved) {
+		a.changing.Lock()
+		defer a.changing.Unlock()
+		return errors.Join(err, a.clean(a.ctx))
+	}
+	if err != nil {
+		return err
+	}
+	return a.start(plane)
+}
+
+// start runs a member on a plane, which it takes over.
+func (a *Agent) start(plane *control.Plane) error {
+	if err := a.outside.Check(); err != nil {
+		return errors.Join(api.Errorf(api.CodePrivilege, "", "%v", err), plane.Close())
+	}
+	m, err := a.open(plane)
+	if err != nil {
+		return errors.Join(err, plane.Close())
+	}
+	ctx, stop := context.WithCancel(a.ctx)
+	r := &running{member: m, stop: stop, ended: make(chan struct{})}
+	m.done = ctx.Done()
+	a.mu.Lock()
+	a.current, a.failed = r, nil
+	a.mu.Unlock()
+	go func() {
+		r.err = m.run(ctx)
+		a.ended(r)
+		close(r.ended)
+		stop()
+	}()
+	return nil
+}
+
+// ended looks at why a member stopped.
+func (a *Agent) ended(r *running) {
+	a.mu.Lock()
+	if a.current == r {
+		a.current = nil
+	}
+	a.mu.Unlock()
+	switch {
+	case r.err == nil || a.ctx.Err() != nil || errors.Is(r.err, control.ErrLeft):
+	case errors.Is(r.err, control.ErrRemoved):
+		a.journal.add(api.Event{Kind: "removed", Sentence: "the mesh removed this node"})
+		if err := a.clean(a.ctx); err != nil {
+			a.log.Error("leftovers of the membership; run meshd teardown", mesh.LogError, err)
+		}
+	default:
+		a.fail(r.err)
+	}
+}
+
+func (a *Agent) fail(err error) {
+	a.mu.Lock()
+	a.failed = err
+	a.mu.Unlock()
+	a.log.Error("this node does not run", mesh.LogError, err)
+}
+
+// running is the member that runs now; nil: none.
+func (a *Agent) running() *running {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.current
+}
+
+// member is running for callers of the API.
+func (a *Agent) member() (*running, error) {
+	if r := a.running(); r != nil {
+		return r, nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.failed != nil {
+		return nil, convert(a.failed)
+	}
+	return nil, api.Errorf(api.CodeNotEnrolled, "make a mesh with meshctl init, or join one with meshctl join", "This machine is in no mesh")
+}
+
+// control is the configuration of the control plane.
+func (a *Agent) control() control.Config {
+	listen := ""
+	if a.config.Control.Listen.IsValid() {
+		listen = a.config.Control.Listen.String()
+		if a.config.Control.Listen.Is6() {
+			listen = "[" + listen + "]"
+		}
+	}
+	return control.Config{
+		State: a.dir, Ring: a.ring, Logger: a.log,
+		Listen:    fmt.Sprintf("%s:%d", listen, a.config.Control.Port),
+		Advertise: a.advertise,
+	}
+}
+
+// advertise is where the control port may be reached: what the operator says,
+// else every uplink's addresses.
+func (a *Agent) advertise() []netip.AddrPort {
+	if len(a.config.Control.Advertise) > 0 {
+		return a.config.Control.Advertise
+	}
+	host, err := a.outside.Observe(a.ctx)
+	if err != nil {
+		return nil
+	}
+	var out []netip.AddrPort
+	for _, u := range host.Uplinks {
+		for _, addr := range u.Addrs {
+			out = append(out, netip.AddrPortFrom(addr, a.config.Control.Port))
+		}
+	}
+	return out
+}
+
+// name is the node name to use: asked for, configured, else the host's.
+func (a *Agent) name(asked string) string {
+	if asked != "" {
+		return asked
+	}
+	if a.config.Name != "" {
+		return a.config.Name
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return ""
+	}
+	host, _, _ = strings.Cut(strings.ToLower(host), ".")
+	return host
+}

@@ -1,0 +1,225 @@
+package agent
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"net/http"
+	"time"
+
+	"guywire/discovery"
+	"guywire/discovery/stun"
+	"guywire/mesh"
+	"guywire/mesh/control"
+	"guywire/mesh/core"
+	"guywire/mesh/rendezvous"
+	"guywire/store"
+)
+
+// offerBody carries an offer together with what its sender is, so that the
+// other end knows the uplinks it speaks of.
+type offerBody struct {
+	Offer []byte           `json:"offer"` // discovery.Offer, as it encodes itself
+	Facts discovery.Signed `json:"facts"`
+}
+
+func (m *member) newAttempter() *rendezvous.Attempter {
+	state := m.plane.State()
+	ports := m.agent.config.Ports
+	return rendezvous.New(rendezvous.Config{
+		Mesh: state.Mesh.ID, Self: m.self,
+		Uplink: m.uplink,
+		Open: func(mark uint32) (rendezvous.Socket, error) {
+			return stun.Open(stun.OpenConfig{Mark: mark, First: ports.First, Last: ports.Last, Key: m.stunKey()})
+		},
+		Servers:  m.stunServers,
+		Exchange: m.exchange,
+		Key: func() (mesh.Epoch, mesh.WireGuardKey) {
+			keys := m.plane.State().Nodes[m.self].Keys
+			if len(keys) == 0 {
+				return 0, mesh.WireGuardKey{}
+			}
+			newest := keys[len(keys)-1]
+			return newest.Epoch, newest.Public
+		},
+		Refuse: prefixesOf(state),
+		Logger: m.log,
+	})
+}
+
+// uplink gives a local uplink as it is now.
+func (m *member) uplink(name string) (mesh.Uplink, bool) {
+	if h := m.host.Load(); h != nil {
+		for _, u := range h.Uplinks {
+			if u.Name == name {
+				return u, u.Up
+			}
+		}
+	}
+	return mesh.Uplink{}, false
+}
+
+// stunKey is what members authenticate STUN requests with.
+func (m *member) stunKey() []byte { return m.plane.State().Mesh.Secret }
+
+// startAttempt begins a link attempt; its end comes as an event in any case.
+func (m *member) startAttempt(link mesh.LinkID) {
+	local, ok := m.uplink(link.Local)
+	err := errors.New("uplink " + link.Local + " is down")
+	if ok {
+		err = m.attempts.Start(context.Background(), rendezvous.Request{Peer: link.Peer, LocalUplink: local, RemoteUplink: link.Remote})
+	}
+	if err != nil {
+		// The loop itself is here: it cannot post to its own full queue.
+		go m.post(core.AttemptDone{Link: link, Err: err.Error()})
+	}
+}
+
+// exchange brings an offer to the peer, over whatever path there is, and its
+// answer back.
+func (m *member) exchange(ctx context.Context, peer mesh.NodeID, offer discovery.Offer) (discovery.Offer, error) {
+	b, err := offer.MarshalBinary()
+	if err != nil {
+		return discovery.Offer{}, err
+	}
+	m.mu.Lock()
+	own := m.own
+	m.mu.Unlock()
+	var reply offerBody
+	if err := m.plane.Do(ctx, peer, http.MethodPost, "/v1/link/offer", offerBody{Offer: b, Facts: own}, &reply); err != nil {
+		return discovery.Offer{}, err
+	}
+	m.heard(reply.Facts)
+	var answer discovery.Offer
+	err = answer.UnmarshalBinary(reply.Offer)
+	return answer, err
+}
+
+// serveOffer answers another node's offer.
+func (m *member) serveOffer(w http.ResponseWriter, r *http.Request) {
+	var body offerBody
+	if err := control.Decode(r, &body); err != nil {
+		control.Fail(w, err)
+		return
+	}
+	m.heard(body.Facts)
+	var offer discovery.Offer
+	err := offer.UnmarshalBinary(body.Offer)
+	if err == nil {
+		offer, err = m.attempts.Answer(r.Context(), control.Caller(r.Context()), offer)
+	}
+	if err != nil {
+		control.Fail(w, err)
+		return
+	}
+	m.mu.Lock()
+	reply := offerBody{Facts: m.own}
+	m.mu.Unlock()
+	if reply.Offer, err = offer.MarshalBinary(); err != nil {
+		control.Fail(w, err)
+		return
+	}
+	control.Reply(w, reply)
+}
+
+// followAttempts turns ended attempts into events.
+func (m *member) followAttempts(ctx context.Context) error {
+	defer m.attempts.Close()
+	for {
+		select {
+		case r := <-m.attempts.Results():
+			done := core.AttemptDone{
+				Link: r.Link, ID: binary.BigEndian.Uint64(r.Attempt[:8]), Port: r.Port, Endpoint: r.Endpoint,
+				Peer: store.Key{Epoch: r.PeerEpoch, Public: r.PeerKey},
+			}
+			switch {
+			case errors.Is(r.Err, rendezvous.ErrYielded):
+				done.Err = "the far end's attempt goes first"
+			case r.Err != nil:
+				done.Err = r.Err.Error()
+			case !m.keyOf(r.Link.Peer, done.Peer):
+				done.Err = "the far end's key is not the one in the log"
+			}
+			m.post(done)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// keyOf reports whether the log names this WireGuard key for the node.
+func (m *member) keyOf(node mesh.NodeID, key store.Key) bool {
+	for _, k := range m.plane.State().Nodes[node].Keys {
+		if k == key {
+			return true
+		}
+	}
+	return false
+}
+
+// serveStun answers other members' STUN requests.
+func (m *member) serveStun(ctx context.Context) error {
+	server, err := stun.Listen(wildcards(mesh.StunPort), m.stunKey())
+	if err != nil {
+		m.log.Warn("STUN is not served here; other nodes ask elsewhere", mesh.LogError, err)
+		return nil
+	}
+	return server.Run(ctx)
+}
+
+// survey measures what each uplink looks like from outside: at once, after
+// every change of an uplink, and from time to time.
+func (m *member) survey(ctx context.Context) error {
+	measured := map[string]time.Time{}
+	tick := time.NewTicker(surveyTick)
+	defer tick.Stop()
+	for {
+		host := m.host.Load()
+		for i := 0; host != nil && i < len(host.Uplinks) && len(m.stunServers()) > 0; i++ {
+			u := host.Uplinks[i]
+			m.mu.Lock()
+			old, known := m.surveys[u.Name]
+			m.mu.Unlock()
+			same := known && sameAddrs(old.Addrs, u.Addrs)
+			pause := surveyEvery
+			if old.NAT == discovery.NATUnknown || old.NAT == discovery.NATBlocked {
+				pause = surveyRetry
+			}
+			if !u.Up || same && time.Since(measured[u.Name]) < pause {
+				continue
+			}
+			found, err := m.attempts.Survey(ctx, u)
+			if err != nil {
+				m.log.Debug("uplink cannot be surveyed", mesh.LogUplink, u.Name, mesh.LogError, err)
+				continue
+			}
+			found.Addrs = u.Addrs
+			measured[u.Name] = time.Now()
+			m.mu.Lock()
+			m.surveys[u.Name] = found
+			m.mu.Unlock()
+			m.publish()
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// surveyed reports whether every uplink that is up has been measured.
+func (m *member) surveyed() bool {
+	host := m.host.Load()
+	if host == nil {
+		return false
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, u := range host.Uplinks {
+		if _, ok := m.surveys[u.Name]; u.Up && !ok {
+			return false
+		}
+	}
+	return true
+}

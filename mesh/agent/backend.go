@@ -1,0 +1,435 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"guywire/discovery"
+	"guywire/mesh"
+	"guywire/mesh/api"
+	"guywire/mesh/control"
+	"guywire/mesh/core"
+	"guywire/mesh/link"
+	"guywire/store"
+)
+
+// headlessWord tells of a link whose far end has no agent now.
+var stateWords = map[link.State]api.LinkState{
+	link.Probing:  api.LinkProbing,
+	link.Up:       api.LinkUp,
+	link.Suspect:  api.LinkSuspect,
+	link.Headless: api.LinkDegraded,
+	link.Down:     api.LinkDown,
+}
+
+// A view is one consistent look at the running member.
+type view struct {
+	*running
+	state   *store.State
+	control control.Status
+	links   []core.LinkView
+	routes  []core.RouteView
+	host    core.Host
+	settled bool
+}
+
+func (a *Agent) view(ctx context.Context) (view, error) {
+	r, err := a.member()
+	if err != nil {
+		return view{}, err
+	}
+	v := view{running: r, state: r.plane.State(), control: r.plane.Status()}
+	err = r.query(ctx, func(n *core.Node) {
+		v.links, v.routes, v.host, v.settled = n.Links(), n.Routes(), n.Host(), n.Settled()
+	})
+	return v, err
+}
+
+func (v view) name(id mesh.NodeID) string { return nodeName(v.state, id) }
+
+// Status implements api.Backend.
+func (a *Agent) Status(ctx context.Context) (api.Status, error) {
+	s := api.Status{Time: time.Now(), Version: a.version, Started: a.started, LastEvent: a.journal.newest()}
+	v, err := a.view(ctx)
+	if err != nil {
+		finding := api.Finding{Level: api.OK, Sentence: "This machine is in no mesh", Next: "meshctl init makes one, meshctl join joins one"}
+		if e, ok := err.(*api.Error); ok && e.Code != api.CodeNotEnrolled {
+			finding = api.Finding{Level: api.Down, Sentence: e.Message, Next: e.Next}
+		}
+		s.Health = api.NewHealth(finding)
+		return s, nil
+	}
+	s.Enrolled, s.Ready = true, v.settled && v.settledInKernel()
+	s.Mesh, s.Node = new(v.meshInfo()), new(v.selfInfo())
+	for _, n := range v.nodes() {
+		if n.Reach == api.ReachSelf {
+			continue
+		}
+		s.Nodes.Total++
+		if n.Reach != api.ReachNone {
+			s.Nodes.Good++
+		}
+	}
+	for _, l := range v.links {
+		if l.Tunnel {
+			s.Links.Total++
+			if l.Usable && l.State == link.Up {
+				s.Links.Good++
+			}
+		}
+	}
+	s.Uplinks = v.uplinks()
+	s.Dataplane = v.kernel.Kind()
+	s.Kernel = v.revision()
+	s.Health = api.NewHealth(v.findings()...)
+	return s, nil
+}
+
+// findings are the sentences at the top of the status.
+func (v view) findings() []api.Finding {
+	var out []api.Finding
+	add := func(level api.Level, next, format string, args ...any) {
+		out = append(out, api.Finding{Level: level, Sentence: fmt.Sprintf(format, args...), Next: next})
+	}
+	var lost, transit []string
+	for _, n := range v.nodes() {
+		switch n.Reach {
+		case api.ReachNone:
+			lost = append(lost, n.Name)
+		case api.ReachTransit:
+			transit = append(transit, n.Name+" via "+n.Via)
+		}
+	}
+	if len(lost) > 0 {
+		add(api.Down, "meshctl links shows why", "No path to %s", strings.Join(lost, ", "))
+	}
+	if len(transit) > 0 {
+		add(api.OK, "", "Reached through other nodes: %s", strings.Join(transit, ", "))
+	}
+	up := 0
+	for _, u := range v.host.Uplinks {
+		if u.Up {
+			up++
+		} else {
+			add(api.Degraded, "check the cable and the modem", "Uplink %s is down", u.Name)
+		}
+	}
+	if up == 0 {
+		add(api.Down, "give this machine a default route", "No uplink is up")
+	}
+	for _, l := range v.links {
+		switch {
+		case l.Tunnel && l.State == link.Down:
+			add(api.Degraded, "", "Link to %s (%s → %s) is down: %s", v.name(l.Record.Link.Peer), l.Record.Link.Local, l.Record.Link.Remote, l.Reason)
+		case l.Tunnel && l.State == link.Headless:
+			add(api.Degraded, "start meshd on "+v.name(l.Record.Link.Peer), "%s forwards, but its agent does not answer", v.name(l.Record.Link.Peer))
+		}
+	}
+	if v.control.Leader.IsZero() {
+		add(api.Degraded, "start the voters: "+strings.Join(v.voterNames(), ", "), "No leader is known: traffic and failover go on, joins and changes wait")
+	}
+	if v.control.Problem != "" {
+		add(api.Degraded, "", "This voter's log is not open: %s", v.control.Problem)
+	}
+	if r := v.revision(); r.Error != "" {
+		add(api.Degraded, "", "The kernel is not as wanted: %s", r.Error)
+	}
+	seen := map[string]bool{}
+	return slices.DeleteFunc(out, func(f api.Finding) bool {
+		again := seen[f.Sentence]
+		seen[f.Sentence] = true
+		return again
+	})
+}
+
+func (v view) voterNames() []string {
+	var out []string
+	for _, id := range v.control.Voters {
+		out = append(out, v.name(id))
+	}
+	return out
+}
+
+func (m *member) meshInfo() api.MeshInfo {
+	s := m.plane.State().Mesh
+	return api.MeshInfo{ID: s.ID, Name: s.Name, Pool4: s.Pool4, Pool6: s.Pool6}
+}
+
+func (m *member) selfInfo() api.SelfInfo {
+	state, st := m.plane.State(), m.plane.Status()
+	n := state.Nodes[m.self]
+	info := api.SelfInfo{
+		ID: m.self, Name: n.Name, Addrs: addrsOf(n), Prefixes: n.Prefixes, Tags: n.Tags, Role: st.Role,
+	}
+	if !st.Leader.IsZero() {
+		info.Leader = nodeName(state, st.Leader)
+	}
+	return info
+}
+
+func addrsOf(n store.Node) []netip.Addr {
+	return slices.DeleteFunc([]netip.Addr{n.Addr4, n.Addr6}, func(a netip.Addr) bool { return !a.IsValid() })
+}
+
+// uplinks describes the uplinks with what was measured of them.
+func (m *member) uplinks() []api.Uplink {
+	host := m.host.Load()
+	if host == nil {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []api.Uplink
+	for _, u := range host.Uplinks {
+		s := m.surveys[u.Name]
+		out = append(out, api.Uplink{
+			Name: u.Name, Interface: u.Interface, Addrs: u.Addrs, Up: u.Up, Metered: u.Metered,
+			NAT: natWord(s.NAT), Reflexive: s.Reflexive, MTU: u.MTU,
+		})
+	}
+	return out
+}
+
+func natWord(n discovery.NAT) string {
+	switch n {
+	case discovery.NATNone:
+		return "none"
+	case discovery.NATEasy, discovery.NATEasyPortChanged:
+		return "endpoint-independent"
+	case discovery.NATSymmetric:
+		return "symmetric"
+	case discovery.NATBlocked:
+		return "blocked"
+	default:
+		return "unknown"
+	}
+}
+
+func describeUplink(u api.Uplink) string {
+	s := "uplink " + u.Name
+	if len(u.Addrs) > 0 {
+		s += " with " + u.Addrs[0].String()
+	}
+	switch u.NAT {
+	case "none":
+		return s + ", no NAT"
+	case "unknown":
+		return s
+	case "blocked":
+		return s + ", UDP does not pass"
+	}
+	s += ", behind a NAT (" + u.NAT + ")"
+	if len(u.Reflexive) > 0 {
+		s += " as " + u.Reflexive[0].Addr().String()
+	}
+	return s
+}
+
+// Nodes implements api.Backend.
+func (a *Agent) Nodes(ctx context.Context) (api.Nodes, error) {
+	v, err := a.view(ctx)
+	if err != nil {
+		return api.Nodes{}, err
+	}
+	return api.Nodes{Nodes: v.nodes()}, nil
+}
+
+func (v view) nodes() []api.Node {
+	best := map[mesh.NodeID]core.RouteView{}
+	for _, r := range v.routes {
+		if len(r.Origins) == 1 {
+			best[r.Origins[0]] = r
+		}
+	}
+	var out []api.Node
+	for id, n := range v.state.Nodes {
+		node := api.Node{
+			ID: id, Name: n.Name, Addrs: addrsOf(n), Prefixes: n.Prefixes, Tags: n.Tags,
+			Voter: n.Voter, Joined: n.Joined, Reach: api.ReachNone,
+		}
+		for _, l := range v.links {
+			if l.Record.Link.Peer != id || !l.Tunnel {
+				continue
+			}
+			node.Links.Total++
+			if l.Usable {
+				node.Links.Good++
+				if rtt := api.Millis(l.RTT); l.RTT > 0 && (node.RTTMs == nil || rtt < *node.RTTMs) {
+					node.RTTMs = new(rtt)
+				}
+			}
+			if node.LastChange == nil || l.Since.After(*node.LastChange) {
+				node.LastChange = new(l.Since)
+			}
+		}
+		if r := best[id]; len(r.Carry) > 0 {
+			node.CostMs = new(api.Millis(r.Cost.Duration()))
+			node.Reach = api.ReachDirect
+			if via := r.Carry[0].Link.Peer; via != id {
+				node.Reach, node.Via = api.ReachTransit, v.name(via)
+			}
+		}
+		if id == v.self {
+			node.Reach = api.ReachSelf
+		}
+		out = append(out, node)
+	}
+	slices.SortFunc(out, func(a, b api.Node) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// Links implements api.Backend.
+func (a *Agent) Links(ctx context.Context) (api.Links, error) {
+	v, err := a.view(ctx)
+	if err != nil {
+		return api.Links{}, err
+	}
+	var out api.Links
+	for _, l := range v.links {
+		out.Links = append(out.Links, v.link(l))
+	}
+	slices.SortStableFunc(out.Links, func(a, b api.Link) int { return strings.Compare(a.Peer, b.Peer) })
+	return out, nil
+}
+
+func (v view) link(l core.LinkView) api.Link {
+	r := l.Record
+	out := api.Link{
+		Peer: v.name(r.Link.Peer), PeerID: r.Link.Peer, Local: r.Link.Local, Remote: r.Link.Remote,
+		State: api.LinkIdle, Since: l.Since, Reason: l.Reason,
+	}
+	if !l.NextTry.IsZero() {
+		out.NextTry = new(l.NextTry)
+	}
+	if l.Trying {
+		out.State = api.LinkProbing
+	}
+	if !l.Tunnel {
+		return out
+	}
+	out.State = stateWords[l.State]
+	out.Device, out.LocalPort, out.Endpoint, out.MTU = r.Device, r.Port, r.Endpoint, l.MTU
+	out.TxBytes, out.RxBytes, out.Share = l.Traffic.Sent, l.Traffic.Received, 100*l.Share
+	if l.RTT > 0 {
+		out.RTTMs, out.JitterMs = new(api.Millis(l.RTT)), new(api.Millis(l.Jitter))
+		out.LossIn, out.LossOut = new(100*l.LossIn), new(100*l.LossOut)
+	}
+	return out
+}
+
+// Routes implements api.Backend.
+func (a *Agent) Routes(ctx context.Context) (api.Routes, error) {
+	v, err := a.view(ctx)
+	if err != nil {
+		return api.Routes{}, err
+	}
+	installed := v.settledInKernel()
+	known := map[netip.Prefix]bool{}
+	var out api.Routes
+	for _, r := range v.routes {
+		for _, p := range r.Prefixes {
+			known[p] = true
+			out.Routes = append(out.Routes, v.route(r, p, installed))
+		}
+	}
+	for id, n := range v.state.Nodes {
+		for _, p := range n.Prefixes {
+			switch {
+			case known[p]:
+			case id == v.self:
+				out.Routes = append(out.Routes, api.Route{Prefix: p, Origins: []string{n.Name}, Installed: true, Why: "this site"})
+			default:
+				out.Routes = append(out.Routes, api.Route{Prefix: p, Origins: []string{n.Name}, Why: n.Name + " does not announce it"})
+			}
+		}
+	}
+	slices.SortFunc(out.Routes, func(a, b api.Route) int { return a.Prefix.Compare(b.Prefix) })
+	return out, nil
+}
+
+func (v view) route(r core.RouteView, p netip.Prefix, installed bool) api.Route {
+	out := api.Route{Prefix: p, Installed: installed && len(r.Carry) > 0, Why: "no neighbour is closer to it than this node"}
+	for _, o := range r.Origins {
+		out.Origins = append(out.Origins, v.name(o))
+	}
+	for _, l := range r.Carry {
+		out.NextHops = append(out.NextHops, api.NextHop{Peer: v.name(l.Link.Peer), Device: l.Device, Weight: l.Weight, Share: 100 * l.Share})
+	}
+	if len(r.Carry) > 0 {
+		out.CostMs = new(api.Millis(r.Cost.Duration()))
+		out.Why = "least cost"
+		if len(r.Carry) > 1 {
+			out.Why = "within 1.4 times the least cost"
+		}
+		if !r.Carry[0].Sure {
+			out.Why = "the last path left; its link is suspect"
+		}
+	}
+	if len(r.Armed) > 0 {
+		out.RunnerUp = new(v.alternative(r.Armed[0]))
+	}
+	return out
+}
+
+func (v view) alternative(l core.LegView) api.Alternative {
+	why := "costs more than 1.4 times the best"
+	if !l.Sure {
+		why = "its link is suspect"
+	}
+	return api.Alternative{Peer: v.name(l.Link.Peer), Device: l.Device, CostMs: new(api.Millis(l.Cost.Duration())), Why: why}
+}
+
+// Events implements api.Backend.
+func (a *Agent) Events(ctx context.Context, q api.EventsQuery, emit func(api.Event) error) error {
+	return a.journal.follow(ctx, q.Since, q.Follow, emit)
+}
+
+// CreateToken implements api.Backend.
+func (a *Agent) CreateToken(ctx context.Context, r api.TokenRequest) (api.CreatedToken, error) {
+	m, err := a.member()
+	if err != nil {
+		return api.CreatedToken{}, err
+	}
+	text, token, err := m.plane.CreateToken(ctx, control.TokenRequest{
+		Uses: r.Uses, Lifetime: time.Duration(r.TTLMs * float64(time.Millisecond)), Name: r.Name, Prefixes: r.Prefixes, Tags: r.Tags,
+	})
+	if err != nil {
+		return api.CreatedToken{}, convert(err)
+	}
+	return api.CreatedToken{Text: text, Token: aboutToken(token)}, nil
+}
+
+// Tokens implements api.Backend.
+func (a *Agent) Tokens(context.Context) (api.Tokens, error) {
+	m, err := a.member()
+	if err != nil {
+		return api.Tokens{}, err
+	}
+	var out api.Tokens
+	for _, t := range m.plane.Tokens() {
+		if t.Uses > 0 && t.Expires.After(time.Now()) {
+			out.Tokens = append(out.Tokens, aboutToken(t))
+		}
+	}
+	return out, nil
+}
+
+// RevokeToken implements api.Backend.
+func (a *Agent) RevokeToken(ctx context.Context, id string) (api.Done, error) {
+	m, err := a.member()
+	if err != nil {
+		return api.Done{}, err
+	}
+	if err := m.plane.RevokeToken(ctx, id); err != nil {
+		return api.Done{}, convert(err)
+	}
+	return api.Done{Sentence: "token " + id + " admits nobody any more"}, nil
+}
+
+func aboutToken(t store.Token) api.Token {
+	return api.Token{ID: t.ID, Name: t.Name, Prefixes: t.Prefixes, Tags: t.Tags, Uses: t.Uses, Created: t.Created, Expires: t.Expires}
+}

@@ -1,0 +1,234 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/netip"
+	"reflect"
+	"slices"
+	"time"
+
+	"guywire/discovery"
+	"guywire/mesh"
+	"guywire/mesh/control"
+	"guywire/mesh/core"
+	"guywire/store"
+	"guywire/store/cache"
+)
+
+// maxDirectory bounds the nodes of which facts are kept.
+const maxDirectory = 4096
+
+// factsBody is what two nodes tell each other about themselves and those they
+// know.
+type factsBody struct {
+	Facts []discovery.Signed `json:"facts"`
+}
+
+// heard takes a statement from anywhere: gossip, a call, an offer.
+func (m *member) heard(s discovery.Signed) {
+	node, _, err := s.Claimed()
+	if err != nil || node == m.self {
+		return
+	}
+	member, ok := m.plane.State().Nodes[node]
+	if !ok {
+		return // not, or not yet, in the log: it will be said again
+	}
+	m.mu.Lock()
+	changed, err := m.directory.Merge(time.Now(), s, member.Identity)
+	facts, _ := m.directory.Get(node)
+	m.mu.Unlock()
+	if err != nil {
+		m.log.Debug("facts refused", mesh.LogNode, member.Name, mesh.LogError, err)
+	}
+	if changed {
+		m.spread(s)
+		m.post(core.FactsChanged{Facts: facts})
+	}
+}
+
+// publish says anew what this node is, if that has changed.
+func (m *member) publish() {
+	host := m.host.Load()
+	if host == nil {
+		return
+	}
+	state := m.plane.State()
+	self := state.Nodes[m.self]
+	f := discovery.Facts{Mesh: state.Mesh.ID, Node: m.self, Version: m.agent.version, Control: self.Control}
+	for _, c := range self.Control {
+		if s := netip.AddrPortFrom(c.Addr(), mesh.StunPort); !slices.Contains(f.STUN, s) {
+			f.STUN = append(f.STUN, s)
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, u := range host.Uplinks {
+		out := discovery.Uplink{Name: u.Name, Addrs: u.Addrs, Metered: u.Metered}
+		if s, ok := m.surveys[u.Name]; ok && slices.Equal(s.Addrs, u.Addrs) {
+			out.Reflexive, out.NAT = s.Reflexive, s.NAT
+		}
+		out.Addrs = out.Addrs[:min(len(out.Addrs), discovery.MaxUplinkAddrs)]
+		f.Uplinks = append(f.Uplinks, out)
+	}
+	f.Serial = m.ownFacts.Serial
+	if reflect.DeepEqual(f, m.ownFacts) {
+		return
+	}
+	f.Serial = discovery.NextSerial(f.Serial, uint64(time.Now().UnixMicro()))
+	signed, err := f.Sign(m.agent.ring.Sign)
+	if err != nil {
+		m.log.Error("own facts cannot be stated", mesh.LogError, err)
+		return
+	}
+	m.own, m.ownFacts = signed, f
+	m.spread(signed)
+}
+
+// spread hands a verified statement to gossip.
+func (m *member) spread(s discovery.Signed) {
+	if m.gossip == nil {
+		return
+	}
+	if err := m.gossip.Publish(s); err != nil {
+		m.log.Warn("facts cannot be spread", mesh.LogError, err)
+	}
+}
+
+// known is everything this node knows, itself first.
+func (m *member) known() factsBody {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	b := factsBody{Facts: m.directory.Signed()}
+	if len(m.own.Body) > 0 {
+		b.Facts = append([]discovery.Signed{m.own}, b.Facts...)
+	}
+	return b
+}
+
+// spreadFacts exchanges facts by direct calls with members that can be
+// reached and of whom nothing is known yet: before the first link there is no
+// gossip.
+func (m *member) spreadFacts(ctx context.Context) error {
+	m.publish()
+	tick := time.NewTicker(factsEvery)
+	defer tick.Stop()
+	for {
+		for id, node := range m.plane.State().Nodes {
+			m.mu.Lock()
+			_, known := m.directory.Get(id)
+			m.mu.Unlock()
+			if id == m.self || known || len(node.Control) == 0 {
+				continue
+			}
+			var theirs factsBody
+			if err := m.plane.Do(ctx, id, http.MethodPost, "/v1/facts", m.known(), &theirs); err != nil {
+				m.log.Debug("no facts", mesh.LogNode, node.Name, mesh.LogError, err)
+				continue
+			}
+			for _, s := range theirs.Facts {
+				m.heard(s)
+			}
+		}
+		m.saveFacts()
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// saveFacts keeps what is known for a start without anybody.
+func (m *member) saveFacts() {
+	m.mu.Lock()
+	all := m.directory.Signed()
+	m.mu.Unlock()
+	blob, err := json.Marshal(factsBody{Facts: all})
+	if err != nil || string(blob) == m.savedFacts {
+		return
+	}
+	if err := m.plane.Cache().SaveBlob(cache.Facts, blob); err != nil {
+		m.log.Warn("facts cannot be written", mesh.LogError, err)
+		return
+	}
+	m.savedFacts = string(blob)
+}
+
+func (m *member) loadFacts() {
+	blob, err := m.plane.Cache().LoadBlob(cache.Facts)
+	if err != nil {
+		if !errors.Is(err, cache.ErrEmpty) {
+			m.log.Warn("facts of the last run cannot be used", mesh.LogError, err)
+		}
+		return
+	}
+	var b factsBody
+	if err := json.Unmarshal(blob, &b); err != nil {
+		return
+	}
+	state := m.plane.State()
+	for _, s := range b.Facts {
+		if id, _, err := s.Claimed(); err == nil {
+			if node, ok := state.Nodes[id]; ok {
+				_, _ = m.directory.Merge(time.Now(), s, node.Identity)
+			}
+		}
+	}
+}
+
+// handleNodes mounts what other nodes may ask of this one.
+func (m *member) handleNodes() {
+	m.plane.Handle("POST /v1/facts", control.Member, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var theirs factsBody
+		if err := control.Decode(r, &theirs); err != nil {
+			control.Fail(w, err)
+			return
+		}
+		for _, s := range theirs.Facts {
+			m.heard(s)
+		}
+		control.Reply(w, m.known())
+	}))
+	m.plane.Handle("POST /v1/link/offer", control.Member, http.HandlerFunc(m.serveOffer))
+	m.plane.Handle("GET /v1/hop", control.Member, http.HandlerFunc(m.serveHop))
+}
+
+// seeds are the overlay addresses of all other members.
+func (m *member) seeds() map[mesh.NodeID]netip.Addr {
+	out := map[mesh.NodeID]netip.Addr{}
+	for id, n := range m.plane.State().Nodes {
+		if id != m.self && n.Addr6.IsValid() {
+			out[id] = n.Addr6
+		}
+	}
+	return out
+}
+
+// admit reports whether the log knows a gossiping node at its address.
+func (m *member) admit(node mesh.NodeID, addr netip.Addr) bool {
+	n, ok := m.plane.State().Nodes[node]
+	return ok && n.Addr6 == addr
+}
+
+// stunServers are where this node may ask for its outside address.
+func (m *member) stunServers() []netip.AddrPort {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []netip.AddrPort
+	for _, f := range m.directory.All() {
+		out = append(out, f.STUN...)
+	}
+	return out
+}
+
+// nodeName is what people call a node.
+func nodeName(s *store.State, id mesh.NodeID) string {
+	if n, ok := s.Nodes[id]; ok {
+		return n.Name
+	}
+	return id.String()
+}

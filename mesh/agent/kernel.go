@@ -1,0 +1,134 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"guywire/mesh/api"
+	"guywire/mesh/core"
+	"guywire/mesh/kernel"
+	"guywire/mesh/reconcile"
+	"guywire/store"
+	"guywire/store/cache"
+)
+
+// newReconciler makes the reconciler of a running member.
+func (m *member) newReconciler() *reconcile.Reconciler {
+	return reconcile.New(reconcile.Backends(m.kernel.Backends), reconcile.Options{
+		Report: func(r reconcile.Report) {
+			if r.Done {
+				m.applied.Store(r.Revision)
+			}
+			if r.Safe || r.Done {
+				m.offer(core.KernelDone{Revision: r.Revision})
+			}
+		},
+		Event: func(e reconcile.Event) {
+			more := ""
+			if e.More > 0 {
+				more = fmt.Sprintf(" and %d more", e.More)
+			}
+			m.agent.journal.add(api.Event{
+				Time: e.Time, Kind: string(core.KernelChanged), Sentence: "repairing " + e.Object + more, Cause: "somebody else changed it", To: e.Repair,
+			})
+		},
+		Log: m.log,
+	})
+}
+
+// revision compares what is wanted with what is in the kernel.
+func (m *member) revision() api.Revision {
+	st := m.reconciler.Status()
+	out := api.Revision{Wanted: st.Wanted, Applied: st.Wanted}
+	if st.Pending == 0 {
+		return out
+	}
+	out.Applied = st.Done
+	for _, o := range st.Objects {
+		if out.Since == nil || o.Since.Before(*out.Since) {
+			out.Since = new(o.Since)
+		}
+		if o.Error != "" && out.Error == "" {
+			out.Error = o.Op + ": " + o.Error
+		}
+	}
+	return out
+}
+
+// settledInKernel reports whether a complete desired state has been reached.
+func (m *member) settledInKernel() bool {
+	return m.applied.Load() > 0 && m.applied.Load() >= m.completeAt.Load() && m.completeAt.Load() > 0
+}
+
+// Unload removes everything of ours from the kernel and ends the data plane.
+// No member may be running.
+func (a *Agent) Unload(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, teardownPatience)
+	defer cancel()
+	if a.ring == nil {
+		return nil // never was a member: there is nothing of ours
+	}
+	config := KernelConfig{State: a.dir, Ring: a.ring}
+	if kept, err := cache.Open(a.dir, a.ring); err == nil {
+		if state, err := kept.LoadState(); err == nil || errors.Is(err, cache.ErrRemoved) {
+			config.Pools = []netip.Prefix{state.Mesh.Pool4, state.Mesh.Pool6}
+		}
+		if err := kept.Close(); err != nil {
+			return err
+		}
+	}
+	k, err := a.outside.Kernel(config)
+	if err != nil {
+		return err
+	}
+	done := make(chan struct{}, 1)
+	r := reconcile.New(reconcile.Backends(k.Backends), reconcile.Options{
+		Report: func(r reconcile.Report) {
+			if r.Done {
+				signal(done)
+			}
+		},
+		Log: a.log,
+	})
+	running, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(running) }()
+	r.Set(kernel.State{Revision: 1, Complete: true})
+	select {
+	case <-done:
+		err = k.Backends[kernel.PartSysctls].Do(ctx, kernel.RestoreSysctls{})
+	case <-ctx.Done():
+		err = fmt.Errorf("remove what is ours from the kernel: %w; %s", ctx.Err(), waiting(r.Status()))
+	}
+	stop()
+	<-ended
+	return errors.Join(err, k.Shutdown(context.WithoutCancel(ctx)), k.Close())
+}
+
+// waiting names what a reconciler could not do.
+func waiting(st reconcile.Status) string {
+	s := "left are:"
+	for _, o := range st.Objects {
+		s += " " + o.Name + " (" + o.Error + ")"
+	}
+	return s
+}
+
+func wildcards(port uint16) []netip.AddrPort {
+	return []netip.AddrPort{netip.AddrPortFrom(netip.IPv4Unspecified(), port), netip.AddrPortFrom(netip.IPv6Unspecified(), port)}
+}
+
+func sameAddrs(a, b []netip.Addr) bool { return slices.Equal(a, b) }
+
+// prefixesOf are the pools and granted prefixes of the mesh: no tunnel may run
+// to an address inside them.
+func prefixesOf(s *store.State) []netip.Prefix {
+	out := []netip.Prefix{s.Mesh.Pool4, s.Mesh.Pool6}
+	for _, n := range s.Nodes {
+		out = append(out, n.Prefixes...)
+	}
+	return out
+}

@@ -1,0 +1,33 @@
+package agent
+
+import "time"
+
+const (
+	// eventQueue bounds what waits for the core. A full queue drops datagrams
+	// (they are repeated) and makes everything else wait.
+	eventQueue = 4096
+	// batch is how many queued events the core takes before it acts.
+	batch = 256
+	// outbox bounds datagrams on their way out; a full one drops.
+	outbox = 2048
+	// eventLog is how many events are remembered.
+	eventLog = 4096
+	// statsEvery is how often the tunnels' counters are read.
+	statsEvery = 2 * time.Second
+	// saveEvery bounds how often link records are written.
+	saveEvery = time.Second
+	// factsEvery is how often members of whom nothing is known are asked.
+	factsEvery = time.Second
+	// surveyEvery is how often the NAT of each uplink is measured anew.
+	surveyEvery = 10 * time.Minute
+	// surveyRetry is the same while too few servers are known, surveyTick how
+	// often it is looked whether a survey is due.
+	surveyRetry = 10 * time.Second
+	surveyTick  = 100 * time.Millisecond
+	// enrolPatience bounds the wait for the first link of a join.
+	enrolPatience = 15 * time.Second
+	// teardownPatience bounds the removal of everything from the kernel.
+	teardownPatience = 20 * time.Second
+	// maxHops bounds a path query.
+	maxHops = 32
+)

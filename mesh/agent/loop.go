@@ -1,0 +1,197 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	"guywire/mesh"
+	"guywire/mesh/api"
+	"guywire/mesh/core"
+	"guywire/routing/wire"
+)
+
+// loop owns the core: events, queries and one timer come together here.
+func (m *member) loop(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case ev := <-m.events:
+			m.step(ev)
+		case q := <-m.queries:
+			q(m.node)
+		case <-timer.C:
+			// What has already arrived is heard before time is judged.
+			if m.drain() == 0 {
+				m.step(core.Tick{})
+			}
+		case <-ctx.Done():
+			return nil
+		}
+		m.drain()
+		if m.dirty {
+			m.dirty = false
+			m.reconcile()
+		}
+		timer.Reset(max(time.Until(m.deadline), 0))
+	}
+}
+
+// drain takes what is queued, up to a batch, and says how much it was.
+func (m *member) drain() int {
+	for n := range batch {
+		select {
+		case ev := <-m.events:
+			m.step(ev)
+		default:
+			return n
+		}
+	}
+	return batch
+}
+
+// step feeds one event and hands out what the core wants.
+func (m *member) step(ev core.Event) {
+	r := m.node.Step(time.Now(), ev)
+	for _, d := range r.Send {
+		m.push(outgoing{d.Target, d.Payload})
+	}
+	for _, t := range r.Echo {
+		m.push(outgoing{t, nil})
+	}
+	for _, a := range r.Attempt {
+		m.startAttempt(a.Link)
+	}
+	for _, f := range r.Facts {
+		m.record(f)
+	}
+	if r.Save {
+		m.records.Store(new(m.node.Records()))
+		signal(m.save)
+	}
+	m.dirty = m.dirty || r.Dirty
+	m.deadline = r.Deadline
+	if r.Deadline.IsZero() {
+		m.deadline = time.Now().Add(time.Minute)
+	}
+}
+
+// reconcile hands the desired state to the reconciler.
+func (m *member) reconcile() {
+	want := m.node.Desired()
+	m.wanted.Store(want.Revision)
+	if want.Complete {
+		m.completeAt.CompareAndSwap(0, want.Revision)
+	}
+	m.reconciler.Set(want)
+}
+
+// outgoing is a datagram, or an echo request when it has no payload.
+type outgoing struct {
+	core.Target
+	payload []byte
+}
+
+func (m *member) push(o outgoing) {
+	select {
+	case m.outbox <- o:
+	default:
+		m.dropped.Add(1)
+	}
+}
+
+// send empties the outbox.
+func (m *member) send(ctx context.Context) error {
+	for {
+		select {
+		case o := <-m.outbox:
+			index, err := m.agent.outside.Index(o.Device)
+			if err != nil {
+				continue // not made yet, or gone: the reconciler's matter
+			}
+			if o.payload == nil {
+				err = m.echoes.Ask(index, o.To)
+			} else {
+				err = m.probes.Send(index, o.To, o.payload)
+			}
+			if reason, hard := m.probes.Hard(err); hard {
+				m.post(core.TunnelFailed{Device: o.Device, Reason: reason})
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// receive feeds datagrams from the tunnels.
+func (m *member) receive(ctx context.Context) error {
+	return m.probes.Run(ctx, func(ifindex int, payload []byte, at time.Time) {
+		message, err := wire.Decode(payload)
+		if err != nil {
+			m.malformed.Add(1)
+			return
+		}
+		device, err := m.agent.outside.Device(ifindex)
+		if err != nil {
+			return
+		}
+		m.offer(core.Received{Device: device, Message: message, At: at})
+	})
+}
+
+// echoed feeds an answer of a far kernel.
+func (m *member) echoed(ifindex int, at time.Time) {
+	if device, err := m.agent.outside.Device(ifindex); err == nil {
+		m.offer(core.Echoed{Device: device, At: at})
+	}
+}
+
+// offer queues an event that may be lost.
+func (m *member) offer(ev core.Event) {
+	select {
+	case m.events <- ev:
+	default:
+		m.dropped.Add(1)
+	}
+}
+
+// post queues an event that must not be lost.
+func (m *member) post(ev core.Event) {
+	select {
+	case m.events <- ev:
+	case <-m.done:
+	}
+}
+
+// query runs f on the owner's goroutine and waits for it.
+func (m *member) query(ctx context.Context, f func(*core.Node)) error {
+	finished := make(chan struct{})
+	select {
+	case m.queries <- func(n *core.Node) { f(n); close(finished) }:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-m.done:
+		return errStopped
+	}
+	select {
+	case <-finished:
+		return nil
+	case <-m.done:
+		return errStopped
+	}
+}
+
+// record keeps a fact for people.
+func (m *member) record(f core.Fact) {
+	m.agent.journal.add(api.Event{
+		Time: f.At, Kind: string(f.Kind), Sentence: f.Sentence, Cause: f.Cause, From: f.From, To: f.To,
+	})
+	m.log.Info(f.Sentence, "kind", string(f.Kind), mesh.LogReason, f.Cause)
+}
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,282 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"guywire/discovery"
+	"guywire/mesh"
+	"guywire/mesh/control"
+	"guywire/mesh/core"
+	"guywire/mesh/kernel"
+	"guywire/mesh/reconcile"
+	"guywire/mesh/rendezvous"
+	"guywire/store/cache"
+)
+
+var errStopped = errors.New("meshd is stopping")
+
+// A member is the running part of a node that belongs to a mesh.
+type member struct {
+	agent *Agent
+	log   *slog.Logger
+	plane *control.Plane
+	self  mesh.NodeID
+	done  <-chan struct{} // closed when the member ends
+
+	node     *core.Node // owned by loop
+	dirty    bool       // owned by loop
+	deadline time.Time  // owned by loop
+	events   chan core.Event
+	queries  chan func(*core.Node)
+	outbox   chan outgoing
+
+	kernel     Kernel
+	reconciler *reconcile.Reconciler
+	probes     Probes
+	echoes     Echoes
+	gossip     Gossip
+	attempts   *rendezvous.Attempter
+
+	hostChanged chan struct{}
+	save        chan struct{}
+	records     atomic.Pointer[[]core.Record]
+	host        atomic.Pointer[core.Host]
+	applied     atomic.Uint64 // newest revision that is wholly in the kernel
+	completeAt  atomic.Uint64 // first complete revision
+	wanted      atomic.Uint64
+	dropped     atomic.Uint64
+	malformed   atomic.Uint64
+
+	mu        sync.Mutex // guards the rest
+	directory *discovery.Directory
+	surveys   map[string]discovery.Uplink // by uplink
+	own       discovery.Signed
+	ownFacts  discovery.Facts
+
+	savedFacts string // owned by spreadFacts
+}
+
+// open builds a member on an open control plane. Nothing runs and nothing in
+// the kernel is changed before run.
+func (a *Agent) open(plane *control.Plane) (_ *member, err error) {
+	state := plane.State()
+	m := &member{
+		agent: a, log: a.log, plane: plane, self: plane.ID(),
+		events:      make(chan core.Event, eventQueue),
+		queries:     make(chan func(*core.Node)),
+		outbox:      make(chan outgoing, outbox),
+		hostChanged: make(chan struct{}, 1),
+		save:        make(chan struct{}, 1),
+		directory:   discovery.NewDirectory(state.Mesh.ID, maxDirectory),
+		surveys:     map[string]discovery.Uplink{},
+	}
+	defer func() {
+		if err != nil {
+			m.close()
+		}
+	}()
+	m.kernel, err = a.outside.Kernel(KernelConfig{State: a.dir, Ring: a.ring, Pools: []netip.Prefix{state.Mesh.Pool4, state.Mesh.Pool6}})
+	if err != nil {
+		return nil, err
+	}
+	if m.probes, err = a.outside.Probes(m.self.LinkLocal()); err != nil {
+		return nil, err
+	}
+	if m.echoes, err = a.outside.Echoes(m.echoed); err != nil {
+		return nil, err
+	}
+	m.loadFacts()
+	records, err := m.loadRecords(a.ctx)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	m.node = core.New(now, core.Config{
+		Self: m.self, Mesh: state.Mesh.ID, Incarnation: uint64(now.UnixMicro()),
+		Sign: a.ring.Sign, Rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
+		Records: records, MTU: a.config.MTU,
+	})
+	m.reconciler = m.newReconciler()
+	m.attempts = m.newAttempter()
+	if node, ok := state.Nodes[m.self]; ok {
+		m.gossip, err = a.outside.Gossip(GossipConfig{
+			Self: m.self, Mesh: state.Mesh.ID, Bind: node.Addr6, Seeds: m.seeds, Admit: m.admit, Facts: m.heard,
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	m.handleNodes()
+	return m, nil
+}
+
+// run runs everything until ctx ends or the mesh removes this node. The
+// kernel keeps what it has.
+func (m *member) run(ctx context.Context) error {
+	tasks, ctx := errgroup.WithContext(ctx)
+	m.done = ctx.Done()
+	start := func(name string, f func(context.Context) error) {
+		tasks.Go(func() error {
+			if err := f(ctx); err != nil && ctx.Err() == nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			return nil
+		})
+	}
+	// The mind is fed before it runs: what is known of the world comes first.
+	first := []core.Event{core.StateChanged{State: m.plane.State()}}
+	if host, err := m.observe(ctx); err == nil {
+		first = append(first, core.HostChanged{Host: host})
+	}
+	m.mu.Lock()
+	for _, f := range m.directory.All() {
+		first = append(first, core.FactsChanged{Facts: f})
+	}
+	m.mu.Unlock()
+	for _, ev := range first {
+		m.step(ev)
+	}
+
+	start("control plane", m.plane.Run)
+	start("core", m.loop)
+	start("outbox", m.send)
+	start("probes", m.receive)
+	start("reconciler", m.reconciler.Run)
+	start("kernel watch", func(ctx context.Context) error { return m.kernel.Watch(ctx, m.reconciler.Kick) })
+	start("host watch", m.watchHost)
+	start("link attempts", m.followAttempts)
+	start("STUN", m.serveStun)
+	start("surveys", m.survey)
+	start("facts", m.spreadFacts)
+	if m.gossip != nil {
+		start("gossip", m.gossip.Run)
+	}
+	start("state", m.followState)
+	start("counters", m.count)
+	start("records", m.saveRecords)
+	err := tasks.Wait()
+	m.close()
+	return err
+}
+
+// close releases the adapters. It is for a member that did not run, too.
+func (m *member) close() {
+	if m.probes != nil {
+		_ = m.probes.Close()
+	}
+	if m.echoes != nil {
+		_ = m.echoes.Close()
+	}
+	if m.kernel.Close != nil {
+		_ = m.kernel.Close()
+	}
+}
+
+// followState feeds newer states of the log.
+func (m *member) followState(ctx context.Context) error {
+	for {
+		select {
+		case <-m.plane.Updates():
+			state := m.plane.State()
+			m.mu.Lock()
+			for _, f := range m.directory.All() {
+				if _, ok := state.Nodes[f.Node]; !ok {
+					m.directory.Remove(f.Node)
+					if m.gossip != nil {
+						m.gossip.Forget(f.Node)
+					}
+				}
+			}
+			m.mu.Unlock()
+			m.post(core.StateChanged{State: state})
+			m.publish() // our control addresses may have been found reachable
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// count feeds the tunnels' counters.
+func (m *member) count(ctx context.Context) error {
+	tick := time.NewTicker(statsEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if t, err := m.kernel.Stats(ctx); err == nil {
+				m.post(core.Measured{Tunnels: t})
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// loadRecords reads the links of the last run and looks which are alive.
+func (m *member) loadRecords(ctx context.Context) ([]core.Record, error) {
+	blob, err := m.plane.Cache().LoadBlob(cache.Links)
+	if errors.Is(err, cache.ErrEmpty) || errors.Is(err, cache.ErrUnusable) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the links of the last run: %w", err)
+	}
+	var records []core.Record
+	if err := json.Unmarshal(blob, &records); err != nil {
+		return nil, fmt.Errorf("read the links of the last run: %w", err)
+	}
+	alive := map[string]string{}
+	have, err := m.kernel.Backends[kernel.PartTunnels].Observe(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("look for tunnels of an earlier run: %w", err)
+	}
+	for _, t := range have.Tunnels {
+		alive[t.Name] = t.Alias
+	}
+	for i, r := range records {
+		records[i].Alive = alive[r.Device] == r.Alias()
+	}
+	return records, nil
+}
+
+// saveRecords keeps the link records at most saveEvery behind.
+func (m *member) saveRecords(ctx context.Context) error {
+	write := func() {
+		records := m.records.Load()
+		if records == nil {
+			return
+		}
+		blob, err := json.Marshal(*records)
+		if err == nil {
+			err = m.plane.Cache().SaveBlob(cache.Links, blob)
+		}
+		if err != nil {
+			m.log.Error("link records cannot be written; after a reboot links are searched anew", mesh.LogError, err)
+		}
+	}
+	for {
+		select {
+		case <-m.save:
+			write()
+		case <-ctx.Done():
+			return nil
+		}
+		select {
+		case <-time.After(saveEvery):
+		case <-ctx.Done():
+			write()
+			return nil
+		}
+	}
+}

@@ -1,0 +1,107 @@
+package agent
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"guywire/discovery"
+	"guywire/mesh"
+	"guywire/mesh/core"
+	"guywire/mesh/kernel"
+	"guywire/mesh/keyring"
+	"guywire/store/disk"
+)
+
+// Outside is what the agent needs of the machine. Each function opens one
+// adapter; what it returns is closed by the agent.
+type Outside struct {
+	// Check says why this process cannot run a mesh here (privileges,
+	// devices), with the next step; nil: it can.
+	Check func() error
+	// Observe reads the machine's uplinks; Watch calls changed when it may
+	// look different, until ctx ends.
+	Observe func(ctx context.Context) (core.Host, error)
+	Watch   func(ctx context.Context, changed func()) error
+	// Kernel opens the backends of the reconciler.
+	Kernel func(KernelConfig) (Kernel, error)
+	// Probes opens the in-tunnel datagram socket.
+	Probes func(source netip.Addr) (Probes, error)
+	// Echoes opens the ICMP sockets; answer is called for replies on links.
+	Echoes func(answer func(ifindex int, at time.Time)) (Echoes, error)
+	// Gossip makes this node's gossip member.
+	Gossip func(GossipConfig) (Gossip, error)
+	// Index gives a device's number; Device the name for a number.
+	Index  func(device string) (int, error)
+	Device func(index int) (string, error)
+}
+
+// KernelConfig is what the kernel backends need to know of the node.
+type KernelConfig struct {
+	State *disk.Dir
+	Ring  *keyring.Ring
+	Pools []netip.Prefix // overlay pools: addresses inside are ours
+}
+
+// A Kernel is the machine's kernel and data plane, seen by the reconciler.
+type Kernel struct {
+	Backends [kernel.Parts]kernel.Backend
+	// Kind is "kernel" or "userspace".
+	Kind func() string
+	// Stats reads the tunnels' counters.
+	Stats func(ctx context.Context) (map[string]core.Traffic, error)
+	// Lookup asks the kernel by which device it would send to an address.
+	Lookup func(ctx context.Context, to netip.Addr) (Lookup, error)
+	// Watch calls changed when our objects may have been changed by others.
+	Watch func(ctx context.Context, changed func(...kernel.Part)) error
+	// Close releases the adapters; the kernel's objects stay.
+	Close func() error
+	// Shutdown ends the data-plane process, after a teardown.
+	Shutdown func(ctx context.Context) error
+}
+
+// A Lookup is the kernel's answer on a destination.
+type Lookup struct {
+	Prefix netip.Prefix // that matched; invalid: not known
+	Device string       // empty: local delivery
+	Text   string       // as a person would read it
+	Local  bool
+}
+
+// Probes carries datagrams inside the tunnels.
+type Probes interface {
+	Send(ifindex int, to netip.Addr, payload []byte) error
+	// Run calls handle for every datagram until ctx ends; payload is valid
+	// during the call only.
+	Run(ctx context.Context, handle func(ifindex int, payload []byte, at time.Time)) error
+	// Hard says whether a send error is evidence against the link, and why.
+	// nil is none.
+	Hard(err error) (reason string, hard bool)
+	Close() error
+}
+
+// Echoes asks kernels whether they are there.
+type Echoes interface {
+	Ask(ifindex int, to netip.Addr) error
+	Ping(ctx context.Context, to netip.Addr, size int) (time.Duration, error)
+	Close() error
+}
+
+// GossipConfig is what a gossip member is made from.
+type GossipConfig struct {
+	Self  mesh.NodeID
+	Mesh  mesh.MeshID
+	Bind  netip.Addr
+	Seeds func() map[mesh.NodeID]netip.Addr // overlay addresses of all other members
+	Admit func(node mesh.NodeID, addr netip.Addr) bool
+	// Facts receives statements of other nodes; it must not block.
+	Facts func(discovery.Signed)
+}
+
+// Gossip spreads facts inside the mesh.
+type Gossip interface {
+	Run(ctx context.Context) error
+	// Publish spreads statements that were verified.
+	Publish(statements ...discovery.Signed) error
+	Forget(node mesh.NodeID)
+}

@@ -1,0 +1,51 @@
+package control
+
+import (
+	"log/slog"
+	"net/netip"
+
+	"guywire/mesh"
+	"guywire/mesh/keyring"
+	"guywire/store"
+	"guywire/store/disk"
+	"guywire/store/raftstore"
+)
+
+// Config is what the control plane of a node needs. The owner of State and
+// Ring closes them after the Plane.
+type Config struct {
+	State *disk.Dir // the node's state directory, open and locked
+	Ring  *keyring.Ring
+	// Listen is host:port of the control port, ":8686" unless configured.
+	Listen string
+	// Advertise gives addresses where the control port may be reachable from
+	// outside, those that the operator declared first. Other nodes check them.
+	// nil: only the address that others see is tried.
+	Advertise func() []netip.AddrPort
+	// Overlay gives a node's control addresses inside the mesh; nil: its own
+	// two addresses with mesh.ControlPort.
+	Overlay func(store.Node) []netip.AddrPort
+	// Timing of the voters; zero: raftstore.WAN.
+	Timing raftstore.Timing
+	Logger *slog.Logger
+}
+
+func (c Config) id() mesh.NodeID { return c.Ring.Identity().NodeID() }
+
+func (c Config) advertise() []netip.AddrPort {
+	if c.Advertise == nil {
+		return nil
+	}
+	all := c.Advertise()
+	return all[:min(len(all), maxCandidates)]
+}
+
+func (c Config) overlay(n store.Node) []netip.AddrPort {
+	if c.Overlay != nil {
+		return c.Overlay(n)
+	}
+	return []netip.AddrPort{
+		netip.AddrPortFrom(n.Addr4, mesh.ControlPort),
+		netip.AddrPortFrom(n.Addr6, mesh.ControlPort),
+	}
+}

@@ -1,0 +1,388 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"time"
+
+	"guywire/discovery/invite"
+	"guywire/mesh"
+	"guywire/mesh/transport"
+	"guywire/store"
+	"guywire/store/cache"
+)
+
+// JoinRequest is what a node asks for when it joins.
+type JoinRequest struct {
+	Name     string
+	Prefixes []netip.Prefix // of its site, masked
+	// Check looks at the pools of the mesh before the token is used, for what
+	// only this machine can know: networks of its own that overlap them. nil:
+	// no check.
+	Check func(pool4, pool6 netip.Prefix) error
+}
+
+// Progress is told each step of a join as it succeeds, with slog-like pairs.
+// nil: nobody listens.
+type Progress func(step string, fields ...any)
+
+// Join makes this machine a member by a token. The token's servers are dialled
+// side by side and asked in the order in which they answer, until one admits
+// this machine; nothing is sent to a server whose CA the token does not pin. A join whose answer was lost is
+// completed by joining again with the same token and the same identity.
+// Nothing of it is left behind when it fails.
+func Join(ctx context.Context, config Config, tokenText string, request JoinRequest, progress Progress) (*Plane, error) {
+	if progress == nil {
+		progress = func(string, ...any) {}
+	}
+	token, err := invite.Parse(tokenText)
+	if err != nil {
+		return nil, err
+	}
+	if request.Name == "" {
+		return nil, errors.New("a node needs a name; join with --name NAME")
+	}
+	if err := mesh.CheckName(request.Name); err != nil {
+		return nil, err
+	}
+	f, err := prepare(config)
+	if err != nil {
+		return nil, err
+	}
+	p, err := join(ctx, config, f, token, request, progress)
+	if err != nil {
+		return nil, errors.Join(err, f.clear(), f.close())
+	}
+	return p, nil
+}
+
+// prepare opens the state folder of a machine that is in no mesh and removes
+// what an interrupted attempt left.
+func prepare(config Config) (files, error) {
+	f, err := openFiles(config.State)
+	if err != nil {
+		return files{}, err
+	}
+	if f.enrolled() {
+		return files{}, errors.Join(ErrEnrolled, f.close())
+	}
+	if err := f.clear(); err != nil {
+		return files{}, errors.Join(err, f.close())
+	}
+	return f, nil
+}
+
+func join(ctx context.Context, config Config, f files, token invite.Token, request JoinRequest, progress Progress) (*Plane, error) {
+	// The port first: a member that cannot open its port would be of little use.
+	p, err := newPlane(config, f)
+	if err != nil {
+		return nil, err
+	}
+	answer, state, err := redeem(ctx, config, token, request, progress)
+	if err == nil {
+		err = p.enrol(answer.Certificate, state)
+	}
+	if err != nil {
+		return nil, errors.Join(err, p.abandon())
+	}
+	progress("joined", "mesh", state.Mesh.Name, "node", answer.Node.Name, "address4", answer.Node.Addr4, "address6", answer.Node.Addr6)
+	return p, nil
+}
+
+// abandon closes a plane that did not come to be; its files stay open.
+func (p *Plane) abandon() error {
+	p.cancel(nil)
+	err := errors.Join(p.closeVoter(), p.listener.Close())
+	p.tasks.Wait()
+	if p.cache != nil {
+		err = errors.Join(err, p.cache.Close())
+	}
+	return err
+}
+
+// enrol makes this machine a member on disk; the certificate comes last.
+func (p *Plane) enrol(c certificate, state *store.State) error {
+	if err := p.present(c); err != nil {
+		return err
+	}
+	if err := cache.Bind(p.config.State, cache.Owner{Mesh: state.Mesh.ID, Node: p.id}); err != nil {
+		return err
+	}
+	kept, err := cache.Open(p.config.State, p.config.Ring)
+	if err != nil {
+		return err
+	}
+	p.cache = kept
+	if err := kept.SaveState(state); err != nil {
+		return err
+	}
+	p.advance(state)
+	return p.files.write(certificateFile, c)
+}
+
+// redeem asks the servers of the token.
+func redeem(ctx context.Context, config Config, token invite.Token, request JoinRequest, progress Progress) (joinAnswer, *store.State, error) {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	for {
+		failures := make([]error, 0, len(token.Servers))
+		for d := range dialServers(ctx, token) {
+			err := d.err
+			if err == nil {
+				progress("server verified", mesh.LogEndpoint, d.server.String())
+				var answer joinAnswer
+				answer, err = redeemAt(ctx, config, token, d, request)
+				if err == nil {
+					progress("admitted", mesh.LogEndpoint, d.server.String())
+					state, err := checkAnswer(config, token, answer)
+					if err != nil {
+						return joinAnswer{}, nil, fmt.Errorf("server %s: %w", d.server, err)
+					}
+					return answer, state, nil
+				}
+			}
+			if errors.Is(err, errUnfit) {
+				return joinAnswer{}, nil, err
+			}
+			if e, answered := errors.AsType[*Error](err); answered && final(e) {
+				return joinAnswer{}, nil, fmt.Errorf("server %s refuses: %w", d.server, e)
+			}
+			failures = append(failures, fmt.Errorf("server %s: %w", d.server, explainJoin(err)))
+		}
+		if !slices.ContainsFunc(failures, transient) {
+			return joinAnswer{}, nil, joinFailed(failures)
+		}
+		timer := time.NewTimer(jitter(retryMax))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return joinAnswer{}, nil, joinFailed(failures)
+		}
+	}
+}
+
+// errUnfit marks what JoinRequest.Check found: no server can change it.
+var errUnfit = errors.New("this machine does not fit the mesh")
+
+// errInterrupted marks a connection that was verified and then broke.
+var errInterrupted = errors.New("the connection broke in the middle of the join")
+
+type dialled struct {
+	server netip.AddrPort
+	conn   *tls.Conn
+	err    error
+}
+
+// dialServers connects to all servers of the token side by side and gives each
+// outcome as it comes. Connections that are not taken are closed.
+func dialServers(ctx context.Context, token invite.Token) iter.Seq[dialled] {
+	return func(yield func(dialled) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		trust := transport.Trust{
+			Certificate: func() *tls.Certificate { return nil },
+			Pins:        func() [][32]byte { return token.Pins },
+		}
+		outcomes := make(chan dialled, len(token.Servers))
+		for _, server := range token.Servers {
+			go func() {
+				conn, err := transport.DialAddr(ctx, trust, server.String(), transport.Control)
+				outcomes <- dialled{server, conn, err}
+			}()
+		}
+		left := len(token.Servers)
+		defer func() {
+			cancel()
+			for ; left > 0; left-- {
+				if d := <-outcomes; d.err == nil {
+					d.conn.NetConn().Close()
+				}
+			}
+		}()
+		for left > 0 {
+			d := <-outcomes
+			left--
+			if !yield(d) {
+				return
+			}
+		}
+	}
+}
+
+func joinFailed(failures []error) error {
+	return fmt.Errorf("no server of the token admits this machine: %w", errors.Join(failures...))
+}
+
+// final reports whether another server, or another try, would say the same.
+func final(e *Error) bool {
+	switch e.Code {
+	case CodeInternal, CodeBusy, CodeNotVoter, CodeNotLeader, CodeUnknownNode:
+		return false
+	default:
+		return true
+	}
+}
+
+// transient reports whether the mesh was reached and is only busy electing, or
+// the server stopped in the middle.
+func transient(err error) bool {
+	e, answered := errors.AsType[*Error](err)
+	return answered && !final(e) || errors.Is(err, errInterrupted)
+}
+
+// explainJoin says what to do about a server that cannot be used.
+func explainJoin(err error) error {
+	switch {
+	case errors.Is(err, transport.ErrUntrusted):
+		return fmt.Errorf("it does not hold the key that the token pins, so nothing was sent to it; the token is for another mesh, or somebody answers in its place: ask for a new token (%w)", err)
+	case errors.Is(err, transport.ErrClock):
+		return err
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" || errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("it cannot be reached; check that this machine may open TCP connections to that address and port (%w)", err)
+	}
+	return err
+}
+
+// redeemAt joins through one server, on one connection, and closes it.
+func redeemAt(ctx context.Context, config Config, token invite.Token, d dialled, request JoinRequest) (joinAnswer, error) {
+	defer d.conn.NetConn().Close()
+	s := session{client: oneConnection(d.conn), host: d.server.String()}
+	defer s.client.CloseIdleConnections()
+	var begun joinBegun
+	if err := s.post(ctx, "/v1/join/begin", struct{}{}, &begun); err != nil {
+		return joinAnswer{}, err
+	}
+	if begun.Mesh != token.Mesh || len(begun.Challenge) != 32 {
+		return joinAnswer{}, errors.New("it is in another mesh than the token")
+	}
+	if request.Check != nil {
+		if err := request.Check(begun.Pool4, begun.Pool6); err != nil {
+			return joinAnswer{}, fmt.Errorf("%w: %w", errUnfit, err)
+		}
+	}
+	proofs, err := prove(config, token, d.conn.ConnectionState(), [32]byte(begun.Challenge), request)
+	if err != nil {
+		return joinAnswer{}, err
+	}
+	var answer joinAnswer
+	if err := s.post(ctx, "/v1/join/finish", proofs, &answer); err != nil {
+		return joinAnswer{}, err
+	}
+	return answer, nil
+}
+
+// prove makes the three proofs over one transcript.
+func prove(config Config, token invite.Token, state tls.ConnectionState, challenge [32]byte, request JoinRequest) (joinRequest, error) {
+	value, err := exporter(state)
+	if err != nil {
+		return joinRequest{}, fmt.Errorf("bind proofs to the connection: %w", err)
+	}
+	const epoch = 1
+	key, err := config.Ring.Generate(epoch)
+	if err != nil {
+		return joinRequest{}, err
+	}
+	private, err := config.Ring.Private(epoch)
+	if err != nil {
+		return joinRequest{}, err
+	}
+	transcript, err := invite.Transcript{
+		Mesh: token.Mesh, Token: token.ID, Exporter: value, Identity: config.Ring.Identity(),
+		Epoch: epoch, Key: key, Name: request.Name, Prefixes: request.Prefixes,
+		Request: requestID(token, config.Ring.Identity()),
+	}.Encode()
+	if err != nil {
+		return joinRequest{}, err
+	}
+	answer, err := invite.AnswerChallenge(private, challenge, transcript)
+	if err != nil {
+		return joinRequest{}, err
+	}
+	return joinRequest{
+		Transcript: transcript, Signature: token.Sign(transcript),
+		Proof: invite.ProveIdentity(config.Ring.Sign, transcript), Answer: answer,
+	}, nil
+}
+
+// requestID names a join by who joins and with which token, so that it is the
+// same after a crash of this machine, too.
+func requestID(token invite.Token, identity mesh.IdentityKey) string {
+	sum := sha256.Sum256(append([]byte("guywire join request v1\x00"+token.ID+"\x00"), identity[:]...))
+	return hex.EncodeToString(sum[:16])
+}
+
+// checkAnswer reads the state and refuses what does not fit token and node.
+func checkAnswer(config Config, token invite.Token, answer joinAnswer) (*store.State, error) {
+	state, err := store.Restore(answer.State)
+	if err != nil {
+		return nil, fmt.Errorf("its answer is unusable: %w", err)
+	}
+	node, member := state.Nodes[config.id()]
+	pin, err := transport.Pin(answer.Certificate.Authority)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("its answer is unusable: %w", err)
+	case state.Mesh.ID != token.Mesh:
+		return nil, errors.New("its answer is about another mesh")
+	case !member || node.Identity != config.Ring.Identity():
+		return nil, errors.New("its answer does not have this machine in it")
+	case !slices.Contains(token.Pins, pin) || !slices.Contains(state.Mesh.CA, pin):
+		return nil, errors.New("its answer has a certificate of another CA")
+	}
+	return state, nil
+}
+
+// A session is HTTP over one connection that exists already.
+type session struct {
+	client *http.Client
+	host   string
+}
+
+func oneConnection(conn *tls.Conn) *http.Client {
+	ready := make(chan *tls.Conn, 1)
+	ready <- conn
+	return &http.Client{
+		Transport: &http.Transport{
+			DialTLSContext: func(context.Context, string, string) (net.Conn, error) {
+				select {
+				case c := <-ready:
+					return c, nil
+				default:
+					return nil, errors.New("the server closed the connection in the middle of the join; join again with the same token")
+				}
+			},
+			MaxResponseHeaderBytes: maxHeaderBytes,
+			DisableCompression:     true,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+func (s session) post(ctx context.Context, path string, in, out any) error {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return fmt.Errorf("encode request: %w", err)
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+s.host+path, bytes.NewReader(body))
+	if err != nil {
+		return fmt.Errorf("make request: %w", err)
+	}
+	answer, err := s.client.Do(r)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errInterrupted, err)
+	}
+	defer answer.Body.Close()
+	return readAnswer(answer, out)
+}

@@ -1,0 +1,108 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+
+	"guywire/mesh"
+	"guywire/store"
+)
+
+// Leave takes this node out of the mesh: a voter first gives its vote to
+// another node, then the node becomes a tombstone, and what made this machine
+// a member is removed when Run returns, with ErrLeft. The identity key cannot
+// be used to join again. When the last node leaves, the mesh is gone.
+//
+// It needs a majority of the voters; without one nothing is changed.
+func (p *Plane) Leave(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, promoteTimeout+changeTimeout)
+	defer cancel()
+	p.leaving.Store(true)
+	defer p.leaving.Store(false)
+	err := p.leave(ctx)
+	if errors.Is(context.Cause(p.life), ErrLeft) {
+		return nil // the mesh was quicker to say so than the answer to come
+	}
+	if err != nil {
+		return fmt.Errorf("leave the mesh: %w", err)
+	}
+	p.end(ErrLeft)
+	return nil
+}
+
+func (p *Plane) leave(ctx context.Context) error {
+	if len(p.State().Nodes) <= 1 {
+		return nil
+	}
+	if err := p.giveUpVote(ctx); err != nil {
+		return err
+	}
+	result, err := p.Propose(ctx, store.Command{RemoveNode: &store.RemoveNode{Node: p.id}})
+	switch {
+	case hasCode(err, CodeRemoved): // an earlier attempt was applied
+		return nil
+	case err != nil:
+		return err
+	case result.Refused != nil:
+		return result.Refused
+	}
+	return nil
+}
+
+// giveUpVote ends this node's vote through the leader. A leader hands over
+// first, and the only voter makes another one before that.
+func (p *Plane) giveUpVote(ctx context.Context) error {
+	return p.retry(ctx, func() (bool, error) {
+		log := p.voter.store()
+		if log == nil {
+			return false, nil
+		}
+		st := log.Status()
+		if !slices.Contains(st.Voters, p.id) {
+			p.voter.change.Lock()
+			defer p.voter.change.Unlock()
+			return false, p.dismissed()
+		}
+		if st.Leads() {
+			return p.handOver(ctx)
+		}
+		if st.Leader.IsZero() {
+			return true, ErrNoVoter
+		}
+		if err := p.Do(ctx, st.Leader, http.MethodPost, "/v1/resign", struct{}{}, nil); err != nil {
+			return true, err
+		}
+		p.voter.change.Lock()
+		defer p.voter.change.Unlock()
+		return false, p.dismissed()
+	})
+}
+
+// errHandedOver: another voter is being made leader; look again.
+var errHandedOver = errors.New("leadership is being handed over")
+
+// handOver makes another voter the leader; again is set unless that cannot be.
+func (p *Plane) handOver(ctx context.Context) (again bool, err error) {
+	p.voter.change.Lock()
+	defer p.voter.change.Unlock()
+	log := p.voter.store()
+	if log == nil {
+		return true, errHandedOver
+	}
+	if st := log.Status(); len(st.Voters) == 1 {
+		heirs := candidates(log.State(), st.Voters, func(mesh.NodeID) bool { return false })
+		if len(heirs) == 0 {
+			return false, errors.New("this is the only voter and no other node can be reached from outside to take over; open the control port of one, or remove the other nodes first")
+		}
+		if err := p.promote(ctx, log, heirs[:1], false); err != nil {
+			return true, err
+		}
+	}
+	if err := log.Transfer(ctx); err != nil {
+		return true, err
+	}
+	return true, errHandedOver
+}

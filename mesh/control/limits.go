@@ -1,0 +1,60 @@
+package control
+
+import "time"
+
+// Bounds and patience of the control plane.
+const (
+	maxBody        = 1 << 20 // bytes of a request
+	maxAnswer      = 96 << 20
+	maxHeaderBytes = 16 << 10
+	maxFollowers   = 2048 // streams served by one voter; more are sent to another
+
+	headerTimeout = 5 * time.Second
+	readTimeout   = 30 * time.Second
+	writeTimeout  = 60 * time.Second
+	idleTimeout   = 2 * time.Minute
+
+	// callTimeout bounds one call to another node, changeTimeout a change with
+	// all its retries: longer than an election.
+	callTimeout   = 10 * time.Second
+	changeTimeout = 20 * time.Second
+	// catchUp is how long a server waits to hear of a caller that the mesh
+	// admitted a moment ago, and a proposer to see its own change.
+	catchUp = 2 * time.Second
+
+	retryMin = 100 * time.Millisecond // between attempts of one change
+	retryMax = time.Second
+
+	// A follow stream carries a heartbeat every heartbeat; a follower takes
+	// another voter after silence, or when its voter has no leader or is behind
+	// for patience.
+	heartbeat = 3 * time.Second
+	silence   = 10 * time.Second
+	patience  = 12 * time.Second
+	followMin = 200 * time.Millisecond // backoff between streams
+	followMax = 15 * time.Second
+	batch     = 64 // changes read from the log at once
+
+	saveEvery = time.Second // the cache is at most this far behind
+
+	reopenMin = 10 * time.Second // after the log failed
+	reopenMax = 5 * time.Minute
+
+	voterEvery     = 2 * time.Second  // how often the leader looks at its voters
+	promoteTimeout = 30 * time.Second // for a new voter to catch up
+	penalty        = time.Minute      // before a node that could not be made a voter is tried again
+	leaderless     = 5 * time.Second  // a voter without leader follows others, too
+
+	reachFirst    = 250 * time.Millisecond
+	reachEvery    = 10 * time.Minute
+	reachRetry    = 20 * time.Second
+	reachMisses   = 3 // in a row before a node says that it cannot be reached
+	maxCandidates = 8
+
+	joinTimeout = 30 * time.Second // for all servers of a token together
+
+	renewCheck = time.Hour
+	renewRetry = 30 * time.Second
+
+	manyNodes = 20 // above it there are five voters
+)

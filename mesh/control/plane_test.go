@@ -1,0 +1,513 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"guywire/mesh"
+	"guywire/mesh/keyring"
+	"guywire/store"
+	"guywire/store/disk"
+	"guywire/store/raftstore"
+)
+
+// quick keeps the tests short; a busy machine costs elections, not results.
+var quick = raftstore.Timing{Heartbeat: 400 * time.Millisecond, Election: 400 * time.Millisecond, Lease: 300 * time.Millisecond, Commit: 20 * time.Millisecond}
+
+// A machine is one node of a test: its state directory, its port, and its
+// plane while it runs.
+type machine struct {
+	*Plane
+	t      *testing.T
+	path   string
+	config Config
+	stop   context.CancelFunc
+	done   chan error
+}
+
+func newMachine(t *testing.T) *machine {
+	t.Helper()
+	m := &machine{t: t, path: filepath.Join(t.TempDir(), "state")}
+	m.config = Config{
+		Listen: freePort(t), Timing: quick,
+		Overlay: func(store.Node) []netip.AddrPort { return nil },
+		Logger:  slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})),
+	}
+	m.config.Advertise = func() []netip.AddrPort { return []netip.AddrPort{netip.MustParseAddrPort(m.config.Listen)} }
+	m.load()
+	t.Cleanup(func() {
+		m.shut()
+		m.unload()
+	})
+	return m
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// load opens the state directory, making the identity at first.
+func (m *machine) load() {
+	m.t.Helper()
+	state, err := disk.Open(m.path)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	ring, err := keyring.Open(state)
+	if errors.Is(err, keyring.ErrNoIdentity) {
+		ring, err = keyring.Create(state)
+	}
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.config.State, m.config.Ring = state, ring
+}
+
+func (m *machine) unload() {
+	if m.config.State == nil {
+		return
+	}
+	if err := errors.Join(m.config.Ring.Close(), m.config.State.Close()); err != nil {
+		m.t.Error(err)
+	}
+	m.config.State = nil
+}
+
+// run serves a plane that Init, Join or Open made.
+func (m *machine) run(p *Plane, err error) *machine {
+	m.t.Helper()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.Plane = p
+	ctx, cancel := context.WithCancel(context.Background())
+	m.stop, m.done = cancel, make(chan error, 1)
+	go func() { m.done <- p.Run(ctx) }()
+	return m
+}
+
+// shut ends Run and gives its error.
+func (m *machine) shut() error {
+	if m.stop == nil {
+		return nil
+	}
+	m.stop()
+	m.stop = nil
+	return <-m.done
+}
+
+func (m *machine) restart() {
+	m.t.Helper()
+	if err := m.shut(); err != nil {
+		m.t.Fatal(err)
+	}
+	m.run(Open(m.config))
+}
+
+func founded(t *testing.T) *machine {
+	t.Helper()
+	m := newMachine(t)
+	return m.run(Init(t.Context(), m.config, initRequest))
+}
+
+var initRequest = InitRequest{
+	Mesh: "lab", Name: "one",
+	Pool4: netip.MustParsePrefix("10.86.0.0/16"), Pool6: netip.MustParsePrefix("fd12:3456:789a::/48"),
+}
+
+func (m *machine) token(request TokenRequest) string {
+	m.t.Helper()
+	text, _, err := m.CreateToken(m.t.Context(), request)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return text
+}
+
+// joined adds a node through m.
+func (m *machine) joined(name string) *machine {
+	m.t.Helper()
+	n := newMachine(m.t)
+	return n.run(Join(m.t.Context(), n.config, m.token(TokenRequest{}), JoinRequest{Name: name}, nil))
+}
+
+func eventually(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(50 * time.Second)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		if time.Now().After(deadline) {
+			t.Fatalf("still not so: %s", what)
+		}
+		<-tick.C
+	}
+}
+
+// three is a mesh of three voters and, after them, further nodes.
+func three(t *testing.T, more ...string) []*machine {
+	t.Helper()
+	one := founded(t)
+	all := []*machine{one, one.joined("two"), one.joined("three")}
+	eventually(t, "three voters", func() bool { return voting(all) == 3 })
+	for _, name := range more {
+		all = append(all, one.joined(name))
+	}
+	return all
+}
+
+// voting is how many of the machines have an open log that names them voter.
+func voting(all []*machine) int {
+	n := 0
+	for _, m := range all {
+		st := m.Status()
+		if st.Raft != nil && len(st.Raft.Voters) == 3 && !st.Raft.Leader.IsZero() && m.State().Nodes[m.ID()].Voter {
+			n++
+		}
+	}
+	return n
+}
+
+func (m *machine) propose(c store.Command) store.Result {
+	m.t.Helper()
+	r, err := m.Propose(m.t.Context(), c)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if r.Refused != nil {
+		m.t.Fatal(r.Refused)
+	}
+	return r
+}
+
+// grant is write number n: an operator's, distinguishable.
+func (m *machine) grant(n int) store.Command {
+	return store.Command{By: store.Authority{Operator: true}, Grant: &store.Grant{
+		Node: m.ID(), Prefixes: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("192.168.%d.0/24", n))},
+	}}
+}
+
+func sameState(t *testing.T, all []*machine, index uint64) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("all are at %d", index), func() bool {
+		for _, m := range all {
+			if m.State().Index < index {
+				return false
+			}
+		}
+		return true
+	})
+	eventually(t, "all states are equal", func() bool {
+		for _, m := range all[1:] {
+			if m.State().Index != all[0].State().Index || store.Hash(m.State()) != store.Hash(all[0].State()) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+func TestInit(t *testing.T) {
+	t.Parallel()
+	m := founded(t)
+	self := m.State().Nodes[m.ID()]
+	if self.Name != "one" || !self.Voter || !self.Addr4.IsValid() || !self.Addr6.IsValid() || len(self.Control) != 1 {
+		t.Errorf("first node: %+v", self)
+	}
+	st := m.Status()
+	if st.Role != "voter" || st.Leader != m.ID() || len(st.Voters) != 1 || st.Lag != 0 {
+		t.Errorf("status: %+v", st)
+	}
+	if err := m.shut(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Init(t.Context(), m.config, initRequest); !errors.Is(err, ErrEnrolled) {
+		t.Errorf("a second init: %v, want ErrEnrolled", err)
+	}
+	index := m.State().Index
+	m.run(Open(m.config))
+	if m.State().Index < index {
+		t.Errorf("state at %d after restart, was at %d", m.State().Index, index)
+	}
+}
+
+func TestFailedInitLeavesNothing(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	bad := initRequest
+	bad.Pool4 = netip.MustParsePrefix("127.0.0.0/8")
+	if _, err := Init(t.Context(), m.config, bad); err == nil || !strings.Contains(err.Error(), "127.0.0.0/8") {
+		t.Fatalf("init with a bad pool: %v", err)
+	}
+	if _, err := Open(m.config); !errors.Is(err, ErrNotEnrolled) {
+		t.Errorf("open after it: %v, want ErrNotEnrolled", err)
+	}
+	m.run(Init(t.Context(), m.config, initRequest))
+}
+
+func TestJoinMakesMembersAndVoters(t *testing.T) {
+	t.Parallel()
+	all := three(t, "four")
+	r := all[3].propose(all[3].grant(7))
+	sameState(t, all, r.Index)
+	for i, name := range []string{"one", "two", "three", "four"} {
+		self := all[i].State().Nodes[all[i].ID()]
+		if self.Name != name || self.Voter != (i < 3) {
+			t.Errorf("node %d: %+v", i, self)
+		}
+	}
+	eventually(t, "the follower follows", func() bool {
+		st := all[3].Status()
+		return st.Role == "follower" && !st.Source.IsZero() && !st.Leader.IsZero() && st.Lag == 0
+	})
+	eventually(t, "one voter serves it, and nobody else", func() bool {
+		var seen []mesh.NodeID
+		for _, m := range all[:3] {
+			seen = append(seen, m.Status().Followers...)
+		}
+		return len(seen) == 1 && seen[0] == all[3].ID()
+	})
+	if all[3].voter.authority() != nil {
+		t.Error("a follower has the CA key")
+	}
+}
+
+func TestRestartWithoutAnyone(t *testing.T) {
+	t.Parallel()
+	all := three(t, "four")
+	r := all[0].propose(all[0].grant(9))
+	sameState(t, all, r.Index)
+	for _, m := range all {
+		if err := m.shut(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, m := range all { // one at a time: each is alone
+		p, err := Open(m.config)
+		if err != nil {
+			t.Fatalf("node %d: %v", i, err)
+		}
+		if got := p.State(); got.Index < r.Index || len(got.Nodes[all[0].ID()].Prefixes) != 1 {
+			t.Errorf("node %d alone is at %d, want %d", i, got.Index, r.Index)
+		}
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, m := range all {
+		m.run(Open(m.config))
+	}
+	r = all[3].propose(all[3].grant(10))
+	sameState(t, all, r.Index)
+}
+
+func TestVoterWithoutQuorumCannotWrite(t *testing.T) {
+	t.Parallel()
+	all := three(t)
+	for _, m := range all[1:] {
+		if err := m.shut(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if _, err := all[0].Propose(ctx, all[0].grant(1)); !errors.Is(err, ErrNoVoter) {
+		t.Errorf("propose: %v, want ErrNoVoter", err)
+	}
+}
+
+func TestLeave(t *testing.T) {
+	t.Parallel()
+	all := three(t, "four")
+	// The first one leaves: it may lead, and its vote goes to the follower.
+	if err := all[0].Leave(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-all[0].done; !errors.Is(err, ErrLeft) {
+		t.Errorf("run returned %v, want ErrLeft", err)
+	}
+	all[0].stop = nil
+	if _, err := Open(all[0].config); !errors.Is(err, ErrNotEnrolled) {
+		t.Errorf("open after leave: %v, want ErrNotEnrolled", err)
+	}
+	rest := all[1:]
+	eventually(t, "the follower is a voter", func() bool { return voting(rest) == 3 })
+	r := rest[0].propose(rest[0].grant(3))
+	sameState(t, rest, r.Index)
+	if _, gone := rest[0].State().Removed[all[0].ID()]; !gone {
+		t.Error("no tombstone")
+	}
+	// The identity is not taken back.
+	_, err := Join(t.Context(), all[0].config, rest[0].token(TokenRequest{}), JoinRequest{Name: "back"}, nil)
+	if err == nil || !strings.Contains(err.Error(), "left the mesh") {
+		t.Errorf("join with a used identity: %v", err)
+	}
+}
+
+func TestTwoNodesAndTheOnlyVoterLeaves(t *testing.T) {
+	t.Parallel()
+	one := founded(t)
+	two := one.joined("two")
+	eventually(t, "the second is reachable", func() bool { return len(one.State().Nodes[two.ID()].Control) > 0 })
+	if err := one.Leave(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-one.done
+	one.stop = nil
+	r := two.propose(two.grant(1))
+	if two.State().Index < r.Index || len(two.State().Nodes) != 1 {
+		t.Errorf("state: %+v", two.State())
+	}
+	if err := two.Leave(t.Context()); err != nil { // the last one: the mesh ends
+		t.Fatal(err)
+	}
+	if err := <-two.done; !errors.Is(err, ErrLeft) {
+		t.Errorf("run returned %v", err)
+	}
+	two.stop = nil
+}
+
+func TestRevokedNodeIsCutOff(t *testing.T) {
+	t.Parallel()
+	all := three(t, "four")
+	bad := all[3]
+	eventually(t, "it follows", func() bool { return !bad.Status().Source.IsZero() })
+	all[1].propose(store.Command{By: store.Authority{Operator: true}, RemoveNode: &store.RemoveNode{Node: bad.ID(), Revoke: true}})
+	if err := <-bad.done; !errors.Is(err, ErrRemoved) {
+		t.Errorf("run returned %v, want ErrRemoved", err)
+	}
+	bad.stop = nil
+	// It comes again with its old certificate.
+	p, err := Open(bad.config)
+	if errors.Is(err, ErrRemoved) {
+		return // it had learned of the tombstone
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	for _, m := range all[:3] {
+		eventually(t, "the state has the tombstone", func() bool { _, gone := m.State().Removed[bad.ID()]; return gone })
+		if err := p.Do(t.Context(), m.ID(), "GET", "/v1/raft", nil, nil); !hasCode(err, CodeRemoved) {
+			t.Errorf("call after revocation: %v", err)
+		}
+	}
+}
+
+func TestRevokedVoterIsReplaced(t *testing.T) {
+	t.Parallel()
+	all := three(t, "four")
+	all[3].propose(store.Command{By: store.Authority{Operator: true}, RemoveNode: &store.RemoveNode{Node: all[1].ID(), Revoke: true}})
+	rest := []*machine{all[0], all[2], all[3]}
+	eventually(t, "the follower is a voter", func() bool { return voting(rest) == 3 })
+	r := rest[2].propose(rest[2].grant(3))
+	sameState(t, rest, r.Index)
+}
+
+func TestProposalsOfAllNodesAreAppliedOnce(t *testing.T) {
+	t.Parallel()
+	all := three(t, "four", "five")
+	var tasks sync.WaitGroup
+	for i, m := range all {
+		tasks.Go(func() {
+			for n := range 5 {
+				if r, err := m.Propose(t.Context(), m.grant(10*i+n)); err != nil || r.Refused != nil {
+					t.Errorf("write %d of %d: %v %v", n, i, err, r.Refused)
+				}
+			}
+		})
+	}
+	tasks.Wait()
+	sameState(t, all, all[0].State().Index)
+	for i, m := range all {
+		if got := all[0].State().Nodes[m.ID()].Prefixes; len(got) != 1 || got[0] != m.grant(10*i + 4).Grant.Prefixes[0] {
+			t.Errorf("node %d has %v", i, got)
+		}
+	}
+}
+
+func TestAuthorityIsTheCallersOwn(t *testing.T) {
+	t.Parallel()
+	all := three(t, "four")
+	// A member that claims to be another one, in the body.
+	command := store.Command{By: store.Authority{Node: all[0].ID()}, RemoveNode: &store.RemoveNode{Node: all[0].ID()}}
+	var result store.Result
+	err := all[3].Do(t.Context(), all[0].ID(), "POST", "/v1/propose", command, &result)
+	if err != nil || result.Refused == nil || result.Refused.Code != store.CodeForbidden {
+		t.Errorf("removal in another's name: %v %+v", err, result)
+	}
+	for path, in := range map[string]any{
+		"/v1/forward": command,
+		"/v1/resign":  struct{}{},
+		"/v1/promote": authorityKey{},
+	} {
+		if err := all[3].Do(t.Context(), all[0].ID(), "POST", path, in, nil); !hasCode(err, CodeNotVoter) {
+			t.Errorf("%s by a follower: %v", path, err)
+		}
+	}
+	for _, c := range []store.Command{
+		{SetVoter: &store.SetVoter{Node: all[3].ID(), Voter: true}},
+		{Init: &store.Init{}},
+	} {
+		if err := all[3].Do(t.Context(), all[0].ID(), "POST", "/v1/propose", c, nil); !hasCode(err, store.CodeForbidden) {
+			t.Errorf("%+v by a follower: %v", c, err)
+		}
+	}
+}
+
+func TestRenewal(t *testing.T) {
+	t.Parallel()
+	one := founded(t)
+	two := one.joined("two")
+	for _, m := range []*machine{one, two} {
+		before := m.certificate.Load()
+		if m.renewalDue(time.Now()) || !m.renewalDue(before.Leaf.NotAfter.Add(-40*24*time.Hour)) {
+			t.Error("renewal is not due at half of the life")
+		}
+		if err := m.renewOnce(); err != nil {
+			t.Fatal(err)
+		}
+		if m.certificate.Load() == before {
+			t.Error("the certificate is the old one")
+		}
+	}
+	two.restart()
+	two.propose(two.grant(1))
+}
+
+func TestCallerNamesAndMountedRoutes(t *testing.T) {
+	t.Parallel()
+	one := founded(t)
+	two := one.joined("two")
+	got := make(chan mesh.NodeID, 1)
+	one.Handle("POST /v1/test", Member, handlerOf(got))
+	var answer struct{ Name string }
+	if err := two.Do(t.Context(), one.ID(), "POST", "/v1/test", struct{}{}, &answer); err != nil || answer.Name != "two" {
+		t.Errorf("answer %+v, %v", answer, err)
+	}
+	if id := <-got; id != two.ID() {
+		t.Errorf("caller %s, want %s", id, two.ID())
+	}
+	err := two.Do(t.Context(), one.ID(), "POST", "/v1/none", struct{}{}, nil)
+	if !hasCode(err, store.CodeNotFound) || !strings.Contains(err.Error(), "call one:") {
+		t.Errorf("unknown route: %v", err)
+	}
+	if err := two.Do(t.Context(), mesh.NodeID{9}, "POST", "/v1/test", nil, nil); err == nil {
+		t.Error("an unknown node answered")
+	}
+}

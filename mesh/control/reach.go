@@ -1,0 +1,144 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net/http"
+	"net/netip"
+	"slices"
+	"time"
+
+	"guywire/mesh"
+	"guywire/mesh/transport"
+	"guywire/store"
+)
+
+// reachRequest asks the other end to dial back.
+type reachRequest struct {
+	Port       uint16           `json:"port"` // at the address that the server sees
+	Candidates []netip.AddrPort `json:"candidates"`
+}
+
+type reachAnswer struct {
+	Reached []netip.AddrPort `json:"reached"`
+}
+
+// beReached lets other nodes measure where this node's control port can be
+// reached. Whoever reaches it records that; after several who do not, this
+// node records that it cannot be. A voter does not: it is one until the leader
+// says otherwise.
+func (p *Plane) beReached() {
+	misses, pause := 0, reachFirst
+	for p.sleep(jitter(pause)) {
+		pause = reachRetry
+		answer, err := p.askReach()
+		switch {
+		case err != nil:
+			p.logger.Debug("reachability not measured", mesh.LogError, err)
+			continue
+		case len(answer.Reached) > 0:
+			misses, pause = 0, reachEvery
+			continue
+		}
+		misses++
+		self := p.State().Nodes[p.id]
+		if misses < reachMisses || len(self.Control) == 0 || self.Voter {
+			if misses >= reachMisses {
+				pause = reachEvery
+			}
+			continue
+		}
+		if _, err := p.Propose(p.life, store.Command{SetControl: &store.SetControl{Node: p.id}}); err != nil {
+			p.logger.Debug("reachability not recorded", mesh.LogError, err)
+		}
+	}
+}
+
+// askReach asks one node, another one each time: a voter, or any that can be
+// reached itself.
+func (p *Plane) askReach() (answer reachAnswer, err error) {
+	state := p.State()
+	var servers []mesh.NodeID
+	for id, n := range state.Nodes {
+		if id != p.id && (n.Voter || len(n.Control) > 0) {
+			servers = append(servers, id)
+		}
+	}
+	if len(servers) == 0 {
+		return answer, errors.New("no other node can be asked")
+	}
+	request := reachRequest{Port: p.listener.Addr().Port(), Candidates: p.config.advertise()}
+	err = p.Do(p.life, servers[rand.IntN(len(servers))], http.MethodPost, "/v1/reach", request, &answer)
+	return answer, err
+}
+
+func (p *Plane) serveReach(w http.ResponseWriter, r *http.Request) {
+	var request reachRequest
+	if err := Decode(r, &request); err != nil {
+		Fail(w, err)
+		return
+	}
+	if len(request.Candidates) > maxCandidates {
+		Fail(w, newError(http.StatusBadRequest, CodeMalformed, "%d addresses are more than %d", len(request.Candidates), maxCandidates))
+		return
+	}
+	candidates := request.Candidates
+	if source, err := netip.ParseAddrPort(r.RemoteAddr); err == nil && request.Port != 0 {
+		candidates = append(candidates, netip.AddrPortFrom(source.Addr().Unmap(), request.Port))
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), callTimeout-2*time.Second)
+	defer cancel()
+	caller := Caller(r.Context())
+	reached := p.reachable(ctx, caller, candidates)
+	before := p.State().Nodes[caller].Control
+	if len(reached) > 0 && !sameSet(reached, before) {
+		result, err := p.Propose(ctx, store.Command{SetControl: &store.SetControl{Node: caller, Control: reached}})
+		if err == nil && result.Refused != nil {
+			err = result.Refused
+		}
+		if err != nil {
+			Fail(w, err)
+			return
+		}
+		p.logger.Info("control port reached", mesh.LogNode, p.name(caller), mesh.LogEndpoint, reached)
+	}
+	Reply(w, reachAnswer{Reached: reached})
+}
+
+// reachable dials the candidates side by side and gives those behind which the
+// node itself answered, in their order. Addresses inside the mesh do not count.
+func (p *Plane) reachable(ctx context.Context, id mesh.NodeID, candidates []netip.AddrPort) []netip.AddrPort {
+	m := p.State().Mesh
+	answers := make([]chan bool, len(candidates))
+	for i, addr := range candidates {
+		answers[i] = make(chan bool, 1)
+		a := addr.Addr()
+		if !addr.IsValid() || addr.Port() == 0 || a.IsUnspecified() || a.IsMulticast() || a.Is4In6() || a.Zone() != "" ||
+			m.Pool4.Contains(a) || m.Pool6.Contains(a) || slices.Contains(candidates[:i], addr) {
+			answers[i] <- false
+			continue
+		}
+		go func() { // ends with ctx
+			conn, err := transport.DialNode(ctx, p.dialer.Trust, addr, id, transport.Control)
+			if err == nil {
+				conn.Close()
+			}
+			answers[i] <- err == nil
+		}()
+	}
+	var reached []netip.AddrPort
+	for i, answer := range answers {
+		if <-answer {
+			reached = append(reached, candidates[i])
+		}
+	}
+	return reached
+}
+
+func sameSet(a, b []netip.AddrPort) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	return !slices.ContainsFunc(a, func(x netip.AddrPort) bool { return !slices.Contains(b, x) })
+}

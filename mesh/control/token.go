@@ -1,0 +1,92 @@
+package control
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"net/netip"
+	"slices"
+	"time"
+
+	"guywire/discovery/invite"
+	"guywire/mesh"
+	"guywire/store"
+)
+
+// TokenRequest is what a token shall allow.
+type TokenRequest struct {
+	Uses     int           // 0: one
+	Lifetime time.Duration // 0: a day
+	Name     string        // required name of the node; empty: any
+	Prefixes []netip.Prefix
+	Tags     []string
+}
+
+// CreateToken makes a token in the name of the operator on this machine. The
+// text admits a node: it is to be shown once and never logged.
+func (p *Plane) CreateToken(ctx context.Context, request TokenRequest) (text string, token store.Token, err error) {
+	state := p.State()
+	servers := tokenServers(state, p.id)
+	if len(servers) == 0 {
+		return "", store.Token{}, errors.New("no node of the mesh has a control address that others can reach, so nobody could join; set control.advertise on one that has")
+	}
+	var random [invite.RandomSize]byte
+	rand.Read(random[:]) // never fails since Go 1.24
+	pins := state.Mesh.CA
+	pins = pins[max(0, len(pins)-invite.MaxPins):]
+	expires := time.Now().Add(cmp.Or(request.Lifetime, 24*time.Hour))
+	secret, err := invite.New(random, state.Mesh.ID, pins, servers, expires)
+	if err != nil {
+		return "", store.Token{}, err
+	}
+	result, err := p.Propose(ctx, store.Command{By: store.Authority{Operator: true}, AddToken: &store.AddToken{Token: store.Token{
+		ID: secret.ID, Key: secret.Public(), Expires: secret.Expires, Uses: cmp.Or(request.Uses, 1),
+		Name: request.Name, Prefixes: request.Prefixes, Tags: request.Tags,
+	}}})
+	if err != nil {
+		return "", store.Token{}, err
+	}
+	if result.Refused != nil {
+		return "", store.Token{}, result.Refused
+	}
+	return secret.Text(), p.State().Tokens[secret.ID], nil
+}
+
+// tokenServers are up to three control addresses, of different nodes first:
+// this node's, then the voters', then the others', oldest first.
+func tokenServers(state *store.State, self mesh.NodeID) []netip.AddrPort {
+	ids := oldest(state)
+	slices.SortStableFunc(ids, func(a, b mesh.NodeID) int {
+		return cmp.Or(cmp.Compare(rank(a == self), rank(b == self)), cmp.Compare(rank(state.Nodes[a].Voter), rank(state.Nodes[b].Voter)))
+	})
+	var servers []netip.AddrPort
+	for nth := range store.MaxControl {
+		for _, id := range ids {
+			if control := state.Nodes[id].Control; nth < len(control) && len(servers) < invite.MaxServers && !slices.Contains(servers, control[nth]) {
+				servers = append(servers, control[nth])
+			}
+		}
+	}
+	return servers
+}
+
+// Tokens are those that the mesh knows, by id. None of them admits anyone:
+// the secrets are not there.
+func (p *Plane) Tokens() []store.Token {
+	tokens := make([]store.Token, 0, len(p.State().Tokens))
+	for _, t := range p.State().Tokens {
+		tokens = append(tokens, t)
+	}
+	slices.SortFunc(tokens, func(a, b store.Token) int { return cmp.Compare(a.ID, b.ID) })
+	return tokens
+}
+
+// RevokeToken makes a token unusable, in the name of the operator on this machine.
+func (p *Plane) RevokeToken(ctx context.Context, id string) error {
+	result, err := p.Propose(ctx, store.Command{By: store.Authority{Operator: true}, RevokeToken: &store.RevokeToken{ID: id}})
+	if err == nil && result.Refused != nil {
+		err = result.Refused
+	}
+	return err
+}

@@ -1,0 +1,221 @@
+package reconcile
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"reflect"
+	"slices"
+	"time"
+
+	"guywire/mesh"
+	"guywire/mesh/kernel"
+)
+
+// A loop is what Run's goroutine owns.
+type loop struct {
+	r     *Reconciler
+	model *kernel.Model
+	want  kernel.State
+	set   uint64 // r.sets when want was taken; 0: there is none yet
+
+	looks    [kernel.Parts]look
+	results  chan result // holds one of each part
+	failures map[string]*failure
+	since    map[string]time.Time // object → when it was first not as wanted
+	told     Report               // last report
+}
+
+// A failure is an object whose operation failed.
+type failure struct {
+	op    kernel.Op
+	set   uint64 // the desired state it was for
+	err   error
+	wait  time.Duration
+	retry time.Time
+}
+
+func newLoop(r *Reconciler) *loop {
+	l := &loop{
+		r: r, model: kernel.NewModel(kernel.State{}),
+		results:  make(chan result, kernel.Parts),
+		failures: map[string]*failure{}, since: map[string]time.Time{},
+	}
+	for part := range l.looks {
+		l.looks[part].request = make(chan struct{}, 1)
+	}
+	return l
+}
+
+func (l *loop) run(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-l.r.wake:
+		case <-timer.C:
+		case res := <-l.results:
+			l.observed(ctx, res)
+		}
+		l.takeKicks()
+		l.pass(ctx)
+		l.startLooks(time.Now())
+		timer.Reset(time.Until(l.deadline()))
+	}
+}
+
+// take gets the latest desired state.
+func (l *loop) take() {
+	l.r.mu.Lock()
+	defer l.r.mu.Unlock()
+	l.set = l.r.sets.Load()
+	l.want = l.r.want
+}
+
+// pass plans and does until there is nothing left that can be done now.
+func (l *loop) pass(ctx context.Context) {
+	if l.r.sets.Load() == 0 || !l.allKnown() {
+		return
+	}
+	for range rounds {
+		l.take()
+		waiting, did, complete := l.do(ctx, l.model.Plan(l.want))
+		if ctx.Err() != nil {
+			return
+		}
+		if complete && did == 0 {
+			l.report(waiting)
+			return
+		}
+	}
+	// Newer states keep coming, and with them wake-ups: others get their turn.
+}
+
+// do does what can be done of a plan. It breaks off when there is a newer
+// desired state: complete is false then.
+func (l *loop) do(ctx context.Context, ops []kernel.Op) (waiting []Object, did int, complete bool) {
+	now := time.Now()
+	planned := make(map[string]bool, len(ops))
+	for _, op := range ops {
+		if l.r.sets.Load() != l.set || ctx.Err() != nil {
+			return nil, did, false
+		}
+		name := kernel.Object(op)
+		planned[name] = true
+		object := Object{Name: name, Part: kernel.PartOf(op), Op: op.String()}
+		failed := l.failures[name]
+		if failed != nil && failed.set != l.set && !reflect.DeepEqual(failed.op, op) {
+			failed = nil // this is another operation, which may well succeed
+		}
+		switch {
+		case failed != nil && now.Before(failed.retry):
+			object.Error, object.Retry = failed.err.Error(), failed.retry
+		default:
+			if object.Needs = l.model.Waits(l.want, op); object.Needs != "" {
+				break
+			}
+			err := l.doOne(ctx, op)
+			if err == nil {
+				did++
+				continue
+			}
+			if ctx.Err() != nil {
+				return nil, did, false
+			}
+			f := l.failures[name]
+			object.Error, object.Retry = f.err.Error(), f.retry
+		}
+		waiting = append(waiting, object)
+	}
+	l.tidy(planned, waiting)
+	return waiting, did, true
+}
+
+// doOne does one operation and notes how it went.
+func (l *loop) doOne(ctx context.Context, op kernel.Op) error {
+	part, name := kernel.PartOf(op), kernel.Object(op)
+	opCtx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err := l.r.backends[part].Do(opCtx, op)
+	l.looks[part].ops++
+	if err == nil {
+		l.model.Apply(op)
+		if _, failed := l.failures[name]; failed {
+			delete(l.failures, name)
+			l.r.opts.Log.Info("kernel change succeeded after a failure", slog.String("object", name))
+		}
+		l.r.update(func(s *Status) { s.Parts[part].Ops++ })
+		return nil
+	}
+	if ctx.Err() != nil {
+		return err
+	}
+	f := l.failures[name]
+	if f == nil {
+		f = &failure{}
+		l.failures[name] = f
+		l.r.opts.Log.Warn("kernel change failed", slog.String("object", name), slog.String(mesh.LogError, err.Error()),
+			slog.Uint64(mesh.LogRevision, l.want.Revision))
+	}
+	if f.set != l.set && !reflect.DeepEqual(f.op, op) {
+		f.wait = 0
+	}
+	f.wait = min(max(2*f.wait, retryFirst), retryLast)
+	f.op, f.set, f.err, f.retry = op, l.set, err, time.Now().Add(f.wait)
+	l.looks[part].wanted = true // whatever is there now is not what we thought
+	l.r.update(func(s *Status) { s.Parts[part].Failures++ })
+	return err
+}
+
+// tidy forgets failures and ages of objects that are as wanted by now.
+func (l *loop) tidy(planned map[string]bool, waiting []Object) {
+	maps.DeleteFunc(l.failures, func(name string, _ *failure) bool { return !planned[name] })
+	waits := make(map[string]bool, len(waiting))
+	now := time.Now()
+	for i, o := range waiting {
+		waits[o.Name] = true
+		if _, ok := l.since[o.Name]; !ok {
+			l.since[o.Name] = now
+		}
+		waiting[i].Since = l.since[o.Name]
+	}
+	maps.DeleteFunc(l.since, func(name string, _ time.Time) bool { return !waits[name] })
+}
+
+// report tells how far the desired state is, if that has changed.
+func (l *loop) report(waiting []Object) {
+	done := len(waiting) == 0
+	rep := Report{
+		Revision: l.want.Revision, Done: done,
+		Safe:    done && l.want.Complete || !done && l.model.Safe(l.want),
+		Waiting: slices.Clone(waiting[:min(len(waiting), listMax)]),
+	}
+	l.r.update(func(s *Status) {
+		s.Safe, s.Pending, s.Objects = rep.Safe, len(waiting), rep.Waiting
+		if done {
+			s.Done = rep.Revision
+		}
+	})
+	if !reflect.DeepEqual(rep, l.told) {
+		l.told = rep
+		l.r.opts.Report(rep)
+	}
+}
+
+// deadline is when the loop has to act again without being asked.
+func (l *loop) deadline() time.Time {
+	next := time.Now().Add(resync)
+	for _, f := range l.failures {
+		if f.retry.Before(next) {
+			next = f.retry
+		}
+	}
+	for i := range l.looks {
+		if due, ok := l.looks[i].due(); ok && due.Before(next) {
+			next = due
+		}
+	}
+	return next
+}

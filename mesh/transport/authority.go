@@ -1,0 +1,139 @@
+package transport
+
+import (
+	"crypto"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"math/big"
+	"time"
+
+	"guywire/mesh"
+)
+
+const (
+	// Lifetime is how long a node certificate is valid from its issue.
+	Lifetime = 90 * 24 * time.Hour
+	// Backdating is how long before its issue a certificate begins to be
+	// valid, for nodes whose clock is behind.
+	Backdating = time.Hour
+	// Skew is how far a clock may be off beyond a certificate's validity.
+	Skew = 5 * time.Minute
+
+	authorityLifetime = 50 * 365 * 24 * time.Hour
+)
+
+// An Authority is the mesh's certificate authority: a self-signed Ed25519 CA
+// made by init and held by the voters. It is immutable.
+type Authority struct {
+	certificate *x509.Certificate
+	key         ed25519.PrivateKey
+}
+
+// NewAuthority makes the CA of a mesh.
+func NewAuthority(id mesh.MeshID, now time.Time) (*Authority, error) {
+	public, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make CA key: %w", err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber:          serial(),
+		Subject:               pkix.Name{CommonName: "guywire mesh " + id.String()},
+		NotBefore:             now.Add(-24 * time.Hour), // earlier than any certificate it signs
+		NotAfter:              now.Add(authorityLifetime),
+		KeyUsage:              x509.KeyUsageCertSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+		MaxPathLenZero:        true,
+	}, &x509.Certificate{Subject: pkix.Name{CommonName: "guywire mesh " + id.String()}}, public, key)
+	if err != nil {
+		return nil, fmt.Errorf("make CA certificate: %w", err)
+	}
+	return ParseAuthority(der, key)
+}
+
+// ParseAuthority rebuilds a CA from its certificate (DER) and private key, and
+// refuses a pair that does not belong together.
+func ParseAuthority(der []byte, key ed25519.PrivateKey) (*Authority, error) {
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("parse CA certificate: %w", err)
+	}
+	if len(key) != ed25519.PrivateKeySize {
+		return nil, fmt.Errorf("CA key has %d bytes, want %d", len(key), ed25519.PrivateKeySize)
+	}
+	public, ok := cert.PublicKey.(ed25519.PublicKey)
+	if !ok || !public.Equal(key.Public()) || !cert.IsCA {
+		return nil, errors.New("CA key and CA certificate do not belong together")
+	}
+	return &Authority{certificate: cert, key: key}, nil
+}
+
+// Certificate is the CA's certificate in DER. The caller must not change it.
+func (a *Authority) Certificate() []byte { return a.certificate.Raw }
+
+// Key is the CA's private key, for storing and for handing to a new voter. It
+// must never be logged.
+func (a *Authority) Key() ed25519.PrivateKey { return a.key }
+
+// Pin is what others recognise the CA by.
+func (a *Authority) Pin() [32]byte { return pinOf(a.certificate) }
+
+// Issue makes the certificate (DER) of the node that owns key. The caller has
+// checked that the key is a member's.
+func (a *Authority) Issue(key mesh.IdentityKey, now time.Time) ([]byte, error) {
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber:          serial(),
+		Subject:               pkix.Name{CommonName: key.NodeID().String()},
+		NotBefore:             now.Add(-Backdating),
+		NotAfter:              now.Add(Lifetime),
+		KeyUsage:              x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		BasicConstraintsValid: true,
+	}, a.certificate, ed25519.PublicKey(key[:]), a.key)
+	if err != nil {
+		return nil, fmt.Errorf("issue certificate of %s: %w", key.NodeID(), err)
+	}
+	return der, nil
+}
+
+// Pin gives the SHA-256 of the SubjectPublicKeyInfo of a certificate (DER).
+func Pin(der []byte) ([32]byte, error) {
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return [32]byte{}, fmt.Errorf("parse certificate: %w", err)
+	}
+	return pinOf(cert), nil
+}
+
+func pinOf(cert *x509.Certificate) [32]byte {
+	return sha256.Sum256(cert.RawSubjectPublicKeyInfo)
+}
+
+// Certificate joins a node's certificate, the CA certificate that signed it
+// (both DER) and the identity key into what a handshake shows. The CA is sent
+// along because a joiner knows only its pin.
+func Certificate(leaf, ca []byte, identity crypto.Signer) (*tls.Certificate, error) {
+	parsed, err := x509.ParseCertificate(leaf)
+	if err != nil {
+		return nil, fmt.Errorf("parse node certificate: %w", err)
+	}
+	public, ok := identity.Public().(ed25519.PublicKey)
+	if !ok || !public.Equal(parsed.PublicKey) {
+		return nil, errors.New("node certificate is not for this node's identity key")
+	}
+	return &tls.Certificate{Certificate: [][]byte{leaf, ca}, PrivateKey: identity, Leaf: parsed}, nil
+}
+
+func serial() *big.Int {
+	var b [16]byte
+	rand.Read(b[:]) // never fails since Go 1.24
+	b[0] &= 0x7f    // positive, at most 20 octets (RFC 5280 section 4.1.2.2)
+	b[15] |= 1      // not zero
+	return new(big.Int).SetBytes(b[:])
+}

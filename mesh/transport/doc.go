@@ -1,0 +1,14 @@
+// Package transport carries the control plane between nodes: one TCP listener
+// and one dialer, TLS 1.3 only, with certificates of the mesh's own CA.
+//
+// A node's certificate is for its Ed25519 identity key, so who is at the other
+// end follows from the key that the handshake proved, never from a name or an
+// address. Trust is a set of CA pins (SHA-256 of the SubjectPublicKeyInfo);
+// what a node may do is not in its certificate: callers ask the store at each
+// call. A client without a certificate is let in as nobody, because a node
+// that joins has none yet.
+//
+// The listener promises to stay in service under silent, slow or many
+// connections: handshakes have a deadline, everything has a bound, and a
+// source that opens too many loses its own oldest ones.
+package transport

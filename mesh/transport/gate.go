@@ -1,0 +1,189 @@
+package transport
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"guywire/mesh"
+)
+
+// A gate counts the connections of a listener and keeps them within bounds:
+// those in handshake by source, anonymous ones by source, members by identity,
+// so that none of the three can take the room of another.
+type gate struct {
+	mu       sync.Mutex
+	pending  map[netip.Addr][]*conn // by source, oldest first
+	waiting  int                    // conns in pending
+	sources  map[netip.Addr]int     // anonymous connections by source
+	nameless int                    // all anonymous connections
+	members  map[mesh.NodeID]int
+	live     map[*conn]struct{} // everything not closed
+	closed   bool
+}
+
+// A conn is the TCP connection under a TLS one; closing it gives its place back.
+type conn struct {
+	net.Conn
+	gate   *gate
+	source netip.Addr
+
+	// Guarded by gate.mu.
+	phase phase
+	id    mesh.NodeID // phaseMember only
+}
+
+type phase uint8
+
+const (
+	phasePending phase = iota
+	phaseAnonymous
+	phaseMember
+	phaseClosed
+)
+
+func (g *gate) init() {
+	g.pending = map[netip.Addr][]*conn{}
+	g.sources = map[netip.Addr]int{}
+	g.members = map[mesh.NodeID]int{}
+	g.live = map[*conn]struct{}{}
+}
+
+// begin takes in a new connection, at the price of an older silent one when
+// there is no room. False: the listener is closed.
+func (g *gate) begin(c *conn) bool {
+	g.mu.Lock()
+	if g.closed {
+		g.mu.Unlock()
+		return false
+	}
+	var victim *conn
+	if own := g.pending[c.source]; len(own) >= maxPendingSource {
+		victim = own[0]
+	} else if g.waiting >= maxPending {
+		victim = g.greediestLocked()
+	}
+	g.pending[c.source] = append(g.pending[c.source], c)
+	g.waiting++
+	g.live[c] = struct{}{}
+	g.mu.Unlock()
+	if victim != nil {
+		victim.Close()
+	}
+	return true
+}
+
+// greediestLocked is the oldest pending connection of the source that has most.
+func (g *gate) greediestLocked() *conn {
+	var most []*conn
+	for _, own := range g.pending {
+		if len(own) > len(most) || len(own) == len(most) && own[0].source.Less(most[0].source) {
+			most = own
+		}
+	}
+	return most[0]
+}
+
+// establish moves c from handshake to service; a zero id is nobody. False:
+// there is no room, or c was closed meanwhile.
+func (g *gate) establish(c *conn, id mesh.NodeID) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if c.phase != phasePending {
+		return false
+	}
+	if id.IsZero() {
+		if g.nameless >= maxAnonymous || g.sources[c.source] >= maxAnonymousSource {
+			return false
+		}
+		g.leaveLocked(c)
+		c.phase = phaseAnonymous
+		g.sources[c.source]++
+		g.nameless++
+		return true
+	}
+	if g.members[id] >= maxMember {
+		return false
+	}
+	g.leaveLocked(c)
+	c.phase, c.id = phaseMember, id
+	g.members[id]++
+	return true
+}
+
+// leaveLocked takes c out of the count of its phase.
+func (g *gate) leaveLocked(c *conn) {
+	switch c.phase {
+	case phasePending:
+		own := slices.DeleteFunc(g.pending[c.source], func(o *conn) bool { return o == c })
+		if len(own) == 0 {
+			delete(g.pending, c.source)
+		} else {
+			g.pending[c.source] = own
+		}
+		g.waiting--
+	case phaseAnonymous:
+		if g.sources[c.source]--; g.sources[c.source] == 0 {
+			delete(g.sources, c.source)
+		}
+		g.nameless--
+	case phaseMember:
+		if g.members[c.id]--; g.members[c.id] == 0 {
+			delete(g.members, c.id)
+		}
+	case phaseClosed:
+	}
+}
+
+// Close implements net.Conn.
+func (c *conn) Close() error {
+	c.gate.mu.Lock()
+	c.gate.leaveLocked(c)
+	c.phase = phaseClosed
+	delete(c.gate.live, c)
+	c.gate.mu.Unlock()
+	return c.Conn.Close()
+}
+
+func (g *gate) cut(id mesh.NodeID) {
+	g.closeIf(func(c *conn) bool { return c.phase == phaseMember && c.id == id })
+}
+
+func (g *gate) closeAll() {
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+	g.closeIf(func(*conn) bool { return true })
+}
+
+func (g *gate) closeIf(match func(*conn) bool) {
+	g.mu.Lock()
+	var victims []*conn
+	for c := range g.live {
+		if match(c) {
+			victims = append(victims, c)
+		}
+	}
+	g.mu.Unlock()
+	for _, c := range victims {
+		c.Close()
+	}
+}
+
+// sourceOf is what counts as one source: an IPv4 address or an IPv6 /64.
+func sourceOf(addr net.Addr) netip.Addr {
+	tcp, ok := addr.(*net.TCPAddr)
+	if !ok {
+		return netip.Addr{}
+	}
+	a := tcp.AddrPort().Addr().Unmap().WithZone("")
+	if a.Is4() {
+		return a
+	}
+	prefix, err := a.Prefix(64)
+	if err != nil {
+		return a
+	}
+	return prefix.Addr()
+}

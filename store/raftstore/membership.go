@@ -1,0 +1,120 @@
+package raftstore
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"guywire/mesh"
+)
+
+// Status is one look at the replicated log from this voter.
+type Status struct {
+	Role     string        `json:"role"` // leader, follower, candidate or shutdown
+	Leader   mesh.NodeID   `json:"leader,omitzero"`
+	Term     uint64        `json:"term"`
+	Last     uint64        `json:"last"` // index of the last entry on disk
+	Commit   uint64        `json:"commit"`
+	Applied  uint64        `json:"applied"`
+	Voters   []mesh.NodeID `json:"voters"`             // as far as this voter knows, sorted
+	Learners []mesh.NodeID `json:"learners,omitempty"` // get the log and have no vote yet
+	Contact  time.Time     `json:"contact,omitzero"`   // when the leader was last heard; zero on the leader
+}
+
+// Leads reports whether this voter is the leader.
+func (s Status) Leads() bool { return s.Role == "leader" }
+
+// Status looks at the log.
+func (s *Store) Status() Status {
+	_, id := s.raft.LeaderWithID()
+	leader, _ := mesh.ParseNodeID(string(id)) // empty: none is known
+	st := Status{
+		Role: roles[s.raft.State()], Leader: leader, Term: s.raft.CurrentTerm(),
+		Last: s.raft.LastIndex(), Commit: s.raft.CommitIndex(), Applied: s.raft.AppliedIndex(),
+	}
+	if !st.Leads() {
+		st.Contact = s.raft.LastContact()
+	}
+	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
+		node, err := mesh.ParseNodeID(string(server.ID))
+		switch {
+		case err != nil: // not written by us
+		case server.Suffrage == raft.Voter:
+			st.Voters = append(st.Voters, node)
+		default:
+			st.Learners = append(st.Learners, node)
+		}
+	}
+	slices.SortFunc(st.Voters, mesh.NodeID.Compare)
+	slices.SortFunc(st.Learners, mesh.NodeID.Compare)
+	return st
+}
+
+var roles = map[raft.RaftState]string{
+	raft.Leader: "leader", raft.Follower: "follower", raft.Candidate: "candidate", raft.Shutdown: "shutdown",
+}
+
+// AddLearner gives a node the log without a vote, so that it has caught up
+// when it gets one and the majority never depends on an empty disk. Leader only.
+func (s *Store) AddLearner(ctx context.Context, id mesh.NodeID) error {
+	return s.change(ctx, "add learner", s.raft.AddNonvoter(serverID(id), raft.ServerAddress(id.String()), 0, enqueueTimeout))
+}
+
+// AddVoter gives a node its vote. Leader only.
+func (s *Store) AddVoter(ctx context.Context, id mesh.NodeID) error {
+	return s.change(ctx, "add voter", s.raft.AddVoter(serverID(id), raft.ServerAddress(id.String()), 0, enqueueTimeout))
+}
+
+// RemoveServer ends a node's vote and its copy of the log. Leader only.
+func (s *Store) RemoveServer(ctx context.Context, id mesh.NodeID) error {
+	return s.change(ctx, "remove voter", s.raft.RemoveServer(serverID(id), 0, enqueueTimeout))
+}
+
+func (s *Store) change(ctx context.Context, what string, future raft.Future) error {
+	if err := s.wait(ctx, future); err != nil {
+		return fmt.Errorf("%s: %w", what, s.explain(err))
+	}
+	return nil
+}
+
+// Transfer hands leadership to another voter, any that is up to date.
+func (s *Store) Transfer(ctx context.Context) error {
+	return s.change(ctx, "hand over leadership", s.raft.LeadershipTransfer())
+}
+
+// Close hands leadership over if this voter leads others, stops and closes the
+// files. With a hanging disk it gives up after a few seconds and says so; the
+// files then stay locked until the process ends.
+func (s *Store) Close() error {
+	if st := s.Status(); st.Leads() && len(st.Voters) > 1 {
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		if err := s.Transfer(ctx); err != nil {
+			s.config.Logger.Info("leadership could not be handed over", mesh.LogError, err)
+		}
+		cancel()
+	}
+	s.failOnce.Do(func() { close(s.failed) }) // a failure from now on is part of closing
+	stopped := make(chan error, 1)
+	go func() {
+		err := s.stop().Error()
+		s.transport.CloseStreams()
+		if closeErr := s.log.disk.Close(); err == nil {
+			err = closeErr
+		}
+		stopped <- err
+	}()
+	timer := time.NewTimer(closeTimeout)
+	defer timer.Stop()
+	select {
+	case err := <-stopped:
+		if err != nil {
+			return fmt.Errorf("close replicated log: %w", err)
+		}
+		return nil
+	case <-timer.C:
+		return fmt.Errorf("close replicated log: %w", ErrDisk)
+	}
+}

@@ -1,0 +1,333 @@
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"go.etcd.io/bbolt"
+
+	"guywire/mesh"
+	"guywire/store"
+)
+
+// Config is what a Store needs. Every field but Timing is required.
+type Config struct {
+	Dir    string // holds the log and its snapshots; made with mode 0700
+	ID     mesh.NodeID
+	Timing Timing // zero: WAN
+	Logger *slog.Logger
+
+	// Listener gives incoming connections of the Raft protocol; the Store
+	// closes it. Peer says whose a connection proved to be, Dial makes one.
+	Listener net.Listener
+	Peer     func(net.Conn) (mesh.NodeID, bool)
+	Dial     func(context.Context, mesh.NodeID) (net.Conn, error)
+	// Admit decides about an incoming connection; voter says that the Raft
+	// configuration on this disk names the node as one. A voter that was away
+	// while all others were replaced knows them from elsewhere or never again.
+	Admit func(id mesh.NodeID, voter bool) bool
+	// Failed is called once, in a goroutine of its own, when the disk stalls
+	// or fails. The Store serves no more and must be closed.
+	Failed func(error)
+}
+
+// A Store is this voter's part of the replicated log.
+type Store struct {
+	config    Config
+	fsm       *fsm
+	log       *logStore
+	raft      *raft.Raft
+	transport *raft.NetworkTransport
+
+	failOnce sync.Once
+	failed   chan struct{} // closed by fail and by Close
+	stop     func() raft.Future
+
+	mu       sync.Mutex // guards watchers
+	watchers map[chan struct{}]struct{}
+}
+
+// Exists reports whether dir holds a log, so that this node is or was a voter.
+func Exists(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, "raft.db"))
+	return err == nil
+}
+
+// Destroy removes the log in dir. A node whose vote has ended must do so
+// before it can be a voter again: an old log would vote with old knowledge.
+func Destroy(dir string) error {
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("remove replicated log: %w", err)
+	}
+	return nil
+}
+
+// Open starts this voter with what is on disk, or empty: then Bootstrap makes
+// it the first voter, or a leader adds it. It returns with the state that is
+// known to be committed, without asking anyone.
+func Open(config Config) (*Store, error) {
+	if config.Timing == (Timing{}) {
+		config.Timing = WAN
+	}
+	if err := os.MkdirAll(config.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make folder of the replicated log: %w", err)
+	}
+	if err := os.Chmod(config.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("protect folder of the replicated log: %w", err)
+	}
+	closed := make(chan struct{})
+	logger := newLogger(config.Logger, closed)
+	snapshots, err := openSnapshots(config.Dir, logger)
+	if err != nil {
+		return nil, err
+	}
+	bolt, err := openBolt(filepath.Join(config.Dir, "raft.db"))
+	if err != nil {
+		return nil, err
+	}
+	s, err := open(config, snapshots, bolt, stallAfter, logger, closed)
+	if err != nil {
+		bolt.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// open starts raft over an open disk; closed will be closed when it ends.
+func open(config Config, snapshots raft.SnapshotStore, disk disk, stall time.Duration, logger hclog.Logger, closed chan struct{}) (*Store, error) {
+	s := &Store{config: config, failed: closed, watchers: map[chan struct{}]struct{}{}}
+	s.log = &logStore{disk: disk, stall: stall, onFail: s.fail}
+	if err := s.log.check(); err != nil {
+		return nil, err
+	}
+	s.fsm = &fsm{notify: s.notify, fail: func(error) {}} // until raft runs, recover reports
+	s.fsm.state.Store(store.New())
+	if err := s.recover(snapshots); err != nil {
+		return nil, err
+	}
+	s.fsm.fail = s.fail
+	if err := s.start(snapshots, logger); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func openBolt(path string) (bolt *raftboltdb.BoltStore, err error) {
+	defer func() { // bbolt panics on some damaged files
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: %v", ErrDamaged, p)
+		}
+	}()
+	bolt, err = raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: &bbolt.Options{
+		Timeout:        lockTimeout,
+		FreelistType:   bbolt.FreelistMapType,
+		NoFreelistSync: true, // rebuilt on open: one thing less that a torn write can damage
+	}})
+	switch {
+	case err == nil:
+		return bolt, nil
+	case errors.Is(err, bbolt.ErrTimeout):
+		return nil, ErrInUse
+	case errors.Is(err, os.ErrPermission):
+		return nil, fmt.Errorf("open replicated log: %w", err)
+	default:
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+}
+
+// recover builds the state that was committed when this voter stopped, but for
+// what only the next batch would have told: the newest snapshot and the log up
+// to the commit index written with it. raft applies the same entries again as
+// soon as a leader confirms them; the state machine knows them by their index.
+func (s *Store) recover(snapshots raft.SnapshotStore) error {
+	metas, err := snapshots.List()
+	if err != nil {
+		return fmt.Errorf("%w: list snapshots: %w", ErrDamaged, err)
+	}
+	next := uint64(1)
+	if len(metas) > 0 {
+		_, r, err := snapshots.Open(metas[0].ID)
+		if err != nil {
+			return fmt.Errorf("%w: snapshot %s: %w", ErrDamaged, metas[0].ID, err)
+		}
+		if err := s.fsm.Restore(r); err != nil {
+			return fmt.Errorf("%w: snapshot %s: %w", ErrDamaged, metas[0].ID, err)
+		}
+		next = metas[0].Index + 1
+	}
+	committed, err := s.log.committed()
+	if err != nil {
+		return fmt.Errorf("%w: read commit index: %w", ErrDamaged, err)
+	}
+	for ; next <= committed; next++ {
+		var entry raft.Log
+		if err := s.log.GetLog(next, &entry); err != nil {
+			return fmt.Errorf("%w: entry %d: %w", ErrDamaged, next, err)
+		}
+		if entry.Type == raft.LogCommand {
+			s.fsm.Apply(&entry)
+		}
+	}
+	return s.fsm.stopped
+}
+
+func (s *Store) start(snapshots raft.SnapshotStore, logger hclog.Logger) error {
+	layer := &stream{config: s.config, failed: s.failed}
+	s.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Stream:          layer,
+		Logger:          logger,
+		MaxPool:         connectionsKept,
+		MaxRPCsInFlight: 1, // no pipelining: it can wedge a follower (hashicorp/raft issue 612)
+		Timeout:         rpcTimeout,
+	})
+	c := raft.DefaultConfig()
+	c.LocalID = serverID(s.config.ID)
+	c.Logger = logger
+	c.HeartbeatTimeout = s.config.Timing.Heartbeat
+	c.ElectionTimeout = s.config.Timing.Election
+	c.LeaderLeaseTimeout = s.config.Timing.Lease
+	c.CommitTimeout = s.config.Timing.Commit
+	c.SnapshotInterval = snapshotInterval
+	c.SnapshotThreshold = snapshotThreshold
+	c.TrailingLogs = trailingLogs
+	c.NoLegacyTelemetry = true
+	c.RestoreCommittedLogs = true     // makes raft tell our log store commit indexes
+	c.NoSnapshotRestoreOnStart = true // recover has done it
+	r, err := raft.NewRaft(c, s.fsm, s.log, s.log, snapshots, s.transport)
+	if err != nil {
+		s.transport.Close()
+		return fmt.Errorf("start raft: %w", err)
+	}
+	s.raft = r
+	s.stop = sync.OnceValue(r.Shutdown)
+	r.RegisterObserver(raft.NewObserver(nil, false, func(o *raft.Observation) bool {
+		switch o.Data.(type) {
+		case raft.LeaderObservation, raft.PeerObservation, raft.RaftState:
+			s.notify()
+		}
+		return false // nothing is queued: watchers look at Status
+	}))
+	layer.raft.Store(r)
+	return nil
+}
+
+// fail ends this voter: no heartbeat may go out any more, so that the others
+// elect a leader. It may be called on raft's own goroutines and does not wait.
+func (s *Store) fail(err error) {
+	s.failOnce.Do(func() {
+		close(s.failed)
+		go func() {
+			s.transport.Close()
+			s.transport.CloseStreams()
+			s.stop()
+			s.notify()
+			s.config.Failed(err)
+		}()
+	})
+}
+
+// Bootstrap makes this voter the only one of a new mesh. The log must be empty.
+func (s *Store) Bootstrap() error {
+	err := s.raft.BootstrapCluster(raft.Configuration{Servers: []raft.Server{{
+		Suffrage: raft.Voter, ID: serverID(s.config.ID), Address: raft.ServerAddress(s.config.ID.String()),
+	}}}).Error()
+	if err != nil {
+		return fmt.Errorf("bootstrap replicated log: %w", err)
+	}
+	return nil
+}
+
+// State is the newest state applied here. It is immutable.
+func (s *Store) State() *store.State { return s.fsm.state.Load() }
+
+// Since gives up to limit changes that follow the state at index after, in
+// order and without a gap. False: a follower at that index needs State first.
+func (s *Store) Since(after uint64, limit int) ([]Change, bool) { return s.fsm.since(after, limit) }
+
+// Watch gives a channel that receives whenever State or Status may have
+// changed; several changes may be one receipt. Call stop when done.
+func (s *Store) Watch() (changed <-chan struct{}, stop func()) {
+	c := make(chan struct{}, 1)
+	s.mu.Lock()
+	s.watchers[c] = struct{}{}
+	s.mu.Unlock()
+	return c, func() {
+		s.mu.Lock()
+		delete(s.watchers, c)
+		s.mu.Unlock()
+	}
+}
+
+func (s *Store) notify() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.watchers {
+		select {
+		case c <- struct{}{}:
+		default: // one receipt is waiting already
+		}
+	}
+}
+
+// Propose stamps the command with this machine's clock, writes it to the log
+// and waits until it is applied. Only the leader can: others return a
+// NotLeaderError. After ErrUnknownOutcome or the end of ctx the command may
+// still be applied. A refusal is in the result, not an error.
+func (s *Store) Propose(ctx context.Context, command store.Command) (store.Result, error) {
+	command.Version, command.Now = store.Version, time.Now().UTC()
+	b, err := store.EncodeCommand(command)
+	if err != nil {
+		return store.Result{}, fmt.Errorf("encode command: %w", err)
+	}
+	future := s.raft.Apply(b, enqueueTimeout)
+	if err := s.wait(ctx, future); err != nil {
+		return store.Result{}, s.explain(err)
+	}
+	switch answer := future.Response().(type) {
+	case store.Result:
+		return answer, nil
+	case error:
+		return store.Result{}, answer
+	default:
+		return store.Result{}, ErrUnknownOutcome
+	}
+}
+
+// wait waits for a future, but no longer than ctx or this voter lives.
+func (s *Store) wait(ctx context.Context, future raft.Future) error {
+	done := make(chan error, 1)
+	go func() { done <- future.Error() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", ErrUnknownOutcome, ctx.Err())
+	case <-s.failed:
+		return fmt.Errorf("%w: %w", ErrUnknownOutcome, ErrClosed)
+	}
+}
+
+func (s *Store) explain(err error) error {
+	switch {
+	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		_, id := s.raft.LeaderWithID()
+		leader, _ := mesh.ParseNodeID(string(id)) // empty: none is known
+		return &NotLeaderError{Leader: leader}
+	case errors.Is(err, raft.ErrLeadershipLost), errors.Is(err, raft.ErrAbortedByRestore):
+		return fmt.Errorf("%w: %w", ErrUnknownOutcome, err)
+	case errors.Is(err, raft.ErrRaftShutdown):
+		return ErrClosed
+	default:
+		return err
+	}
+}
