@@ -17,6 +17,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"guywire/integration/lab"
+	// "guywire/integration/lab/demo"
+	"guywire/integration/lab/flow"
 )
 
 // The exit codes.
@@ -88,6 +90,10 @@ func newRoot() *cobra.Command {
 	})
 	root.AddCommand(a.upCommand(), a.downCommand(), a.statusCommand(), a.execCommand(), a.startCommand(), a.killCommand(),
 		a.cutCommand(), a.healCommand(), a.impairCommand(), a.partitionCommand(), a.rebootCommand(), a.readdressCommand())
+	flows := &cobra.Command{Use: "flow", Short: "Generate and measure traffic, inside a node", Hidden: true}
+	flows.AddCommand(flow.Commands()...)
+	root.AddCommand(flows)
+	// root.AddCommand(demo.Commands()...)
 	return root
 }
 

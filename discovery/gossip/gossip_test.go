@@ -254,10 +254,10 @@ func TestBindRetries(t *testing.T) {
 	})
 }
 
-// A member that the log does not know is not let in, and neither is another mesh.
 // drain lets memberlist's last probe run out: its shutdown does not wait for it.
 func drain() { time.Sleep(time.Minute) }
 
+// A member that the log does not know is not let in, and its facts are not believed.
 func TestStrangers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)

@@ -72,11 +72,14 @@ func Open(cfg OpenConfig) (*Socket, error) {
 		return nil, fmt.Errorf("open UDP port: %d to %d is no range", cfg.First, cfg.Last)
 	}
 	size := int(cfg.Last) - int(cfg.First) + 1
-	start := mrand.IntN(size)
+	start, step := mrand.IntN(size), 61
+	if size%step == 0 {
+		step = 1
+	}
 	for i := range min(size, maxTries) {
-		// A fixed odd step walks the range without repeating soon, and away
-		// from a block of ports in use.
-		s, err := open(cfg.First+uint16((start+i*61)%size), cfg)
+		// The step, prime to the size, leads away from a block of ports in use
+		// and comes back to none.
+		s, err := open(cfg.First+uint16((start+i*step)%size), cfg)
 		if err == nil {
 			return s, nil
 		}

@@ -248,13 +248,43 @@ func exitCode(s *os.ProcessState) int {
 	return s.ExitCode()
 }
 
+// agentSocket is where a site's meshd answers; agentWait is how long start waits for it.
+const (
+	agentSocket = "/run/guywire/meshd.sock"
+	agentWait   = 20 * time.Second
+)
+
+// start runs a program in the background. A site's own meshd has opened its socket, or has ended, when start returns.
 func (n *nodeServer) start(req request) (reply, error) {
+	p, err := n.launch(req)
+	if err != nil {
+		return reply{}, err
+	}
+	if len(req.Argv) > 0 {
+		return reply{PID: p.PID}, nil
+	}
+	timeout := time.After(agentWait)
+	for {
+		if c, err := net.Dial("unix", agentSocket); err == nil {
+			return reply{PID: p.PID}, c.Close()
+		}
+		select {
+		case <-p.done:
+			return reply{}, fmt.Errorf("meshd on %s ended at once with code %d; see %s", n.cfg.Name, p.Exit, p.Log)
+		case <-timeout:
+			return reply{}, fmt.Errorf("meshd on %s does not open its socket; see %s", n.cfg.Name, p.Log)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+func (n *nodeServer) launch(req request) (*background, error) {
 	argv := req.Argv
 	dir := nodeDir(n.cfg.Dir, n.cfg.Name)
 	if len(argv) == 0 {
 		config := filepath.Join(dir, meshdFile)
 		if _, err := os.Stat(config); err != nil {
-			return reply{}, fmt.Errorf("%s is not a site and runs no meshd; give a command behind --", n.cfg.Name)
+			return nil, fmt.Errorf("%s is not a site and runs no meshd; give a command behind --", n.cfg.Name)
 		}
 		argv = []string{"meshd", "--config", config}
 	}
@@ -263,25 +293,25 @@ func (n *nodeServer) start(req request) (reply, error) {
 		name = filepath.Base(argv[0])
 	}
 	if name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
-		return reply{}, fmt.Errorf("%q is not a name for a process", name)
+		return nil, fmt.Errorf("%q is not a name for a process", name)
 	}
 	cmd, err := n.command(argv)
 	if err != nil {
-		return reply{}, err
+		return nil, err
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if p := n.procs[name]; p != nil && p.running() {
-		return reply{}, fmt.Errorf("%s on %s is %w as process %d; kill it first", name, n.cfg.Name, ErrRunning, p.PID)
+		return nil, fmt.Errorf("%s on %s is %w as process %d; kill it first", name, n.cfg.Name, ErrRunning, p.PID)
 	}
 	log, err := os.OpenFile(filepath.Join(dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		return reply{}, err
+		return nil, err
 	}
 	defer log.Close()
 	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, dir
 	if err := cmd.Start(); err != nil {
-		return reply{}, fmt.Errorf("start %s on %s: %w", name, n.cfg.Name, err)
+		return nil, fmt.Errorf("start %s on %s: %w", name, n.cfg.Name, err)
 	}
 	p := &background{done: make(chan struct{}), Process: Process{
 		Name: name, PID: cmd.Process.Pid, Argv: argv, Log: log.Name(), Started: time.Now(), Running: true,
@@ -294,7 +324,7 @@ func (n *nodeServer) start(req request) (reply, error) {
 		n.mu.Unlock()
 		close(p.done)
 	}()
-	return reply{PID: p.PID}, nil
+	return p, nil
 }
 
 func (p *background) running() bool {

@@ -23,6 +23,9 @@ type offerBody struct {
 	Facts discovery.Signed `json:"facts"`
 }
 
+// codeYielded tells the other end that this end's own attempt goes first.
+const codeYielded = "yielded"
+
 func (m *member) newAttempter() *rendezvous.Attempter {
 	state := m.plane.State()
 	ports := m.agent.config.Ports
@@ -30,7 +33,11 @@ func (m *member) newAttempter() *rendezvous.Attempter {
 		Mesh: state.Mesh.ID, Self: m.self,
 		Uplink: m.uplink,
 		Open: func(mark uint32) (rendezvous.Socket, error) {
-			return stun.Open(stun.OpenConfig{Mark: mark, First: ports.First, Last: ports.Last, Key: m.stunKey()})
+			s, err := stun.Open(stun.OpenConfig{Mark: mark, First: ports.First, Last: ports.Last, Key: m.stunKey()})
+			if err != nil {
+				return nil, err
+			}
+			return s, nil
 		},
 		Servers:  m.stunServers,
 		Exchange: m.exchange,
@@ -86,7 +93,11 @@ func (m *member) exchange(ctx context.Context, peer mesh.NodeID, offer discovery
 	own := m.own
 	m.mu.Unlock()
 	var reply offerBody
-	if err := m.plane.Do(ctx, peer, http.MethodPost, "/v1/link/offer", offerBody{Offer: b, Facts: own}, &reply); err != nil {
+	err = m.plane.Do(ctx, peer, http.MethodPost, "/v1/link/offer", offerBody{Offer: b, Facts: own}, &reply)
+	if refused, ok := errors.AsType[*control.Error](err); ok && refused.Code == codeYielded {
+		return discovery.Offer{}, rendezvous.ErrYielded
+	}
+	if err != nil {
 		return discovery.Offer{}, err
 	}
 	m.heard(reply.Facts)
@@ -107,6 +118,9 @@ func (m *member) serveOffer(w http.ResponseWriter, r *http.Request) {
 	err := offer.UnmarshalBinary(body.Offer)
 	if err == nil {
 		offer, err = m.attempts.Answer(r.Context(), control.Caller(r.Context()), offer)
+	}
+	if errors.Is(err, rendezvous.ErrYielded) {
+		err = &control.Error{Status: http.StatusConflict, Code: codeYielded, Message: err.Error()}
 	}
 	if err != nil {
 		control.Fail(w, err)

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -36,7 +37,7 @@ func (a *Agent) Init(ctx context.Context, r api.InitRequest) (api.Enrolled, erro
 	var seed [5]byte
 	rand.Read(seed[:]) // never fails since Go 1.24
 	request := control.InitRequest{
-		Mesh: r.Mesh, Name: a.name(r.Name), Prefixes: a.prefixes(r.Prefixes),
+		Mesh: cmp.Or(r.Mesh, "mesh"), Name: a.name(r.Name), Prefixes: a.prefixes(r.Prefixes),
 		Pool4: defaultPool4, Pool6: store.RandomULA(seed),
 	}
 	if r.Pool4 != nil {

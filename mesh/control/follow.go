@@ -62,7 +62,6 @@ func (p *Plane) follow() {
 				return
 			}
 			if hasCode(err, CodeRemoved) {
-				p.logger.Error("this node was removed from the mesh", mesh.LogError, err)
 				p.end(fmt.Errorf("%w (%w)", ErrRemoved, err))
 				return
 			}

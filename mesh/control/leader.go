@@ -44,14 +44,20 @@ func (p *Plane) tend() {
 	ctx, cancel := context.WithTimeout(p.life, promoteTimeout)
 	defer cancel()
 	next := decide(log.State(), st.Voters, st.Learners, p.id, p.barred)
-	if next.isZero() {
+	if next.dismiss.IsZero() {
+		p.voter.tooMany = time.Time{}
+	} else if p.voter.tooMany.IsZero() {
+		p.voter.tooMany = time.Now()
+	}
+	// A node that will be reachable in a moment is better than one voter fewer.
+	if next.isZero() || !next.dismiss.IsZero() && time.Since(p.voter.tooMany) < dismissAfter {
 		return
 	}
 	if err := p.take(ctx, log, next); err != nil && p.life.Err() == nil && !errors.Is(err, raftstore.ErrNotLeader) {
 		p.logger.Warn("voters could not be changed", mesh.LogError, err)
 		return
 	}
-	signal(p.voter.kick) // there may be a next step
+	wake(p.voter.kick) // there may be a next step
 }
 
 func (p *Plane) barred(id mesh.NodeID) bool { return time.Now().Before(p.voter.barred[id]) }
@@ -129,7 +135,7 @@ func (p *Plane) teach(ctx context.Context, log *raftstore.Store, id mesh.NodeID)
 	}
 	ctx, cancel := context.WithTimeout(ctx, promoteTimeout/2)
 	defer cancel()
-	if err := p.Do(ctx, id, http.MethodPost, "/v1/promote", keyOf(authority), nil); err != nil {
+	if err := p.Do(ctx, id, http.MethodPost, "/v1/promote", promotion{keyOf(authority), log.Status().Term}, nil); err != nil {
 		return err
 	}
 	target := log.Status().Commit

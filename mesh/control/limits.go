@@ -42,13 +42,14 @@ const (
 
 	voterEvery     = 2 * time.Second  // how often the leader looks at its voters
 	promoteTimeout = 30 * time.Second // for a new voter to catch up
-	penalty        = time.Minute      // before a node that could not be made a voter is tried again
+	dismissAfter   = 10 * time.Second // of one voter too many
+	penalty        = 30 * time.Second // before a node that could not be made a voter is tried again
 	leaderless     = 5 * time.Second  // a voter without leader follows others, too
 
 	reachFirst    = 250 * time.Millisecond
 	reachEvery    = 10 * time.Minute
-	reachRetry    = 20 * time.Second
-	reachMisses   = 3 // in a row before a node says that it cannot be reached
+	reachRetry    = 20 * time.Second // at most, from reachFirst, doubling
+	reachMisses   = 3                // in a row before a node says that it cannot be reached
 	maxCandidates = 8
 
 	joinTimeout = 30 * time.Second // for all servers of a token together

@@ -246,14 +246,18 @@ func (p *Plane) advance(next *store.State) {
 	if _, removed := next.Removed[p.id]; removed {
 		p.end(ErrRemoved)
 	}
-	signal(p.updates)
-	signal(p.dirty)
+	wake(p.updates)
+	wake(p.dirty)
 }
 
 // end stops the plane for good, with what Run returns.
 func (p *Plane) end(cause error) {
-	if errors.Is(cause, ErrRemoved) && p.leaving.Load() {
+	switch {
+	case !errors.Is(cause, ErrRemoved) || p.life.Err() != nil:
+	case p.leaving.Load():
 		cause = ErrLeft
+	default:
+		p.logger.Error("this node was removed from the mesh", mesh.LogReason, cause)
 	}
 	p.cancel(cause)
 }
@@ -366,8 +370,8 @@ func nameIn(s *store.State, id mesh.NodeID) string {
 	return id.String()
 }
 
-// signal leaves one receipt, if none is waiting.
-func signal(c chan struct{}) {
+// wake leaves one receipt, if none is waiting.
+func wake(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:

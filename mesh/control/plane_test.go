@@ -5,11 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -51,15 +52,15 @@ func newMachine(t *testing.T) *machine {
 	return m
 }
 
+// freePort gives a loopback address of its own, so that no outgoing connection
+// of another test can take its port in between.
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+	n, pid := ports.Add(1), os.Getpid()
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, byte(1 + pid%250), byte(pid / 250), byte(n)}), uint16(20000+n)).String()
 }
+
+var ports atomic.Uint32
 
 // load opens the state directory, making the identity at first.
 func (m *machine) load() {
@@ -454,7 +455,7 @@ func TestAuthorityIsTheCallersOwn(t *testing.T) {
 	for path, in := range map[string]any{
 		"/v1/forward": command,
 		"/v1/resign":  struct{}{},
-		"/v1/promote": authorityKey{},
+		"/v1/promote": promotion{},
 	} {
 		if err := all[3].Do(t.Context(), all[0].ID(), "POST", path, in, nil); !hasCode(err, CodeNotVoter) {
 			t.Errorf("%s by a follower: %v", path, err)
@@ -467,6 +468,21 @@ func TestAuthorityIsTheCallersOwn(t *testing.T) {
 		if err := all[3].Do(t.Context(), all[0].ID(), "POST", "/v1/propose", c, nil); !hasCode(err, store.CodeForbidden) {
 			t.Errorf("%+v by a follower: %v", c, err)
 		}
+	}
+}
+
+func TestReachIsMeasured(t *testing.T) {
+	t.Parallel()
+	one := founded(t)
+	two := newMachine(t)
+	two.config.Listen = "127.0.0.1:0" // the address that others see is not among those it advertises
+	nowhere, other := netip.MustParseAddrPort(freePort(t)), netip.MustParseAddrPort(one.config.Listen)
+	two.config.Advertise = func() []netip.AddrPort { return []netip.AddrPort{nowhere, other} }
+	two.run(Join(t.Context(), two.config, one.token(TokenRequest{}), JoinRequest{Name: "two"}, nil))
+	var control []netip.AddrPort
+	eventually(t, "it was reached", func() bool { control = one.State().Nodes[two.ID()].Control; return len(control) > 0 })
+	if len(control) != 1 || control[0] != two.Addr() {
+		t.Errorf("control addresses %v, want only %s: nobody is at %s, and %s is another node", control, two.Addr(), nowhere, other)
 	}
 }
 

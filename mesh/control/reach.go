@@ -31,22 +31,21 @@ type reachAnswer struct {
 func (p *Plane) beReached() {
 	misses, pause := 0, reachFirst
 	for p.sleep(jitter(pause)) {
-		pause = reachRetry
+		pause = min(2*pause, reachRetry)
 		answer, err := p.askReach()
-		switch {
-		case err != nil:
+		if err != nil {
 			p.logger.Debug("reachability not measured", mesh.LogError, err)
 			continue
-		case len(answer.Reached) > 0:
+		}
+		if len(answer.Reached) > 0 {
 			misses, pause = 0, reachEvery
 			continue
 		}
-		misses++
-		self := p.State().Nodes[p.id]
-		if misses < reachMisses || len(self.Control) == 0 || self.Voter {
-			if misses >= reachMisses {
-				pause = reachEvery
-			}
+		if misses++; misses < reachMisses {
+			continue
+		}
+		pause = reachEvery
+		if self := p.State().Nodes[p.id]; len(self.Control) == 0 || self.Voter {
 			continue
 		}
 		if _, err := p.Propose(p.life, store.Command{SetControl: &store.SetControl{Node: p.id}}); err != nil {

@@ -98,12 +98,12 @@ func FuzzBodies(f *testing.F) {
 		`{"transcript":"","signature":"","proof":"","answer":""}`,
 		`{"port":8686,"candidates":["203.0.113.1:8686","[2001:db8::1]:1"]}`,
 		`{"version":1,"now":"2026-01-01T00:00:00Z","by":{},"join":{"token":"x"}}`,
-		`{"certificate":"","key":""}`, `{} {}`, `[]`, `{"unknown":1}`,
+		`{"authority":{"certificate":"","key":""},"term":3}`, `{} {}`, `[]`, `{"unknown":1}`,
 	} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		for _, into := range []any{&joinRequest{}, &joinAnswer{}, &reachRequest{}, &authorityKey{}, &certificate{}, &store.Command{}, &store.Join{}, &pulse{}, &raftstore.Status{}} {
+		for _, into := range []any{&joinRequest{}, &joinAnswer{}, &reachRequest{}, &promotion{}, &certificate{}, &store.Command{}, &store.Join{}, &pulse{}, &raftstore.Status{}} {
 			r := httptest.NewRequest(http.MethodPost, "/", bytes.NewReader(b))
 			if err := Decode(r, into); err != nil {
 				if _, ok := errors.AsType[*Error](err); !ok {
@@ -111,9 +111,9 @@ func FuzzBodies(f *testing.F) {
 				}
 			}
 		}
-		var key authorityKey
-		if unmarshal(b, &key) == nil {
-			_, _ = key.authority()
+		var request promotion
+		if unmarshal(b, &request) == nil {
+			_, _ = request.Authority.authority()
 		}
 		_, _ = checkJoin(t.Context(), joinRequest{Transcript: b})
 	})

@@ -23,8 +23,11 @@ type voter struct {
 	// change is held while this node becomes or ceases to be a voter, or as
 	// leader changes who is: one at a time.
 	change sync.Mutex
-	barred map[mesh.NodeID]time.Time // until when a node is not made a voter; guarded by change
-	kick   chan struct{}             // the leader looks at its voters at once
+	// barred says until when a node is not made a voter; tooMany since when
+	// there were more voters than wanted (zero: there are not). Guarded by change.
+	barred  map[mesh.NodeID]time.Time
+	tooMany time.Time
+	kick    chan struct{} // the leader looks at its voters at once
 
 	mu      sync.Mutex // guards the fields below, for short
 	log     *raftstore.Store
@@ -136,7 +139,7 @@ func (p *Plane) startLog() error {
 			select {
 			case <-changed:
 				p.advance(log.State())
-				signal(p.voter.kick)
+				wake(p.voter.kick)
 			case <-p.life.Done():
 				return
 			}
@@ -225,12 +228,12 @@ func (p *Plane) checkOwnVote() {
 // servePromote makes this node ready to become a voter: it takes the CA and
 // opens an empty log, into which the leader will write.
 func (p *Plane) servePromote(w http.ResponseWriter, r *http.Request) {
-	var key authorityKey
-	if err := Decode(r, &key); err != nil {
+	var request promotion
+	if err := Decode(r, &request); err != nil {
 		Fail(w, newError(http.StatusBadRequest, CodeMalformed, "the request is malformed")) // no detail: it holds a key
 		return
 	}
-	if err := p.promoted(key); err != nil {
+	if err := p.promoted(request); err != nil {
 		Fail(w, err)
 		return
 	}
@@ -238,8 +241,16 @@ func (p *Plane) servePromote(w http.ResponseWriter, r *http.Request) {
 	Reply(w, struct{}{})
 }
 
-func (p *Plane) promoted(key authorityKey) error {
-	ca, err := key.authority()
+// A promotion is what a leader tells a node that it is about to give a vote.
+// Only the leader of a term sends it, and only to a node without a vote in its
+// Raft configuration.
+type promotion struct {
+	Authority authorityKey `json:"authority"`
+	Term      uint64       `json:"term"` // of the leader
+}
+
+func (p *Plane) promoted(request promotion) error {
+	ca, err := request.Authority.authority()
 	if err != nil || !slices.Contains(p.State().Mesh.CA, ca.Pin()) {
 		return newError(http.StatusForbidden, store.CodeForbidden, "this is not the CA of the mesh")
 	}
@@ -248,17 +259,27 @@ func (p *Plane) promoted(key authorityKey) error {
 	if p.life.Err() != nil {
 		return context.Cause(p.life)
 	}
-	if p.voter.store() != nil {
-		return nil // asked again
-	}
-	if p.State().Nodes[p.id].Voter && raftstore.Exists(p.files.raft()) {
+	if log := p.voter.store(); log != nil {
+		st := log.Status()
+		if st.Term > request.Term {
+			return newError(http.StatusConflict, CodeNotLeader, "there is a newer leader")
+		}
+		if !slices.Contains(st.Voters, p.id) {
+			return nil // asked again
+		}
+		// A vote that ended, without this node having noticed: the leader of
+		// this term knows its voters.
+		if err := p.dismissed(); err != nil {
+			return err
+		}
+	} else if p.State().Nodes[p.id].Voter && raftstore.Exists(p.files.raft()) {
 		return newError(http.StatusConflict, CodeInternal, "%s is a voter whose log has failed; check its disk", p.name(p.id))
 	}
 	// What a former vote left must not vote again.
 	if err := raftstore.Destroy(p.files.raft()); err != nil {
 		return err
 	}
-	if err := p.files.write(authorityFile, key); err != nil {
+	if err := p.files.write(authorityFile, request.Authority); err != nil {
 		return err
 	}
 	if err := p.startLog(); err != nil {

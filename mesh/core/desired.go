@@ -56,6 +56,10 @@ func (n *Node) Desired() kernel.State {
 	n.sysctls(&want)
 	if n.settled {
 		n.meshRoutes(&want)
+	}
+	if n.settled || !n.adopted {
+		// Without this no neighbour may count on us; but a filter that is in
+		// force from before the start is better than one of half a view.
 		n.filter(&want)
 	}
 	want.Sort()
@@ -76,7 +80,10 @@ func (n *Node) tunnels(want *kernel.State) {
 			Name: e.rec.Device, Alias: e.rec.Alias(), Epoch: e.rec.Epoch,
 			ListenPort: e.rec.Port, Mark: local.Mark(), MTU: n.mtu(local),
 			LinkLocal: n.cfg.Self.LinkLocal(), Peer: e.rec.Peer,
-			Endpoint: e.rec.Endpoint, Keepalive: keepalive,
+			Endpoint: e.rec.Endpoint,
+		}
+		if e.judge.EverUp() {
+			t.Keepalive = keepalive // before, it would begin a handshake from the wrong end
 		}
 		for _, k := range self.Keys {
 			if k.Epoch == e.rec.Epoch {

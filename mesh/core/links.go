@@ -49,7 +49,7 @@ func (n *Node) restore(r Record) {
 		e.judge = link.Adopt(n.now)
 		n.adopted = true
 	} else {
-		e.judge = link.New(n.now)
+		e.judge = link.New(n.now, n.first(r.Link.Peer))
 	}
 	n.entries[r.Link] = e
 	n.byDevice[r.Device] = e
@@ -58,6 +58,9 @@ func (n *Node) restore(r Record) {
 		p.admitted, n.inKernel, n.revision = 1, 1, 1 // as the kernel was left
 	}
 }
+
+// first says which end of a new tunnel sends first.
+func (n *Node) first(peer mesh.NodeID) bool { return n.cfg.Self.Compare(peer) < 0 }
 
 func (n *Node) peer(id mesh.NodeID) *peer {
 	p := n.peers[id]
@@ -203,7 +206,7 @@ func (n *Node) attempted(ev AttemptDone) {
 		n.byDevice[e.rec.Device] = e
 	}
 	if e.judge == nil || e.judge.State() != link.Up {
-		e.judge = link.New(n.now)
+		e.judge = link.New(n.now, n.first(ev.Link.Peer))
 	}
 	n.ready.Dirty, n.ready.Save = true, true
 	n.fact(Fact{Kind: LinkMade, Node: ev.Link.Peer, Link: ev.Link, Sentence: "tunnel to " + n.name(ev.Link.Peer) + " by " + ev.Link.Local + " → " + ev.Link.Remote + " at " + ev.Endpoint.String()})

@@ -215,7 +215,8 @@ func (n *Node) speakIfReady() {
 			n.speaking = true
 		}
 	}
-	if !n.settled && n.now.Sub(n.started) > settlePatience {
+	alone := n.state != nil && len(n.state.Nodes) == 1
+	if !n.settled && (alone || n.now.Sub(n.started) > settlePatience) {
 		n.settle()
 	}
 }
@@ -274,6 +275,7 @@ func (n *Node) receive(ev Received) (urgent bool) {
 	case wire.Probe:
 		before := e.judge.Usable()
 		n.judged(e, func() { e.judge.Receive(ev.At, ev.Message.Incarnation, body) })
+		n.due(e.judge.Deadline(n.now)) // the first probe of a link makes us answer
 		n.router.PeerDigest(n.now, id, body.Digest)
 		if e.judge.Usable() && body.Digest == n.router.Digest() {
 			n.settle()

@@ -48,6 +48,10 @@ const (
 	// upProbes good probes make a new link up, returnProbes one that was down.
 	upProbes     = 3
 	returnProbes = 10
+	// firstAfter is how long the first end of a new tunnel waits, so that the
+	// other has it, too; yieldFor is how long the other end waits for the first.
+	firstAfter = 60 * time.Millisecond
+	yieldFor   = 700 * time.Millisecond
 	// echoMisses silent intervals make us ask the far end's kernel.
 	echoMisses = 2
 	// headlessPenalty is added to the cost of a link whose far end has had no
@@ -98,9 +102,16 @@ type Link struct {
 	costMoved time.Time // since when the measured cost differs from it
 }
 
-// New makes a link whose tunnel has just been made or adopted.
-func New(now time.Time) *Link {
-	return &Link{since: now, nextSend: now, interval: Interval, reason: "waiting for the first answer"}
+// New makes a link whose tunnel has just been made. One end is the first to
+// send: when both ends begin a WireGuard handshake at the same moment, each
+// drops the other's answer and they try again only after five seconds.
+func New(now time.Time, first bool) *Link {
+	l := &Link{since: now, nextSend: now, interval: Interval, reason: "waiting for the first answer"}
+	l.nextSend = now.Add(firstAfter)
+	if !first {
+		l.nextSend = now.Add(yieldFor)
+	}
+	return l
 }
 
 // State is the verdict, Since when it holds, Reason why, for people.
@@ -116,6 +127,9 @@ func (l *Link) Usable() bool {
 
 // alive reports whether the path is held to work.
 func (l *Link) alive() bool { return l.state == Up || l.state == Suspect || l.state == Headless }
+
+// EverUp reports whether the link has been up since it was made.
+func (l *Link) EverUp() bool { return l.everUp }
 
 // Admits reports whether transit from the far end is to be let in.
 func (l *Link) Admits() bool { return l.alive() }
@@ -157,6 +171,9 @@ func (l *Link) Receive(at time.Time, incarnation uint64, p wire.Probe) {
 
 	switch l.state {
 	case Probing, Down:
+		if l.seq == 0 {
+			l.nextSend = at // the tunnel stands: answer
+		}
 		need := upProbes
 		if l.everUp {
 			need = returnProbes
@@ -264,7 +281,8 @@ func (l *Link) Deadline(now time.Time) time.Time {
 // Adopt makes a new link of a tunnel that was already carrying traffic when
 // this agent started: it is trusted until it has had time to answer.
 func Adopt(now time.Time) *Link {
-	l := New(now)
+	l := New(now, true)
+	l.nextSend = now
 	l.everUp, l.accepts, l.hears = true, true, true
 	l.rxAt, l.good = now, suspectReturn
 	l.become(now, Up, "found carrying traffic at start")

@@ -32,7 +32,7 @@ type failure struct {
 	set   uint64 // the desired state it was for
 	err   error
 	wait  time.Duration
-	retry time.Time
+	retry time.Time // zero: when what it waits for is there
 }
 
 func newLoop(r *Reconciler) *loop {
@@ -129,7 +129,7 @@ func (l *loop) do(ctx context.Context, ops []kernel.Op) (waiting []Object, did i
 		}
 		waiting = append(waiting, object)
 	}
-	l.tidy(planned, waiting)
+	l.tidy(now, planned, waiting)
 	return waiting, did, true
 }
 
@@ -169,11 +169,16 @@ func (l *loop) doOne(ctx context.Context, op kernel.Op) error {
 	return err
 }
 
-// tidy forgets failures and ages of objects that are as wanted by now.
-func (l *loop) tidy(planned map[string]bool, waiting []Object) {
-	maps.DeleteFunc(l.failures, func(name string, _ *failure) bool { return !planned[name] })
+// tidy forgets failures and ages of objects that are as wanted by now; now is
+// when the operations began.
+func (l *loop) tidy(now time.Time, planned map[string]bool, waiting []Object) {
+	maps.DeleteFunc(l.failures, func(name string, f *failure) bool {
+		if !f.retry.After(now) {
+			f.retry = time.Time{} // was due and was not tried: the clock will not tell when
+		}
+		return !planned[name]
+	})
 	waits := make(map[string]bool, len(waiting))
-	now := time.Now()
 	for i, o := range waiting {
 		waits[o.Name] = true
 		if _, ok := l.since[o.Name]; !ok {
@@ -208,7 +213,7 @@ func (l *loop) report(waiting []Object) {
 func (l *loop) deadline() time.Time {
 	next := time.Now().Add(resync)
 	for _, f := range l.failures {
-		if f.retry.Before(next) {
+		if !f.retry.IsZero() && f.retry.Before(next) {
 			next = f.retry
 		}
 	}

@@ -6,6 +6,7 @@
 //	from a held one                      to us as above, but nothing in transit
 //	from any listed one, to us           link-local IPv6 (probes, routing), always
 //	from elsewhere                       nothing with a mesh source that is not ours; no probes
+//	out by a tunnel                      no IPv6 multicast
 //	through a tunnel, either way         TCP with its MSS clamped to the route's MTU
 //
 // The rules know only gw- devices and mesh sources; all else passes, and the

@@ -83,6 +83,13 @@ func (f *Firewall) replace(filter kernel.Filter) error {
 		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2, DestRegister: 1},
 		equal(binaryutil.BigEndian.PutUint16(mesh.ProbePort)), count(countProbe), drop())
 	w.fromElsewhere(input)
+
+	// A device greets the multicast groups of its address when it comes up.
+	// Through a tunnel that would begin a WireGuard handshake, perhaps from
+	// both ends at once, and then both fail and wait five seconds.
+	output := w.chain("output", nftables.ChainHookOutput)
+	w.rule(output, &expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}, isTunnel(), family(), inFamily(true),
+		&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: 24, Len: 1, DestRegister: 1}, equal([]byte{0xff}), drop())
 	if w.err != nil {
 		return w.err
 	}

@@ -83,7 +83,7 @@ func spotFor(l leg, sites map[string]*site, status *lab.Status) (spot, error) {
 			return s, err
 		}
 		if r, _ := status.Node(above); r.Kind != lab.Router {
-			return s, fmt.Errorf("%s is behind %s %s: its addresses change there, so no router knows the tunnel by them", end.node, r.Kind, above)
+			return s, fmt.Errorf("%s is behind %s, which is no router: its addresses may change there, so nobody else knows the tunnel by them", end.node, above)
 		}
 		if i == 0 {
 			s.router = above

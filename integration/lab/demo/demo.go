@@ -76,11 +76,16 @@ var steps = []step{
 // Main runs the demo: it joins six sites, breaks things, and prints what the traffic felt. The error is ErrClaim if all went
 // through and something was far worse than promised. It returns soon after ctx ends.
 func Main(ctx context.Context, opts Options) (err error) {
-	known := func(n int) bool { return n >= 3 && slices.ContainsFunc(steps, func(s step) bool { return s.number == n }) }
+	known := func(n int) bool {
+		return n >= 3 && slices.ContainsFunc(steps, func(s step) bool { return s.number == n })
+	}
 	for _, n := range opts.Only {
 		if !known(n) {
 			return fmt.Errorf("there is no step %d to choose; choose of 3 to %d (1 and 2 always run)", n, steps[len(steps)-1].number)
 		}
+	}
+	if err := built(); err != nil {
+		return err
 	}
 	began := time.Now()
 	scr := newScreen(opts.Out, opts.Verbose)
@@ -117,7 +122,7 @@ func Main(ctx context.Context, opts Options) (err error) {
 	}
 	d.summary(began)
 	if !d.report.OK {
-		d.postMortem(ctx, broken)
+		d.postMortem(ctx, broken, err)
 	}
 	if err == nil && len(broken) > 0 {
 		err = fmt.Errorf("%d of %d rows: %w", len(broken), len(d.report.Rows), ErrClaim)
@@ -154,7 +159,7 @@ func begin(ctx context.Context, scr *screen, opts Options) (*demo, error) {
 	scr.say("Guywire demo: %d sites with a LAN each, %d routers and %d NAT boxes, in namespaces of this machine.",
 		kinds[lab.Site], kinds[lab.Router], kinds[lab.NAT])
 	if err := w.answering(ctx); err != nil {
-		d.postMortem(ctx, nil)
+		d.postMortem(ctx, nil, err)
 		return nil, errors.Join(err, w.lab.Close())
 	}
 	return d, nil

@@ -30,7 +30,7 @@ func (d *demo) show(ctx context.Context) error {
 	}
 	if err := d.until(ctx, "all pairs talk", talkLimit, func(ctx context.Context) (string, error) {
 		m, err := d.matrix(ctx, 1)
-		return d.missing(m), err
+		return m.missing(), err
 	}); err != nil {
 		return err
 	}
@@ -69,7 +69,7 @@ func (d *demo) show(ctx context.Context) error {
 	d.report.Matrix = m
 	matrixTable(m).print(d.screen)
 	d.screen.note("%d of %d pairs talk by IPv4, %d of %d by IPv6; milliseconds there and back.", m.Pairs.Good, m.Pairs.Total, m.Pair6.Good, m.Pair6.Total)
-	if text := d.missing(m); text != "" {
+	if text := m.missing(); text != "" {
 		return fmt.Errorf("not all pairs talk: %s", text)
 	}
 	return nil
@@ -136,7 +136,7 @@ func matrixOf(hosts []string, reports []flow.PingReport) Matrix {
 }
 
 // missing says who does not talk; empty when all do.
-func (w *world) missing(m Matrix) string {
+func (m Matrix) missing() string {
 	want := len(m.Hosts) * len(m.Hosts)
 	var s []string
 	if m.Pairs.Good < want {

@@ -90,6 +90,9 @@ func follow(from, to string, pps float64, carried map[string]rates, links map[st
 		if next == nil {
 			return way, fmt.Errorf("flow %s → %s leaves %s by no tunnel: the busiest sends %.0f of %.0f packets/s", from, to, at, busiest, pps)
 		}
+		if got := heard(at, carried[next.Peer], links[next.Peer]); got < pps/2 {
+			return way, fmt.Errorf("flow %s → %s is lost between %s and %s: %s gets %.0f of %.0f packets/s", from, to, at, next.Peer, next.Peer, got, pps)
+		}
 		way = append(way, leg{at, next.Device, next.Peer, next.Local, next.Remote})
 		at = next.Peer
 	}
@@ -127,6 +130,16 @@ func leave(at, to string, pps float64, carried rates, links []api.Link, seen map
 		}
 		return cmp.Compare(carried[b.Device].TX, carried[a.Device].TX)
 	}), busiest, nil
+}
+
+// heard returns the most that a site gets by any of its tunnels from another.
+func heard(from string, carried rates, links []api.Link) (pps float64) {
+	for _, l := range links {
+		if l.Peer == from {
+			pps = max(pps, carried[l.Device].RX)
+		}
+	}
+	return pps
 }
 
 // nodes returns the sites on the way, both ends included.

@@ -154,10 +154,10 @@ type Row struct {
 	After      string       `json:"path_after"`
 	BackBefore string       `json:"path_back_before"`
 	BackAfter  string       `json:"path_back_after"`
-	LimitMs    float64      `json:"limit_ms"`  // promised; 0: none
-	NoLoss     bool         `json:"lossless"`  // promised
-	Verdict    string       `json:"verdict"`   // ok, slow or FAIL
-	Why        string       `json:"why"`       // of the verdict, unless ok
+	LimitMs    float64      `json:"limit_ms"` // promised; 0: none
+	NoLoss     bool         `json:"lossless"` // promised
+	Verdict    string       `json:"verdict"`  // ok, slow or FAIL
+	Why        string       `json:"why"`      // of the verdict, unless ok
 	Windows    []flowWindow `json:"directions"`
 
 	sites []string // whose logs matter
@@ -165,9 +165,9 @@ type Row struct {
 
 // flowWindow is what one direction felt.
 type flowWindow struct {
-	From   string      `json:"from"`
-	To     string      `json:"to"`
-	Felt   flow.Window `json:"felt"`
+	From   string       `json:"from"`
+	To     string       `json:"to"`
+	Felt   flow.Window  `json:"felt"`
 	Result flow.Latency `json:"latency"` // of the whole flow
 	// LostAtReceiver of the lost packets at most, in the whole flow, met a full socket of the receiving host.
 	LostAtReceiver uint64 `json:"lost_at_receiver"`

@@ -70,19 +70,11 @@ func (s *site) nat() string {
 	return strings.Join(kinds, ", ")
 }
 
-// programs are what must lie beside this program.
-var programs = []string{"meshd", "meshctl"}
-
 // open builds the network. order names the sites in the order in which they join; it must name them all.
 func open(ctx context.Context, scr *screen, network *lab.Network, opts lab.Options, order []string) (*world, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, err
-	}
-	for _, p := range programs {
-		if path := filepath.Join(filepath.Dir(exe), p); !isFile(path) {
-			return nil, fmt.Errorf("%s is missing; run `make build`", path)
-		}
 	}
 	l, err := lab.Up(ctx, network, opts)
 	if err != nil {
@@ -101,9 +93,19 @@ func open(ctx context.Context, scr *screen, network *lab.Network, opts lab.Optio
 	return w, nil
 }
 
-func isFile(path string) bool {
-	info, err := os.Stat(path)
-	return err == nil && info.Mode().IsRegular()
+// built checks that the other programs lie beside this one.
+func built() error {
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"meshd", "meshctl"} {
+		path := filepath.Join(filepath.Dir(exe), name)
+		if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
+			return fmt.Errorf("%s is missing; run `make build`", path)
+		}
+	}
+	return nil
 }
 
 // sitesOf finds the sites of a lab and their hosts.
@@ -230,8 +232,9 @@ func (w *world) uplinkCounts() map[string]int {
 	return n
 }
 
-// pollEvery is the pause between two looks at a condition.
-const pollEvery = 200 * time.Millisecond
+// pollEvery is the pause between two looks at a condition. A look starts a program on every site; on a small machine it
+// must leave time for what it looks at.
+const pollEvery = 500 * time.Millisecond
 
 // until polls a condition. check returns "" when it holds, otherwise what keeps it from holding; that is shown, and told in
 // the error when the limit is over. An error of check ends the wait.

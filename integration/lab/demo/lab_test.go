@@ -1,0 +1,150 @@
+package demo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"guywire/integration/lab"
+	"guywire/integration/lab/flow"
+	"guywire/mesh/api"
+	"guywire/mesh/dataplane"
+)
+
+// The test binary is also the programs that run in the lab: meshd, of which only the data plane is needed, and this
+// package's own commands.
+func TestMain(m *testing.M) {
+	lab.Init()
+	if filepath.Base(os.Args[0]) == "meshd" {
+		exitOn(dataplane.Run(context.Background(), dataplane.Config{}))
+	}
+	if len(os.Args) > 1 && slices.Contains([]string{"flow", insideVerb}, os.Args[1]) {
+		root := &cobra.Command{SilenceUsage: true, SilenceErrors: true}
+		flows := &cobra.Command{Use: "flow"}
+		flows.AddCommand(flow.Commands()...)
+		root.AddCommand(flows)
+		root.AddCommand(Commands()...)
+		exitOn(root.Execute())
+	}
+	os.Exit(m.Run())
+}
+
+func exitOn(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// needLab skips a test where labs or tunnels cannot be made.
+func needLab(t *testing.T) {
+	t.Helper()
+	attr := &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
+	if os.Geteuid() != 0 {
+		attr.Cloneflags |= unix.CLONE_NEWUSER
+	}
+	if err := (&exec.Cmd{Path: "/proc/self/exe", Args: []string{"x", "-test.list=^$"}, SysProcAttr: attr}).Run(); err != nil {
+		t.Skipf("namespaces cannot be made here: %v", err)
+	}
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("TUN devices cannot be made here: %v", err)
+	}
+	_ = f.Close()
+}
+
+// TestMeasuring takes everything that measures and breaks, but no agent: two sites joined by a tunnel made by hand.
+func TestMeasuring(t *testing.T) {
+	needLab(t)
+	ctx := t.Context()
+	n, err := lab.Load(twoSites)
+	if err != nil {
+		t.Fatal(err)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	programs := t.TempDir()
+	if err := os.Symlink(exe, filepath.Join(programs, "meshd")); err != nil {
+		t.Fatal(err)
+	}
+	w, err := open(ctx, newScreen(io.Discard, false), n, lab.Options{Name: fmt.Sprintf("test-demo-%d", os.Getpid()), Path: []string{programs}}, []string{"fra", "lon"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := w.lab.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := w.connect(ctx, "userspace", 1420); err != nil {
+		t.Fatal(err)
+	}
+	fra, lon := w.sites[0], w.sites[1]
+	w.links["fra"] = []api.Link{link(handMade, "lon", "isp1", "isp1")}
+	w.links["lon"] = []api.Link{link(handMade, "fra", "isp1", "isp1")}
+
+	m, err := w.matrix(ctx, 1)
+	if err != nil || m.Pairs.Good != 4 || m.Pair6.Good != 2 { // the tunnel has no routes for IPv6
+		t.Errorf("pings: %+v, %v", m, err)
+	}
+	if mbps, err := w.transfer(ctx, 2, 300*time.Millisecond); err != nil || mbps <= 0 {
+		t.Errorf("transfer: %v Mbit/s, %v", mbps, err)
+	}
+
+	for to, answers := range map[string]bool{lon.host4.String(): true, lon.host4.Next().String(): false} {
+		out, err := w.run(ctx, fra.host, "", w.exe, insideVerb, "await", "--to", to, "--limit", "1s")
+		var first arrival
+		if answers {
+			err = errors.Join(err, json.Unmarshal(out, &first))
+		}
+		if answers != (err == nil) || answers != (first.At > 0) {
+			t.Errorf("await %s: %s, %v", to, out, err)
+		}
+	}
+
+	var heal func(context.Context) error
+	cut := strike{
+		a: fra, b: lon, claim: claim{lossless: true}, linger: time.Second,
+		act: func(ctx context.Context, ways [2]trace) (event string, at time.Duration, err error) {
+			heal, at, err = w.silence(ctx, ways[0][0])
+			return "silent", at, err
+		},
+	}
+	row, err := w.hit(ctx, cut)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// There is no other way: both directions are silent to the end.
+	if !row.Open || row.Verdict != verdictFail || row.Before != "fra → lon" || row.After != "none" || row.Lost < 500 {
+		t.Errorf("cut: %+v", row)
+	}
+	if err := heal(ctx); err != nil {
+		t.Fatal(err)
+	}
+	nothing := cut
+	nothing.act = func(context.Context, [2]trace) (string, time.Duration, error) {
+		return "nothing", flow.Monotonic(), nil
+	}
+	row, err = w.hit(ctx, nothing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if row.Open || row.Lost > 0 || row.Before != "fra → lon" || row.After != row.Before || row.Sent < 800 {
+		t.Errorf("after the cut: %+v", row)
+	}
+}

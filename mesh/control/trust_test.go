@@ -1,0 +1,175 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"guywire/mesh/transport"
+	"guywire/store"
+)
+
+func TestExpiredCertificateIsGoodForRenewalOnly(t *testing.T) {
+	t.Parallel()
+	one := founded(t)
+	two := one.joined("two")
+	if err := two.shut(); err != nil {
+		t.Fatal(err)
+	}
+	p, err := Open(two.config) // not run: its own renewal would come first
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	two.Plane = p
+	ca := one.voter.authority()
+	leaf, err := ca.Issue(two.config.Ring.Identity(), time.Now().Add(-transport.Lifetime-time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := two.present(certificate{Node: leaf, Authority: ca.Certificate()}); err != nil {
+		t.Fatal(err)
+	}
+	two.client.CloseIdleConnections()
+	if err := two.Do(t.Context(), one.ID(), http.MethodGet, "/v1/raft", nil, nil); !hasCode(err, CodeExpired) {
+		t.Errorf("call with an expired certificate: %v", err)
+	}
+	if !two.renewalDue(time.Now()) {
+		t.Error("an expired certificate is not due for renewal")
+	}
+	if err := two.renewOnce(); err != nil {
+		t.Fatal(err)
+	}
+	if err := two.Do(t.Context(), one.ID(), http.MethodGet, "/v1/raft", nil, nil); err != nil {
+		t.Errorf("call after the renewal: %v", err)
+	}
+}
+
+func TestFailedLogIsOpenedAgain(t *testing.T) {
+	t.Parallel()
+	m := founded(t)
+	index := m.State().Index
+	m.logFailed(errors.New("the disk is full"))
+	if st := m.Status(); st.Role != "follower" || !strings.Contains(st.Problem, "disk is full") || st.Index != index {
+		t.Errorf("status after the failure: %+v", st)
+	}
+	eventually(t, "it is a voter again", func() bool { st := m.Status(); return st.Role == "voter" && st.Problem == "" && st.Leader == m.ID() })
+	m.propose(m.grant(1))
+}
+
+// A safeBuffer collects what many goroutines log.
+type safeBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *safeBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *safeBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// TestSecretsStayInside: at debug level, in the state and in errors.
+func TestSecretsStayInside(t *testing.T) {
+	t.Parallel()
+	var logs safeBuffer
+	logger := slog.New(slog.NewTextHandler(&logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	var all []*machine
+	for range 3 {
+		m := newMachine(t)
+		m.config.Logger = logger
+		all = append(all, m)
+	}
+	all[0].run(Init(t.Context(), all[0].config, initRequest))
+	var tokens []string
+	var said strings.Builder
+	for i, m := range all[1:] {
+		text := all[0].token(TokenRequest{})
+		tokens = append(tokens, text)
+		m.run(Join(t.Context(), m.config, text, JoinRequest{Name: fmt.Sprintf("n%d", i)}, func(step string, fields ...any) {
+			fmt.Fprintln(&said, append([]any{step}, fields...)...)
+		}))
+	}
+	eventually(t, "three voters", func() bool { return voting(all) == 3 })
+	_, err := Join(t.Context(), newMachine(t).config, tokens[0], JoinRequest{Name: "late"}, nil)
+	if err == nil {
+		t.Fatal("a used token was accepted")
+	}
+	fmt.Fprintln(&said, err)
+	snapshot, err := store.Snapshot(all[1].State())
+	if err != nil {
+		t.Fatal(err)
+	}
+	said.Write(snapshot)
+	fmt.Fprintf(&said, "%+v %+v", all[0].Status(), all[0].Tokens())
+	said.WriteString(logs.String())
+
+	var secrets []string
+	for _, text := range tokens {
+		secrets = append(secrets, text[40:70]) // inside is nothing else that is long
+	}
+	binary := [][]byte{all[0].voter.authority().Key().Seed()}
+	for _, m := range all {
+		private, err := m.config.Ring.Private(1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		binary = append(binary, private[:])
+	}
+	for _, b := range binary {
+		secrets = append(secrets, string(b), hex.EncodeToString(b), base64.StdEncoding.EncodeToString(b), fmt.Sprint(b))
+	}
+	for i, secret := range secrets {
+		if strings.Contains(said.String(), secret) {
+			t.Errorf("secret %d is shown", i)
+		}
+	}
+	for _, m := range all {
+		err := filepath.WalkDir(m.path, func(path string, d fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // it was being replaced
+			}
+			if err != nil {
+				return err
+			}
+			if info, err := d.Info(); err == nil && info.Mode().Perm()&0o077 != 0 {
+				t.Errorf("%s has mode %s", path, info.Mode())
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestProposeEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	one := founded(t)
+	two := one.joined("two")
+	if err := one.shut(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, err := two.Propose(ctx, two.grant(1)); !errors.Is(err, ErrNoVoter) {
+		t.Errorf("propose without voters: %v, want ErrNoVoter", err)
+	}
+}
