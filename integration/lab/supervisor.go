@@ -47,6 +47,7 @@ type supervisor struct {
 
 // supervisorMain is the life of the supervisor.
 func supervisorMain(dir string) error {
+	prioritise()
 	unix.CloseOnExec(parentFD)
 	unix.CloseOnExec(lockFD)
 	parent, err := packetConn(os.NewFile(parentFD, "parent"))

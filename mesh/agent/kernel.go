@@ -19,6 +19,7 @@ import (
 func (m *member) newReconciler() *reconcile.Reconciler {
 	return reconcile.New(reconcile.Backends(m.kernel.Backends), reconcile.Options{
 		Report: func(r reconcile.Report) {
+			m.devices.forget()
 			if r.Done {
 				m.applied.Store(r.Revision)
 			}

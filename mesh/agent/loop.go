@@ -105,7 +105,7 @@ func (m *member) send(ctx context.Context) error {
 	for {
 		select {
 		case o := <-m.outbox:
-			index, err := m.agent.outside.Index(o.Device)
+			index, err := m.devices.number(o.Device)
 			if err != nil {
 				continue // not made yet, or gone: the reconciler's matter
 			}
@@ -115,6 +115,7 @@ func (m *member) send(ctx context.Context) error {
 				err = m.probes.Send(index, o.To, o.payload)
 			}
 			if reason, hard := m.probes.Hard(err); hard {
+				m.devices.forget()
 				m.post(core.TunnelFailed{Device: o.Device, Reason: reason})
 			}
 		case <-ctx.Done():
@@ -131,7 +132,7 @@ func (m *member) receive(ctx context.Context) error {
 			m.malformed.Add(1)
 			return
 		}
-		device, err := m.agent.outside.Device(ifindex)
+		device, err := m.devices.device(ifindex)
 		if err != nil {
 			return
 		}
@@ -141,7 +142,7 @@ func (m *member) receive(ctx context.Context) error {
 
 // echoed feeds an answer of a far kernel.
 func (m *member) echoed(ifindex int, at time.Time) {
-	if device, err := m.agent.outside.Device(ifindex); err == nil {
+	if device, err := m.devices.device(ifindex); err == nil {
 		m.offer(core.Echoed{Device: device, At: at})
 	}
 }

@@ -42,6 +42,7 @@ type member struct {
 	outbox   chan outgoing
 
 	kernel     Kernel
+	devices    *devices
 	reconciler *reconcile.Reconciler
 	probes     Probes
 	echoes     Echoes
@@ -80,6 +81,7 @@ func (a *Agent) open(plane *control.Plane) (_ *member, err error) {
 		save:        make(chan struct{}, 1),
 		directory:   discovery.NewDirectory(state.Mesh.ID, maxDirectory),
 		surveys:     map[string]discovery.Uplink{},
+		devices:     newDevices(a.outside),
 	}
 	defer func() {
 		if err != nil {
