@@ -17,7 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"guywire/integration/lab"
-	// "guywire/integration/lab/demo"
+	"guywire/integration/lab/demo"
 	"guywire/integration/lab/flow"
 )
 
@@ -93,7 +93,7 @@ func newRoot() *cobra.Command {
 	flows := &cobra.Command{Use: "flow", Short: "Generate and measure traffic, inside a node", Hidden: true}
 	flows.AddCommand(flow.Commands()...)
 	root.AddCommand(flows)
-	// root.AddCommand(demo.Commands()...)
+	root.AddCommand(demo.Commands()...)
 	return root
 }
 

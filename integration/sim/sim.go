@@ -41,9 +41,10 @@ type World struct {
 	// Delay gives the one-way delay between two uplinks of two nodes, and
 	// whether a packet gets through at all.
 	Delay func(from, to End) (time.Duration, bool)
-	// Check is called after every event, when set.
-	Check func(*World)
-	Facts []string
+	// Check is called after every event that changed a kernel, when set.
+	Check   func(*World)
+	changed bool
+	Facts   []string
 }
 
 // An End is one uplink of one node.
@@ -174,9 +175,10 @@ func (w *World) Run(d time.Duration) {
 		e := heap.Pop(&w.queue).(event)
 		w.Now = e.at
 		e.do()
-		if w.Check != nil {
+		if w.Check != nil && w.changed {
 			w.Check(w)
 		}
+		w.changed = false
 	}
 	w.Now = end
 }
@@ -246,6 +248,7 @@ func (n *Node) step(ev core.Event) {
 // install makes the kernel what it should be; before the first complete
 // desired state nothing is taken away.
 func (n *Node) install(want kernel.State, complete bool) {
+	n.world.changed = true
 	if complete {
 		n.Kernel = want
 		return

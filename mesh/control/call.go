@@ -10,11 +10,6 @@ import (
 	"guywire/mesh"
 )
 
-// Client calls the node API of other members. The host of a URL is a node's
-// id: https://0123456789abcdef/v1/…; the connection is made to whatever
-// address answers, and only if that node is behind it.
-func (p *Plane) Client() *http.Client { return p.client }
-
 // Do calls another member: in is sent as JSON unless nil, the answer is
 // decoded into out unless nil. What the other end refused is an *Error. It
 // waits 10 s at most.
@@ -24,7 +19,9 @@ func (p *Plane) Do(ctx context.Context, node mesh.NodeID, method, path string, i
 	return p.call(ctx, node, method, path, in, out)
 }
 
-// call is Do with the patience of ctx.
+// call is Do with the patience of ctx. The host of the URL is the node's id;
+// the connection is made to whatever address answers, and only if that node is
+// behind it.
 func (p *Plane) call(ctx context.Context, node mesh.NodeID, method, path string, in, out any) error {
 	var body []byte
 	if in != nil {

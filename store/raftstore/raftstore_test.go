@@ -139,6 +139,7 @@ func (f *fleet) founded() *voter {
 		Settings: store.Settings{
 			ID: mesh.MeshID{1}, Name: "lab",
 			Pool4: netip.MustParsePrefix("10.86.0.0/16"), Pool6: netip.MustParsePrefix("fd12:3456:789a::/48"),
+			Secret: make([]byte, store.SecretSize),
 		},
 		Name: "first", Identity: f.key, Key: store.Key{Epoch: 1, Public: mesh.WireGuardKey(wg.PublicKey().Bytes())},
 	}})

@@ -1,0 +1,347 @@
+package routing
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"guywire/mesh"
+	"guywire/routing/wire"
+)
+
+var start = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// A net is routers joined by adjacencies over which messages may be lost.
+type network struct {
+	now     time.Time
+	rng     *rand.Rand
+	loss    float64
+	keys    map[mesh.NodeID]ed25519.PrivateKey
+	members map[mesh.NodeID]Member
+	routers map[mesh.NodeID]*Router
+	links   map[[2]mesh.NodeID]mesh.Cost
+}
+
+func newNetwork(seed uint64, n int) (*network, []mesh.NodeID) {
+	w := &network{
+		now: start, rng: rand.New(rand.NewPCG(seed, 1)), keys: map[mesh.NodeID]ed25519.PrivateKey{},
+		members: map[mesh.NodeID]Member{}, routers: map[mesh.NodeID]*Router{}, links: map[[2]mesh.NodeID]mesh.Cost{},
+	}
+	var ids []mesh.NodeID
+	for i := range n {
+		key := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{byte(i + 1)}, 32))
+		identity := mesh.IdentityKey(key.Public().(ed25519.PublicKey))
+		id := identity.NodeID()
+		ids = append(ids, id)
+		w.keys[id] = key
+		w.members[id] = Member{
+			Identity: identity,
+			Addrs:    []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 86, 0, byte(i + 1)}), 32)},
+			Prefixes: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i + 1), 0, 0}), 24)},
+		}
+	}
+	for _, id := range ids {
+		w.start(id, 1)
+	}
+	return w, ids
+}
+
+func (w *network) start(id mesh.NodeID, epoch uint64) {
+	r := New(Config{Self: id, Mesh: mesh.MeshID{1}, Epoch: epoch, Sign: func(b []byte) []byte { return ed25519.Sign(w.keys[id], b) }})
+	r.SetMembers(w.members)
+	r.SetPrefixes(w.members[id].Prefixes)
+	w.routers[id] = r
+	for pair, cost := range w.links {
+		if pair[0] == id {
+			r.SetAdjacency(pair[1], cost)
+		}
+	}
+}
+
+func (w *network) join(a, b mesh.NodeID, ab, ba mesh.Cost) {
+	w.links[[2]mesh.NodeID{a, b}], w.links[[2]mesh.NodeID{b, a}] = ab, ba
+	w.routers[a].SetAdjacency(b, ab)
+	w.routers[b].SetAdjacency(a, ba)
+}
+
+func (w *network) cut(a, b mesh.NodeID) {
+	delete(w.links, [2]mesh.NodeID{a, b})
+	delete(w.links, [2]mesh.NodeID{b, a})
+	w.routers[a].DropAdjacency(b)
+	w.routers[b].DropAdjacency(a)
+}
+
+// run lets time pass in steps of ten milliseconds and says how many
+// datagrams were sent.
+func (w *network) run(d time.Duration) (sent int) {
+	type flight struct {
+		from mesh.NodeID
+		m    Message
+	}
+	var wave []flight
+	deliver := func() {
+		var next []flight
+		for _, f := range wave {
+			if _, up := w.links[[2]mesh.NodeID{f.from, f.m.To}]; !up || w.rng.Float64() < w.loss {
+				continue
+			}
+			m, err := wire.Decode(wire.Encode(wire.Message{Incarnation: 1, Body: f.m.Body}))
+			if err != nil {
+				panic(err)
+			}
+			for _, answer := range w.routers[f.m.To].Receive(f.from, m.Body) {
+				next = append(next, flight{f.m.To, answer})
+			}
+		}
+		wave = next
+	}
+	for end := w.now.Add(d); w.now.Before(end); w.now = w.now.Add(10 * time.Millisecond) {
+		for _, id := range slices.SortedFunc(maps.Keys(w.routers), mesh.NodeID.Compare) {
+			messages, deadline := w.routers[id].Poll(w.now)
+			if !deadline.IsZero() && !deadline.After(w.now) {
+				panic("a deadline that is not in the future")
+			}
+			for _, m := range messages {
+				wave = append(wave, flight{id, m})
+			}
+			if w.rng.IntN(4) == 0 {
+				for pair := range w.links {
+					if pair[0] == id {
+						w.routers[pair[1]].PeerDigest(w.now, id, w.routers[id].Digest())
+					}
+				}
+			}
+		}
+		for len(wave) > 0 {
+			sent += len(wave)
+			deliver()
+		}
+	}
+	return sent
+}
+
+// graph joins the nodes in a ring with chords at random costs.
+func (w *network) graph(ids []mesh.NodeID, chords int) {
+	cost := func() mesh.Cost { return mesh.Cost(1000 + w.rng.IntN(50_000)) }
+	for i := range ids {
+		w.join(ids[i], ids[(i+1)%len(ids)], cost(), cost())
+	}
+	for range chords {
+		if a, b := w.rng.IntN(len(ids)), w.rng.IntN(len(ids)); a != b {
+			w.join(ids[a], ids[b], cost(), cost())
+		}
+	}
+}
+
+func (w *network) converged(t *testing.T) {
+	t.Helper()
+	digests := map[uint64]int{}
+	for _, r := range w.routers {
+		digests[r.Digest()]++
+	}
+	if len(digests) != 1 {
+		t.Fatalf("%d different databases: %v", len(digests), digests)
+	}
+}
+
+// acyclic follows every successor of every node for every destination.
+func (w *network) acyclic(t *testing.T, ids []mesh.NodeID) {
+	t.Helper()
+	next := map[mesh.NodeID]map[mesh.NodeID][]mesh.NodeID{} // destination → node → successors
+	for _, id := range ids {
+		for _, d := range w.routers[id].Compute().Destinations {
+			to := d.Origins[0]
+			if next[to] == nil {
+				next[to] = map[mesh.NodeID][]mesh.NodeID{}
+			}
+			for _, s := range d.Successors {
+				next[to][id] = append(next[to][id], s.Peer)
+			}
+			if len(d.Successors) == 0 {
+				t.Errorf("%s has no way to %s", id, to)
+			}
+		}
+	}
+	for to, edges := range next {
+		state := map[mesh.NodeID]int{}
+		var visit func(mesh.NodeID)
+		visit = func(at mesh.NodeID) {
+			if state[at] == 1 {
+				t.Fatalf("a loop towards %s through %s", to, at)
+			}
+			if state[at] == 2 || at == to {
+				return
+			}
+			state[at] = 1
+			for _, n := range edges[at] {
+				visit(n)
+			}
+			state[at] = 2
+		}
+		for _, id := range ids {
+			visit(id)
+		}
+	}
+}
+
+func TestFloodsThroughLossAndIsFreeOfLoops(t *testing.T) {
+	for seed := range uint64(30) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			w, ids := newNetwork(seed, 12)
+			w.loss = 0.3
+			w.graph(ids, 8)
+			w.run(15 * time.Second)
+			w.converged(t)
+			w.acyclic(t, ids)
+			w.cut(ids[0], ids[1])
+			w.run(15 * time.Second)
+			w.converged(t)
+			w.acyclic(t, ids)
+		})
+	}
+}
+
+func TestQuietWhenConverged(t *testing.T) {
+	w, ids := newNetwork(1, 10)
+	w.graph(ids, 5)
+	w.run(5 * time.Second)
+	if sent := w.run(time.Minute); sent > 0 {
+		t.Errorf("%d datagrams in a minute without news", sent)
+	}
+}
+
+func TestALinkCountsOnlyWhenBothEndsSayIt(t *testing.T) {
+	w, ids := newNetwork(1, 3)
+	w.join(ids[0], ids[1], 1000, 1000)
+	w.join(ids[1], ids[2], 1000, 1000)
+	w.routers[ids[2]].SetAdjacency(ids[0], 1) // a phantom
+	w.run(2 * time.Second)
+	for _, d := range w.routers[ids[0]].Compute().Destinations {
+		if d.Origins[0] == ids[2] && (len(d.Successors) != 1 || d.Successors[0].Peer != ids[1] || d.Distance != 2000) {
+			t.Errorf("the phantom link is used: %+v", d)
+		}
+	}
+}
+
+func TestOnlyGrantedPrefixesCount(t *testing.T) {
+	w, ids := newNetwork(1, 2)
+	w.join(ids[0], ids[1], 1000, 1000)
+	stolen := append(slices.Clone(w.members[ids[1]].Prefixes), netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("10.2.0.0/25"))
+	slices.SortFunc(stolen, netip.Prefix.Compare)
+	w.routers[ids[1]].SetPrefixes(stolen)
+	w.run(2 * time.Second)
+	var got []netip.Prefix
+	for _, d := range w.routers[ids[0]].Compute().Destinations {
+		got = append(got, d.Prefixes...)
+	}
+	want := append(slices.Clone(w.members[ids[1]].Prefixes), w.members[ids[1]].Addrs...)
+	slices.SortFunc(want, netip.Prefix.Compare)
+	if !slices.Equal(got, want) {
+		t.Errorf("%v count, want %v", got, want)
+	}
+}
+
+func TestForeignAndDamagedAnnouncementsChangeNothing(t *testing.T) {
+	w, ids := newNetwork(1, 2)
+	w.join(ids[0], ids[1], 1000, 1000)
+	w.run(time.Second)
+	r := w.routers[ids[0]]
+	before, digest := r.Version(), r.Digest()
+	sign := func(as mesh.NodeID, l wire.LSA) wire.SignedLSA {
+		return wire.Sign(l, func(b []byte) []byte { return ed25519.Sign(w.keys[as], b) })
+	}
+	good := wire.LSA{Mesh: mesh.MeshID{1}, Origin: ids[1], Epoch: 9, Seq: 1}
+	stranger := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{99}, 32))
+	strangerID := mesh.IdentityKey(stranger.Public().(ed25519.PublicKey)).NodeID()
+	foreign := good
+	foreign.Mesh = mesh.MeshID{2}
+	damaged := sign(ids[1], good)
+	damaged.Body = append(damaged.Body, 0)
+	replay := r.db.lsas[ids[1]].signed
+	tests := map[string]wire.SignedLSA{
+		DropSignature:     sign(ids[0], good),
+		DropUnknownOrigin: wire.Sign(wire.LSA{Mesh: mesh.MeshID{1}, Origin: strangerID, Epoch: 1, Seq: 1}, func(b []byte) []byte { return ed25519.Sign(stranger, b) }),
+		DropOtherMesh:     sign(ids[1], foreign),
+		DropMalformed:     damaged,
+		DropOld:           replay,
+	}
+	for reason, s := range tests {
+		r.Receive(ids[1], wire.Flood{LSAs: []wire.SignedLSA{s}})
+		if r.Version() != before || r.Digest() != digest {
+			t.Errorf("%s: it changed the database", reason)
+		}
+		if reason != DropOld && r.Dropped()[reason] != 1 {
+			t.Errorf("%s: counted %v", reason, r.Dropped())
+		}
+	}
+}
+
+func TestRestartedNodeSpeaksNewerThanItsOwnPast(t *testing.T) {
+	w, ids := newNetwork(1, 4)
+	w.graph(ids, 0)
+	w.run(2 * time.Second)
+	for _, epoch := range []uint64{2, 1} { // also with a clock that went back
+		w.start(ids[0], epoch)
+		for _, peer := range []mesh.NodeID{ids[1], ids[3]} {
+			w.routers[peer].Resync(ids[0])
+		}
+		w.run(5 * time.Second)
+		w.converged(t)
+		w.acyclic(t, ids)
+	}
+}
+
+func TestNoTransitNodeIsReachedButNotCrossed(t *testing.T) {
+	w, ids := newNetwork(1, 4)
+	w.join(ids[0], ids[1], 1000, 1000)
+	w.join(ids[1], ids[2], 1000, 1000)
+	w.join(ids[0], ids[3], 9000, 9000)
+	w.join(ids[3], ids[2], 9000, 9000)
+	w.routers[ids[1]].SetNoTransit(true)
+	w.run(3 * time.Second)
+	for _, d := range w.routers[ids[0]].Compute().Destinations {
+		switch d.Origins[0] {
+		case ids[1]:
+			if d.Distance != 1000 {
+				t.Errorf("the node itself: %+v", d)
+			}
+		case ids[2]:
+			if len(d.Successors) != 1 || d.Successors[0].Peer != ids[3] {
+				t.Errorf("beyond it: %+v", d)
+			}
+		}
+	}
+}
+
+func TestRemovedMemberIsForgotten(t *testing.T) {
+	w, ids := newNetwork(1, 3)
+	w.graph(ids, 0)
+	w.run(2 * time.Second)
+	members := maps.Clone(w.members)
+	delete(members, ids[2])
+	w.routers[ids[0]].SetMembers(members)
+	for _, d := range w.routers[ids[0]].Compute().Destinations {
+		if slices.Contains(d.Origins, ids[2]) {
+			t.Errorf("still routed: %+v", d)
+		}
+	}
+}
+
+func BenchmarkCompute(b *testing.B) {
+	for _, n := range []int{20, 100} {
+		b.Run(fmt.Sprintf("n=%d", n), func(b *testing.B) {
+			w, ids := newNetwork(1, n)
+			w.graph(ids, 3*n)
+			w.run(3 * time.Second)
+			for b.Loop() {
+				w.routers[ids[0]].Compute()
+			}
+		})
+	}
+}
