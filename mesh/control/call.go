@@ -11,18 +11,12 @@ import (
 )
 
 // Do calls another member: in is sent as JSON unless nil, the answer is
-// decoded into out unless nil. What the other end refused is an *Error. It
-// waits 10 s at most.
+// decoded into out unless nil. What the other end refused is an *Error. The
+// connection is made to whatever address of the node answers, and only if that
+// node is behind it. It waits 10 s at most.
 func (p *Plane) Do(ctx context.Context, node mesh.NodeID, method, path string, in, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	return p.call(ctx, node, method, path, in, out)
-}
-
-// call is Do with the patience of ctx. The host of the URL is the node's id;
-// the connection is made to whatever address answers, and only if that node is
-// behind it.
-func (p *Plane) call(ctx context.Context, node mesh.NodeID, method, path string, in, out any) error {
 	var body []byte
 	if in != nil {
 		var err error

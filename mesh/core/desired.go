@@ -79,7 +79,7 @@ func (n *Node) tunnels(want *kernel.State) {
 		t := kernel.Tunnel{
 			Name: e.rec.Device, Alias: e.rec.Alias(), Epoch: e.rec.Epoch,
 			ListenPort: e.rec.Port, Mark: local.Mark(), MTU: n.mtu(local),
-			LinkLocal: n.cfg.Self.LinkLocal(), Peer: e.rec.Peer,
+			LinkLocal: n.cfg.Self.LinkLocal(), Overlay4: self.Addr4, Peer: e.rec.Peer,
 			Endpoint: e.rec.Endpoint,
 		}
 		if e.judge.EverUp() {

@@ -41,7 +41,12 @@ type Tunnel struct {
 	Mark       uint32
 	MTU        int
 	LinkLocal  netip.Addr // our fe80:: address on it, /64; observed as invalid while the device is down, so that a down device differs from any wanted one
-	Peer       mesh.WireGuardKey
+	// Overlay4 is our IPv4 overlay address, which every tunnel has as well, as
+	// a /32: on a device without any IPv4 address the kernel's loose reverse
+	// path filter is as strict as the strict one (__fib_validate_source), and
+	// paths of a mesh are asymmetric. Invalid: none.
+	Overlay4 netip.Addr
+	Peer     mesh.WireGuardKey
 	// Endpoint is where the peer was proven to be. WireGuard follows the peer
 	// when it roams, so an observed endpoint that differs is no reason to
 	// change anything: it is compared only through Alias.

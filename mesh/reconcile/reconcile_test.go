@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -65,20 +67,63 @@ type rig struct {
 	r       *Reconciler
 	reports []Report
 	events  []Event
-	before  func(ctx context.Context, op kernel.Op) error
+
+	mu     sync.Mutex
+	before func(ctx context.Context, op kernel.Op) error
+	slow   bool // looks at forwarding hand over two seconds after they read
+	looks  int  // slow ones
+}
+
+// on sets what is called ahead of each operation, and with nil of each look.
+func (g *rig) on(before func(ctx context.Context, op kernel.Op) error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.before = before
+}
+
+func (g *rig) call(ctx context.Context, op kernel.Op) error {
+	g.mu.Lock()
+	before := g.before
+	g.mu.Unlock()
+	if before == nil {
+		return nil
+	}
+	return before(ctx, op)
+}
+
+// A slowObserver reads at once and may hand over later.
+type slowObserver struct {
+	*kernel.Fake
+	g *rig
+}
+
+func (s slowObserver) Observe(ctx context.Context) (kernel.State, error) {
+	state, err := s.Fake.Observe(ctx)
+	s.g.mu.Lock()
+	slow := s.g.slow
+	if slow {
+		s.g.looks++
+	}
+	s.g.mu.Unlock()
+	if slow {
+		time.Sleep(2 * time.Second)
+	}
+	return state, err
+}
+
+// setSlow makes looks at forwarding slow from now on.
+func (g *rig) setSlow() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.slow = true
 }
 
 func bubble(t *testing.T, have kernel.State, test func(*rig)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		g := &rig{t: t, fake: kernel.NewFake(have)}
-		g.fake.Before = func(ctx context.Context, op kernel.Op) error {
-			if g.before == nil {
-				return nil
-			}
-			return g.before(ctx, op)
-		}
-		g.r = New(Backends{g.fake, g.fake, g.fake, g.fake}, Options{
+		g.fake.Before = g.call
+		g.r = New(Backends{g.fake, slowObserver{g.fake, g}, g.fake, g.fake}, Options{
 			Report: func(r Report) { g.reports = append(g.reports, r) },
 			Event:  func(e Event) { g.events = append(g.events, e) },
 		})
@@ -134,12 +179,12 @@ func TestCut(t *testing.T) {
 		g.settle()
 		g.mustBe(site(1, "abc"))
 		g.fake.Ops()
-		g.before = func(_ context.Context, op kernel.Op) error {
+		g.on(func(_ context.Context, op kernel.Op) error {
 			if op == nil {
 				t.Error("the kernel was looked at before the cut")
 			}
 			return nil
-		}
+		})
 		cut := site(2, "abc")
 		cut.NextHops = slices.DeleteFunc(cut.NextHops, func(n kernel.NextHop) bool { return n.Device == "gw-b" })
 		group := &cut.NextHops[slices.IndexFunc(cut.NextHops, kernel.NextHop.IsGroup)]
@@ -157,12 +202,12 @@ func TestCut(t *testing.T) {
 // the rest of the older plan is forgotten.
 func TestLatestWins(t *testing.T) {
 	bubble(t, kernel.State{}, func(g *rig) {
-		g.before = func(_ context.Context, op kernel.Op) error {
+		g.on(func(_ context.Context, op kernel.Op) error {
 			if create, ok := op.(kernel.CreateTunnel); ok && create.Tunnel.Name == "gw-a" {
 				time.Sleep(time.Second)
 			}
 			return nil
-		}
+		})
 		g.r.Set(site(1, "abc"))
 		g.settle()
 		g.r.Set(site(2, "ab"))
@@ -185,16 +230,17 @@ func TestLatestWins(t *testing.T) {
 func TestBackoff(t *testing.T) {
 	bubble(t, kernel.State{}, func(g *rig) {
 		var tries []time.Time
-		broken := true
-		g.before = func(_ context.Context, op kernel.Op) error {
+		var broken atomic.Bool
+		broken.Store(true)
+		g.on(func(_ context.Context, op kernel.Op) error {
 			if create, ok := op.(kernel.CreateTunnel); ok && create.Tunnel.Name == "gw-b" {
 				tries = append(tries, time.Now())
-				if broken {
+				if broken.Load() {
 					return errors.New("no memory")
 				}
 			}
 			return nil
-		}
+		})
 		want := site(1, "ab")
 		want.NextHops = append(want.NextHops, kernel.NextHop{ID: groupID + 1, Members: []kernel.Member{{ID: hopa, Weight: 1}}})
 		want.Routes = append(want.Routes, kernel.Route{Table: mesh.RouteTable, Prefix: netip.MustParsePrefix("10.99.0.0/16"), NextHop: groupID + 1})
@@ -232,7 +278,7 @@ func TestBackoff(t *testing.T) {
 			t.Errorf("status %+v", s)
 		}
 
-		broken = false
+		broken.Store(false)
 		g.pass(retryLast)
 		g.mustBe(want)
 		if len(g.events) > 0 {
@@ -244,12 +290,12 @@ func TestBackoff(t *testing.T) {
 // TestBackoffForgets: an operation that is another now need not wait.
 func TestBackoffForgets(t *testing.T) {
 	bubble(t, kernel.State{}, func(g *rig) {
-		g.before = func(_ context.Context, op kernel.Op) error {
+		g.on(func(_ context.Context, op kernel.Op) error {
 			if create, ok := op.(kernel.CreateTunnel); ok && create.Tunnel.MTU == 1 {
 				return errors.New("bad MTU")
 			}
 			return nil
-		}
+		})
 		bad, good := site(1, "a"), site(2, "a")
 		bad.Tunnels[0].MTU, good.Tunnels[0].MTU = 1, 1400
 		g.r.Set(bad)
@@ -264,16 +310,18 @@ func TestBackoffForgets(t *testing.T) {
 // before the first complete state, and what an earlier run left is taken over.
 func TestStart(t *testing.T) {
 	bubble(t, site(0, "abc"), func(g *rig) {
-		looks, failing := 0, true
-		g.before = func(_ context.Context, op kernel.Op) error {
+		var looks atomic.Int32
+		var failing atomic.Bool
+		failing.Store(true)
+		g.on(func(_ context.Context, op kernel.Op) error {
 			if op != nil {
 				return nil
 			}
-			if looks++; looks == 1 || failing && looks > int(kernel.Parts) {
+			if n := looks.Add(1); n == 1 || failing.Load() && n > int32(kernel.Parts) {
 				return errors.New("not yet there")
 			}
 			return nil
-		}
+		})
 		early := site(1, "")
 		early.Complete = false
 		early.Filter = kernel.Filter{}
@@ -282,7 +330,7 @@ func TestStart(t *testing.T) {
 		if got := ops(g.fake); got != "" {
 			t.Errorf("blind operations: %s", got)
 		}
-		failing = false
+		failing.Store(false)
 		g.pass(time.Minute)
 		g.mustBe(func() kernel.State { s := site(0, "abc"); s.Revision, s.Complete = 1, false; return s }())
 		if got := ops(g.fake); got != "" {
@@ -373,9 +421,7 @@ func TestSlowLook(t *testing.T) {
 	bubble(t, kernel.State{}, func(g *rig) {
 		g.r.Set(site(1, "abc"))
 		g.pass(time.Second)
-		looks := 0
-		slow := slowObserver{g.fake, &looks}
-		g.r.backends[kernel.PartForwarding] = slow
+		g.setSlow()
 		g.r.Kick(kernel.PartForwarding)
 		g.pass(time.Second) // it has begun, and read
 		begun := time.Now()
@@ -387,7 +433,9 @@ func TestSlowLook(t *testing.T) {
 		g.mustBe(site(2, "ab"))
 		g.pass(time.Minute)
 		g.mustBe(site(2, "ab"))
-		if looks < 2 {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.looks < 2 {
 			t.Error("the spoilt look was not repeated")
 		}
 		if len(g.events) > 0 {
@@ -396,26 +444,12 @@ func TestSlowLook(t *testing.T) {
 	})
 }
 
-// A slowObserver reads at once and hands over two seconds later.
-type slowObserver struct {
-	*kernel.Fake
-	looks *int
-}
-
-func (s slowObserver) Observe(ctx context.Context) (kernel.State, error) {
-	*s.looks++
-	state, err := s.Fake.Observe(ctx)
-	time.Sleep(2 * time.Second)
-	return state, err
-}
-
 // TestBusyPart: even if operations never rest, looks succeed in the end.
 func TestBusyPart(t *testing.T) {
 	bubble(t, kernel.State{}, func(g *rig) {
-		looks := 0
 		g.r.Set(site(1, "ab"))
 		g.pass(time.Second)
-		g.r.backends[kernel.PartForwarding] = slowObserver{g.fake, &looks}
+		g.setSlow()
 		for i := range 300 {
 			g.r.Set(site(uint64(2+i), []string{"ab", "abc"}[i%2]))
 			g.pass(100 * time.Millisecond)
@@ -431,19 +465,19 @@ func TestHintStorm(t *testing.T) {
 	bubble(t, kernel.State{}, func(g *rig) {
 		g.r.Set(site(1, "ab"))
 		g.pass(time.Second)
-		looks := 0
-		g.before = func(_ context.Context, op kernel.Op) error {
+		var looks atomic.Int32
+		g.on(func(_ context.Context, op kernel.Op) error {
 			if op == nil {
-				looks++
+				looks.Add(1)
 			}
 			return nil
-		}
+		})
 		for range 1000 {
 			g.r.Kick(kernel.PartForwarding)
 			g.pass(time.Millisecond)
 		}
-		if looks < 10 || looks > 25 {
-			t.Errorf("%d looks in a second of hints", looks)
+		if n := looks.Load(); n < 10 || n > 25 {
+			t.Errorf("%d looks in a second of hints", n)
 		}
 	})
 }
@@ -457,7 +491,7 @@ func TestRandom(t *testing.T) {
 			chaos := rand.New(rand.NewPCG(seed, 2)) // used under the lock below
 			lock := make(chan struct{}, 1)
 			quiet := false
-			g.before = func(ctx context.Context, _ kernel.Op) error {
+			g.on(func(ctx context.Context, _ kernel.Op) error {
 				lock <- struct{}{}
 				calm, dice := quiet, chaos.IntN(10)
 				<-lock
@@ -473,7 +507,7 @@ func TestRandom(t *testing.T) {
 					}
 				}
 				return nil
-			}
+			})
 			letters := func() string {
 				s := ""
 				for _, c := range "abcdef" {
@@ -515,12 +549,12 @@ func TestRandom(t *testing.T) {
 
 func TestStatusIsCopy(t *testing.T) {
 	bubble(t, kernel.State{}, func(g *rig) {
-		g.before = func(_ context.Context, op kernel.Op) error {
+		g.on(func(_ context.Context, op kernel.Op) error {
 			if op == nil {
 				return nil
 			}
 			return fmt.Errorf("%s: refused", op)
-		}
+		})
 		g.r.Set(site(1, "ab"))
 		g.settle()
 		s := g.r.Status()

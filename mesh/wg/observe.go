@@ -49,7 +49,7 @@ func (b *Backend) Stats(ctx context.Context) (map[string]Stats, error) {
 }
 
 func (b *Backend) observe(ctx context.Context) ([]kernel.Tunnel, error) {
-	addrs, err := dump(func() ([]netlink.Addr, error) { return b.nl.AddrList(nil, netlink.FAMILY_V6) })
+	addrs, err := dump(func() ([]netlink.Addr, error) { return b.nl.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
@@ -181,6 +181,9 @@ func describe(link netlink.Link, dev *wgtypes.Device, addrs []netlink.Addr) kern
 	if locals := linkLocals(attrs.Index, addrs); len(locals) > 0 && attrs.Flags&net.FlagUp != 0 {
 		t.LinkLocal = locals[0]
 	}
+	if overlay := overlays(attrs.Index, addrs); len(overlay) > 0 {
+		t.Overlay4 = overlay[0]
+	}
 	return t
 }
 
@@ -196,6 +199,19 @@ func linkLocals(index int, addrs []netlink.Addr) []netip.Addr {
 	}
 	slices.SortFunc(locals, netip.Addr.Compare)
 	return locals
+}
+
+// overlays gives the IPv4 host addresses of a link, sorted.
+func overlays(index int, addrs []netlink.Addr) []netip.Addr {
+	var found []netip.Addr
+	for _, a := range addrs {
+		ip, ok := netip.AddrFromSlice(a.IP.To4())
+		if ones, _ := a.Mask.Size(); a.LinkIndex == index && ok && ones == 32 {
+			found = append(found, ip)
+		}
+	}
+	slices.SortFunc(found, netip.Addr.Compare)
+	return found
 }
 
 // everything is what a peer may send and receive: one peer has the device for

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -313,33 +314,44 @@ func (b *Backend) setLink(link netlink.Link, t kernel.Tunnel) error {
 	if err := b.nl.LinkSetUp(link); err != nil {
 		return portError(t.Name, t.ListenPort, fmt.Errorf("bring up: %w", err))
 	}
-	return b.setLinkLocal(link, t.LinkLocal)
+	return b.setAddrs(link, t)
 }
 
-// setLinkLocal makes want the only link-local address of the link. It is
-// valid at once (nodad): no other node shares a point-to-point device.
-func (b *Backend) setLinkLocal(link netlink.Link, want netip.Addr) error {
-	name, index := link.Attrs().Name, link.Attrs().Index
-	addrs, err := dump(func() ([]netlink.Addr, error) { return b.nl.AddrList(link, netlink.FAMILY_V6) })
+// setAddrs makes those of t the only link-local and the only IPv4 address of
+// the link. They are valid at once (nodad): no other node shares a
+// point-to-point device.
+func (b *Backend) setAddrs(link netlink.Link, t kernel.Tunnel) error {
+	addrs, err := dump(func() ([]netlink.Addr, error) { return b.nl.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
-		return fmt.Errorf("list addresses of %s: %w", name, err)
+		return fmt.Errorf("list addresses of %s: %w", t.Name, err)
 	}
-	present := false
-	for _, have := range linkLocals(index, addrs) {
+	index := link.Attrs().Index
+	return errors.Join(
+		b.setAddr(link, linkLocals(index, addrs), t.LinkLocal),
+		b.setAddr(link, overlays(index, addrs), t.Overlay4),
+	)
+}
+
+// setAddr replaces the addresses that a link has of one kind by the wanted
+// one, if there is one.
+func (b *Backend) setAddr(link netlink.Link, has []netip.Addr, want netip.Addr) error {
+	name := link.Attrs().Name
+	for _, have := range has {
 		if have == want {
-			present = true
 			continue
 		}
 		if err := b.nl.AddrDel(link, linkAddr(have)); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 			return fmt.Errorf("remove address %s from %s: %w", have, name, err)
 		}
 	}
-	if present {
+	if !want.IsValid() || slices.Contains(has, want) {
 		return nil
 	}
 	add := linkAddr(want)
-	add.Flags = unix.IFA_F_NODAD
-	add.Scope = unix.RT_SCOPE_LINK
+	if want.Is6() {
+		add.Flags = unix.IFA_F_NODAD
+		add.Scope = unix.RT_SCOPE_LINK
+	}
 	if err := b.nl.AddrReplace(link, add); err != nil {
 		return fmt.Errorf("add address %s to %s: %w", want, name, err)
 	}
@@ -347,5 +359,9 @@ func (b *Backend) setLinkLocal(link netlink.Link, want netip.Addr) error {
 }
 
 func linkAddr(a netip.Addr) *netlink.Addr {
-	return &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(64, 128)}}
+	bits := 64
+	if a.Is4() {
+		bits = 32
+	}
+	return &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(bits, a.BitLen())}}
 }

@@ -47,7 +47,7 @@ type Store struct {
 	fsm       *fsm
 	log       *logStore
 	raft      *raft.Raft
-	transport *raft.NetworkTransport
+	transport *transport
 
 	failOnce sync.Once
 	failed   chan struct{} // closed by fail and by Close
@@ -183,13 +183,7 @@ func (s *Store) recover(snapshots raft.SnapshotStore) error {
 
 func (s *Store) start(snapshots raft.SnapshotStore, logger hclog.Logger) error {
 	layer := &stream{config: s.config, failed: s.failed}
-	s.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream:          layer,
-		Logger:          logger,
-		MaxPool:         connectionsKept,
-		MaxRPCsInFlight: 1, // no pipelining: it can wedge a follower (hashicorp/raft issue 612)
-		Timeout:         rpcTimeout,
-	})
+	s.transport = newTransport(layer, logger, s.failed)
 	c := raft.DefaultConfig()
 	c.LocalID = serverID(s.config.ID)
 	c.Logger = logger
@@ -218,7 +212,17 @@ func (s *Store) start(snapshots raft.SnapshotStore, logger hclog.Logger) error {
 		return false // nothing is queued: watchers look at Status
 	}))
 	layer.raft.Store(r)
+	s.leadAlone()
 	return nil
+}
+
+// leadAlone spares a voter without others the wait for a leader's heartbeat
+// that nobody sends: at init, and at every start of a mesh of one voter.
+func (s *Store) leadAlone() {
+	servers := s.raft.GetConfiguration().Configuration().Servers
+	if len(servers) == 1 && servers[0].ID == serverID(s.config.ID) {
+		s.transport.campaign()
+	}
 }
 
 // fail ends this voter: no heartbeat may go out any more, so that the others
@@ -244,6 +248,7 @@ func (s *Store) Bootstrap() error {
 	if err != nil {
 		return fmt.Errorf("bootstrap replicated log: %w", err)
 	}
+	s.leadAlone()
 	return nil
 }
 
