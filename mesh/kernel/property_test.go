@@ -117,7 +117,7 @@ func settled(s, want State) State {
 // TestPlanSteps checks the promises of the package comment at every step
 // between random states.
 func TestPlanSteps(t *testing.T) {
-	for seed := range uint64(4000) {
+	for seed := range uint64(1500) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		have, want := randomState(r), randomState(r)
 		if r.IntN(8) == 0 {
@@ -265,7 +265,7 @@ func damage(r *rand.Rand, fake *Fake) {
 // what can go on goes on, nothing that waits is forced, and once the failures
 // end a few rounds of looking and repairing give exactly the wanted state.
 func TestFailuresAndDamage(t *testing.T) {
-	for seed := range uint64(3000) {
+	for seed := range uint64(1000) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		have, want := randomState(r), randomState(r)
 		fake := NewFake(have)

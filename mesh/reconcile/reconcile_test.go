@@ -234,7 +234,9 @@ func TestBackoff(t *testing.T) {
 		broken.Store(true)
 		g.on(func(_ context.Context, op kernel.Op) error {
 			if create, ok := op.(kernel.CreateTunnel); ok && create.Tunnel.Name == "gw-b" {
+				g.mu.Lock()
 				tries = append(tries, time.Now())
+				g.mu.Unlock()
 				if broken.Load() {
 					return errors.New("no memory")
 				}
@@ -248,14 +250,17 @@ func TestBackoff(t *testing.T) {
 		g.r.Set(want)
 		g.pass(10 * time.Minute)
 
-		for i := 1; i < len(tries); i++ {
-			gap, expect := tries[i].Sub(tries[i-1]), min(retryFirst<<(i-1), retryLast)
+		g.mu.Lock()
+		seen := slices.Clone(tries)
+		g.mu.Unlock()
+		for i := 1; i < len(seen); i++ {
+			gap, expect := seen[i].Sub(seen[i-1]), min(retryFirst<<(i-1), retryLast)
 			if gap != expect {
 				t.Errorf("try %d came after %s, want %s", i, gap, expect)
 			}
 		}
-		if len(tries) < 15 || len(tries) > 25 {
-			t.Errorf("%d tries in 10 minutes", len(tries))
+		if len(seen) < 15 || len(seen) > 25 {
+			t.Errorf("%d tries in 10 minutes", len(seen))
 		}
 		if got := g.fake.String(); !strings.Contains(got, "route 10.99.0.0/16") || !strings.Contains(got, "rule 8690") {
 			t.Errorf("what does not depend on gw-b did not go on:\n%s", got)
@@ -274,7 +279,7 @@ func TestBackoff(t *testing.T) {
 		if o := byName["route 10.0.0.0/16 table 86"]; o.Needs == "" {
 			t.Errorf("a route over it: %+v", o)
 		}
-		if s.Done != 0 || !s.Safe || s.Parts[kernel.PartTunnels].Failures != uint64(len(tries)) {
+		if s.Done != 0 || !s.Safe || s.Parts[kernel.PartTunnels].Failures != uint64(len(seen)) {
 			t.Errorf("status %+v", s)
 		}
 

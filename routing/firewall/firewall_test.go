@@ -187,9 +187,11 @@ func TestInput(t *testing.T) {
 	route("10.86.0.1/32")
 	route("198.18.255.1/32")
 	for _, d := range []string{"gw-a", "gw-b", "gw-x"} {
-		if err := addAddr(link(t, d), "fe80::1/64"); err != nil {
+		l := link(t, d)
+		if err := addAddr(l, "fe80::1/64"); err != nil {
 			t.Fatal(err)
 		}
+		awaitLocal(t, l, netip.MustParseAddr("fe80::1"))
 	}
 	probe := socket(t, mesh.ProbePort)
 	other := socket(t, 9999)

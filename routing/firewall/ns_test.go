@@ -220,3 +220,22 @@ func receive(t testing.TB, fd int) netip.Addr {
 	}
 	return netip.AddrFrom16(from.(*unix.SockaddrInet6).Addr).Unmap()
 }
+
+// awaitLocal waits until the kernel, which does it in the background, takes
+// packets for an IPv6 address of the device.
+func awaitLocal(t testing.TB, l netlink.Link, a netip.Addr) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6,
+			&netlink.Route{Table: unix.RT_TABLE_LOCAL, LinkIndex: l.Attrs().Index}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range routes {
+			if r.Dst != nil && r.Dst.IP.Equal(a.AsSlice()) {
+				return
+			}
+		}
+	}
+	t.Fatalf("%s never became an address of %s", a, l.Attrs().Name)
+}

@@ -197,10 +197,13 @@ func rowTable(rows []Row) *table {
 		if after == r.Before {
 			after = "the same"
 		}
-		t.add(r.Event, gapText(r), fmt.Sprint(r.Lost), r.Before, after, promise(r), r.Verdict)
+		t.add(r.Event, gapText(r), fmt.Sprint(r.Lost), narrow(r.Before), narrow(after), promise(r), r.Verdict)
 	}
 	return t
 }
+
+// narrow takes the blanks out of a way.
+func narrow(way string) string { return strings.ReplaceAll(way, " → ", "→") }
 
 func gapText(r Row) string {
 	switch {

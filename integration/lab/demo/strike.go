@@ -97,16 +97,16 @@ func (d *demo) told(r Row) {
 	d.report.Rows = append(d.report.Rows, r)
 	way := r.Before + ", and stays there"
 	if r.After != r.Before {
-		way = r.Before + "  ⇒  " + r.After
+		way = r.Before + " ⇒ " + r.After
 	}
 	d.screen.note("%s: %s, %d of %d packets lost. %s", r.Event, gapSentence(r), r.Lost, r.Sent, strings.ToUpper(r.Verdict))
-	d.screen.note("%s  %s", r.Flow, way)
+	d.screen.note("%s: %s", r.Flow, way)
 	if r.BackBefore != reverse(r.Before) || r.BackAfter != reverse(r.After) {
 		back := r.BackBefore
 		if r.BackAfter != r.BackBefore {
-			back += "  ⇒  " + r.BackAfter
+			back += " ⇒ " + r.BackAfter
 		}
-		d.screen.note("and back  %s", back)
+		d.screen.note("and back: %s", back)
 	}
 	if r.Why != "" {
 		d.screen.note("%s", r.Why)

@@ -21,10 +21,10 @@ func TestRowTable(t *testing.T) {
 		{Event: "agent of lon restarted", Before: "mad → lon → syd", After: "mad → lon → syd", NoLoss: true, Verdict: verdictOK},
 	}
 	want := strings.TrimLeft(`
-EVENT                    GAP ms  LOST  PATH BEFORE      AFTER                      PROMISE
-fra – lon silent             85    42  fra → lon        fra → sto:isp1,isp2 → lon  300 ms   ok
-transit fra dead        endless  1000  mad → fra → syd  none                       300 ms   FAIL
-agent of lon restarted      < 6     0  mad → lon → syd  the same                   0 lost   ok
+EVENT                    GAP ms  LOST  PATH BEFORE  AFTER                  PROMISE
+fra – lon silent             85    42  fra→lon      fra→sto:isp1,isp2→lon  300 ms   ok
+transit fra dead        endless  1000  mad→fra→syd  none                   300 ms   FAIL
+agent of lon restarted      < 6     0  mad→lon→syd  the same               0 lost   ok
 `, "\n")
 	if got := strings.Join(rowTable(rows).lines(width), "\n") + "\n"; got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
