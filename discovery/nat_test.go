@@ -54,8 +54,12 @@ func TestCanConnect(t *testing.T) {
 		a, b NAT
 		want bool
 	}{
-		{NATNone, NATSymmetric, true}, {NATEasy, NATEasy, true}, {NATUnknown, NATSymmetric, true},
-		{NATSymmetric, NATEasy, true}, {NATSymmetric, NATSymmetric, false}, {NATBlocked, NATNone, false},
+		{NATNone, NATSymmetric, true},
+		{NATEasy, NATEasy, true},
+		{NATUnknown, NATSymmetric, true},
+		{NATSymmetric, NATEasy, true},
+		{NATSymmetric, NATSymmetric, false},
+		{NATBlocked, NATNone, false},
 	} {
 		for _, pair := range [][2]NAT{{c.a, c.b}, {c.b, c.a}} {
 			if ok, reason := CanConnect(pair[0], pair[1]); ok != c.want || !ok && reason == "" {

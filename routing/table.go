@@ -3,6 +3,7 @@ package routing
 import (
 	"net/netip"
 	"slices"
+	"strings"
 
 	"guywire/mesh"
 	"guywire/routing/spf"
@@ -116,14 +117,14 @@ func (r *Router) destinations() []Destination {
 	group := map[string]*Destination{}
 	var out []*Destination
 	for p, ids := range origins {
-		key := ""
+		var key strings.Builder
 		for _, id := range ids {
-			key += string(id[:])
+			key.WriteString(string(id[:]))
 		}
-		d := group[key]
+		d := group[key.String()]
 		if d == nil {
 			d = &Destination{Origins: ids}
-			group[key] = d
+			group[key.String()] = d
 			out = append(out, d)
 		}
 		d.Prefixes = append(d.Prefixes, p)

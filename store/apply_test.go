@@ -402,8 +402,11 @@ func TestMalformedCommands(t *testing.T) {
 func TestControlRefusals(t *testing.T) {
 	w := newWorld(t)
 	for _, addrs := range [][]netip.AddrPort{
-		{{}}, make([]netip.AddrPort, MaxControl+1),
-		{netip.MustParseAddrPort("0.0.0.0:1")}, {netip.MustParseAddrPort("224.0.0.1:1")}, {netip.MustParseAddrPort("[fe80::1%eth0]:1")},
+		{{}},
+		make([]netip.AddrPort, MaxControl+1),
+		{netip.MustParseAddrPort("0.0.0.0:1")},
+		{netip.MustParseAddrPort("224.0.0.1:1")},
+		{netip.MustParseAddrPort("[fe80::1%eth0]:1")},
 		{netip.MustParseAddrPort("[::ffff:203.0.113.1]:1")},
 		{netip.MustParseAddrPort("203.0.113.1:1"), netip.MustParseAddrPort("203.0.113.1:1")},
 	} {

@@ -197,7 +197,7 @@ func FuzzApply(f *testing.F) {
 		}
 		f.Add(b)
 	}
-	f.Add([]byte(fmt.Sprintf(`{"version":%d}`, Version)))
+	f.Add(fmt.Appendf(nil, `{"version":%d}`, Version))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		c, err := DecodeCommand(b)
 		if err != nil {

@@ -179,7 +179,8 @@ func (s *script) nodes() []Node {
 }
 
 func describe(n Node) string {
-	b := fmt.Sprintf("%s %s %s", n.Name, n.Addr4, n.Addr6)
+	var b strings.Builder
+	b.WriteString(fmt.Sprintf("%s %s %s", n.Name, n.Addr4, n.Addr6))
 	for _, part := range []struct {
 		label string
 		what  any
@@ -188,13 +189,13 @@ func describe(n Node) string {
 		{"prefixes", n.Prefixes, len(n.Prefixes) > 0}, {"tags", n.Tags, len(n.Tags) > 0}, {"control", n.Control, len(n.Control) > 0},
 	} {
 		if part.show {
-			b += fmt.Sprintf(" %s %v", part.label, part.what)
+			b.WriteString(fmt.Sprintf(" %s %v", part.label, part.what))
 		}
 	}
 	if n.Voter {
-		b += " voter"
+		b.WriteString(" voter")
 	}
-	return b
+	return b.String()
 }
 
 func vals(d *datadriven.TestData, key string) []string {

@@ -42,8 +42,15 @@ func (a *app) linksCommand() *cobra.Command {
 
 func (a *app) linksTable(links []api.Link, wide bool) *table {
 	t := &table{wide: wide, painted: 2, columns: []column{
-		{head: "PEER", flex: true}, {head: "UPLINKS", flex: true}, {head: "STATE"}, {head: "RTT ms", right: true},
-		{head: "JITTER", right: true}, {head: "LOSS % out/in", right: true}, {head: "SHARE %", right: true}, {head: "MTU", right: true}, {head: "FOR"},
+		{head: "PEER", flex: true},
+		{head: "UPLINKS", flex: true},
+		{head: "STATE"},
+		{head: "RTT ms", right: true},
+		{head: "JITTER", right: true},
+		{head: "LOSS % out/in", right: true},
+		{head: "SHARE %", right: true},
+		{head: "MTU", right: true},
+		{head: "FOR"},
 	}}
 	if wide {
 		t.columns = append(t.columns, column{head: "DEVICE"}, column{head: "PORT", right: true}, column{head: "ENDPOINT"},

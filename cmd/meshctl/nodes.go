@@ -24,8 +24,14 @@ func (a *app) nodesCommand() *cobra.Command {
 
 func (a *app) nodesTable(nodes []api.Node, wide bool) *table {
 	t := &table{wide: wide, painted: 3, columns: []column{
-		{head: "NODE", flex: true}, {head: "ADDRESS"}, {head: "NETWORKS"}, {head: "REACHED", flex: true},
-		{head: "RTT ms", right: true}, {head: "COST ms", right: true}, {head: "LINKS", right: true}, {head: "ROLE"},
+		{head: "NODE", flex: true},
+		{head: "ADDRESS"},
+		{head: "NETWORKS"},
+		{head: "REACHED", flex: true},
+		{head: "RTT ms", right: true},
+		{head: "COST ms", right: true},
+		{head: "LINKS", right: true},
+		{head: "ROLE"},
 		{head: "CHANGED"},
 	}}
 	if wide {

@@ -44,8 +44,13 @@ func (a *app) path(p api.Path) {
 		a.say("%s → %s: %s: %s\n\n", p.From, p.To, a.painted(red, "not reached"), p.Why)
 	}
 	t := table{painted: 6, columns: []column{
-		{head: "#", right: true}, {head: "NODE", flex: true}, {head: "PREFIX"}, {head: "NEXT HOP", flex: true}, {head: "DEVICE"},
-		{head: "RTT ms", right: true}, {head: "KERNEL"},
+		{head: "#", right: true},
+		{head: "NODE", flex: true},
+		{head: "PREFIX"},
+		{head: "NEXT HOP", flex: true},
+		{head: "DEVICE"},
+		{head: "RTT ms", right: true},
+		{head: "KERNEL"},
 	}}
 	for i, h := range p.Hops {
 		prefix, kernel, colour := unknown, unknown, plain

@@ -26,8 +26,14 @@ func (a *app) routesCommand() *cobra.Command {
 // routesTable has one row per prefix, and one more for each further next hop.
 func routesTable(routes []api.Route) *table {
 	t := &table{painted: 7, columns: []column{
-		{head: "PREFIX"}, {head: "ORIGIN", flex: true}, {head: "COST ms", right: true}, {head: "NEXT HOP", flex: true}, {head: "DEVICE"},
-		{head: "SHARE %", right: true}, {head: "RUNNER-UP", flex: true}, {head: "KERNEL"},
+		{head: "PREFIX"},
+		{head: "ORIGIN", flex: true},
+		{head: "COST ms", right: true},
+		{head: "NEXT HOP", flex: true},
+		{head: "DEVICE"},
+		{head: "SHARE %", right: true},
+		{head: "RUNNER-UP", flex: true},
+		{head: "KERNEL"},
 	}}
 	for _, r := range routes {
 		first := api.NextHop{Peer: unknown, Device: unknown}

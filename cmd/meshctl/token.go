@@ -76,8 +76,12 @@ func (a *app) tokenListCommand() *cobra.Command {
 				return
 			}
 			t := table{columns: []column{
-				{head: "ID"}, {head: "FOR NODE", flex: true}, {head: "PREFIXES", flex: true}, {head: "TAGS", flex: true},
-				{head: "USES LEFT", right: true}, {head: "EXPIRES"},
+				{head: "ID"},
+				{head: "FOR NODE", flex: true},
+				{head: "PREFIXES", flex: true},
+				{head: "TAGS", flex: true},
+				{head: "USES LEFT", right: true},
+				{head: "EXPIRES"},
 			}}
 			for _, k := range d.Tokens {
 				name := "any"

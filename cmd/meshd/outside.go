@@ -15,6 +15,7 @@ import (
 
 	"guywire/discovery"
 	"guywire/discovery/gossip"
+	"guywire/discovery/stun"
 	"guywire/mesh"
 	"guywire/mesh/agent"
 	"guywire/mesh/config"
@@ -24,6 +25,7 @@ import (
 	"guywire/mesh/icmp"
 	"guywire/mesh/kernel"
 	"guywire/mesh/probe"
+	"guywire/mesh/rendezvous"
 	"guywire/mesh/wg"
 	"guywire/routing/fib"
 	"guywire/routing/firewall"
@@ -47,6 +49,20 @@ func outside(c config.Config, log *slog.Logger) agent.Outside {
 			return icmp.Open(func(a icmp.Answer) { answer(a.Interface, a.At) })
 		},
 		Gossip: func(g agent.GossipConfig) (agent.Gossip, error) { return openGossip(g, log) },
+		Stun: func(addrs []netip.AddrPort, key []byte) (func(context.Context) error, error) {
+			server, err := stun.Listen(addrs, key)
+			if err != nil {
+				return nil, err
+			}
+			return server.Run, nil
+		},
+		Socket: func(mark uint32, first, last uint16, key []byte) (rendezvous.Socket, error) {
+			s, err := stun.Open(stun.OpenConfig{Mark: mark, First: first, Last: last, Key: key})
+			if err != nil {
+				return nil, err // a nil *stun.Socket would not be a nil interface
+			}
+			return s, nil
+		},
 		Index: func(device string) (int, error) {
 			i, err := net.InterfaceByName(device)
 			if err != nil {

@@ -17,7 +17,7 @@ const maxMessage = 512
 // server is longer than the longest answer, which has an IPv6 address.
 const (
 	attrPadding   stun.AttrType = 0x0026
-	paddingLength               = 32
+	paddingLength int           = 32
 )
 
 // message is one verified message, or one to be sent.

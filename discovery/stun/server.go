@@ -50,9 +50,6 @@ func Listen(addrs []netip.AddrPort, key []byte) (*Server, error) {
 	return s, nil
 }
 
-// String names the task in logs.
-func (s *Server) String() string { return "STUN server" }
-
 // Addrs gives the bound addresses.
 func (s *Server) Addrs() []netip.AddrPort {
 	var addrs []netip.AddrPort

@@ -5,10 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/http"
+	"slices"
 	"time"
 
 	"guywire/discovery"
-	"guywire/discovery/stun"
 	"guywire/mesh"
 	"guywire/mesh/control"
 	"guywire/mesh/core"
@@ -33,11 +33,7 @@ func (m *member) newAttempter() *rendezvous.Attempter {
 		Mesh: state.Mesh.ID, Self: m.self,
 		Uplink: m.uplink,
 		Open: func(mark uint32) (rendezvous.Socket, error) {
-			s, err := stun.Open(stun.OpenConfig{Mark: mark, First: ports.First, Last: ports.Last, Key: m.stunKey()})
-			if err != nil {
-				return nil, err
-			}
-			return s, nil
+			return m.agent.outside.Socket(mark, ports.First, ports.Last, m.stunKey())
 		},
 		Servers:  m.stunServers,
 		Exchange: m.exchange,
@@ -163,22 +159,17 @@ func (m *member) followAttempts(ctx context.Context) error {
 
 // keyOf reports whether the log names this WireGuard key for the node.
 func (m *member) keyOf(node mesh.NodeID, key store.Key) bool {
-	for _, k := range m.plane.State().Nodes[node].Keys {
-		if k == key {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(m.plane.State().Nodes[node].Keys, key)
 }
 
 // serveStun answers other members' STUN requests.
 func (m *member) serveStun(ctx context.Context) error {
-	server, err := stun.Listen(wildcards(mesh.StunPort), m.stunKey())
+	serve, err := m.agent.outside.Stun(wildcards(mesh.StunPort), m.stunKey())
 	if err != nil {
 		m.log.Warn("STUN is not served here; other nodes ask elsewhere", mesh.LogError, err)
 		return nil
 	}
-	return server.Run(ctx)
+	return serve(ctx)
 }
 
 // survey measures what each uplink looks like from outside: at once, after

@@ -18,7 +18,6 @@ import (
 	"guywire/mesh/control"
 	"guywire/mesh/core"
 	"guywire/mesh/keyring"
-	"guywire/mesh/transport"
 	"guywire/store"
 	"guywire/store/cache"
 	"guywire/store/disk"
@@ -349,7 +348,7 @@ func convert(err error) error {
 		{control.ErrEnrolled, api.CodeEnrolled},
 		{control.ErrNotEnrolled, api.CodeNotEnrolled},
 		{control.ErrNoVoter, api.CodeNoLeader},
-		{transport.ErrUntrusted, api.CodeServerKey},
+		{control.ErrUntrusted, api.CodeServerKey},
 		{syscall.EADDRINUSE, api.CodePortInUse},
 		{disk.ErrUnsafe, api.CodeState},
 		{cache.ErrOtherMesh, api.CodeState},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"guywire/mesh/api"
 	"guywire/mesh/core"
@@ -111,11 +112,12 @@ func (a *Agent) Unload(ctx context.Context) error {
 
 // waiting names what a reconciler could not do.
 func waiting(st reconcile.Status) string {
-	s := "left are:"
+	var s strings.Builder
+	s.WriteString("left are:")
 	for _, o := range st.Objects {
-		s += " " + o.Name + " (" + o.Error + ")"
+		s.WriteString(" " + o.Name + " (" + o.Error + ")")
 	}
-	return s
+	return s.String()
 }
 
 func wildcards(port uint16) []netip.AddrPort {

@@ -10,6 +10,7 @@ import (
 	"guywire/mesh/core"
 	"guywire/mesh/kernel"
 	"guywire/mesh/keyring"
+	"guywire/mesh/rendezvous"
 	"guywire/store/disk"
 )
 
@@ -31,6 +32,10 @@ type Outside struct {
 	Echoes func(answer func(ifindex int, at time.Time)) (Echoes, error)
 	// Gossip makes this node's gossip member.
 	Gossip func(GossipConfig) (Gossip, error)
+	// Stun opens a STUN server for members who know the key, and gives what
+	// runs it. Socket opens a UDP port for a link attempt.
+	Stun   func(addrs []netip.AddrPort, key []byte) (run func(context.Context) error, err error)
+	Socket func(mark uint32, first, last uint16, key []byte) (rendezvous.Socket, error)
 	// Index gives a device's number; Device the name for a number.
 	Index  func(device string) (int, error)
 	Device func(index int) (string, error)

@@ -52,18 +52,18 @@ func (j *journal) running() bool {
 }
 
 // after gives the steps after index since, and how to wait for more.
-func (j *journal) after(since uint64) (steps []JoinStep, done bool, err error, grown <-chan struct{}) {
+func (j *journal) after(since uint64) (steps []JoinStep, done bool, grown <-chan struct{}, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	first := j.last - uint64(len(j.steps)) // index before the oldest
 	from := min(max(since, first), j.last) - first
-	return j.steps[from:len(j.steps):len(j.steps)], j.done, j.err, j.grown
+	return j.steps[from:len(j.steps):len(j.steps)], j.done, j.grown, j.err
 }
 
 // follow emits all after since until the join ends, and returns its error.
 func (j *journal) follow(ctx context.Context, since uint64, emit func(JoinStep) error) error {
 	for {
-		steps, done, failed, grown := j.after(since)
+		steps, done, grown, failed := j.after(since)
 		for _, s := range steps {
 			if err := emit(s); err != nil {
 				return err

@@ -71,7 +71,8 @@ func TestDocuments(t *testing.T) {
 
 	same("requests", []any{
 		api.PathQuery{From: "berlin-1", To: "oslo"},
-		api.InitRequest{Mesh: "acme", Pool4: &pool}, api.TokenRequest{Name: "oslo-1", TTLMs: 60_000},
+		api.InitRequest{Mesh: "acme", Pool4: &pool},
+		api.TokenRequest{Name: "oslo-1", TTLMs: 60_000},
 		"k7m2", "leave", "teardown",
 	}, b.Calls(), nil)
 }

@@ -6,6 +6,7 @@ import (
 	"net/http"
 
 	"guywire/mesh"
+	"guywire/mesh/transport"
 	"guywire/store"
 )
 
@@ -18,6 +19,8 @@ var (
 	ErrRemoved = errors.New("this node was removed from the mesh; to come back, empty the state directory and join with a new token")
 	// ErrLeft: this node has left by its own wish.
 	ErrLeft = errors.New("this node has left the mesh")
+	// ErrUntrusted: who answered does not hold the key that was expected.
+	ErrUntrusted = transport.ErrUntrusted
 	// ErrNoVoter: no voter answered, so nothing can be changed now.
 	ErrNoVoter = errors.New("no voter of the mesh answers; traffic goes on, but changes need a majority of the voters up and reachable")
 )

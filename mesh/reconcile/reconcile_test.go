@@ -514,13 +514,13 @@ func TestRandom(t *testing.T) {
 				return nil
 			})
 			letters := func() string {
-				s := ""
+				var s strings.Builder
 				for _, c := range "abcdef" {
 					if r.IntN(2) == 0 {
-						s += string(c)
+						s.WriteString(string(c))
 					}
 				}
-				return s
+				return s.String()
 			}
 			revision := uint64(0)
 			for range 30 {

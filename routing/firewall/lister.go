@@ -140,7 +140,7 @@ func (l *lister) table() (listing, error) {
 				if t.sets[name], err = l.elements(name); err != nil {
 					return listing{}, err
 				}
-				m = []byte(fmt.Sprintf("%s %x %v", name, attrs[unix.NFTA_SET_FLAGS], t.sets[name]))
+				m = fmt.Appendf(nil, "%s %x %v", name, attrs[unix.NFTA_SET_FLAGS], t.sets[name])
 			}
 			_ = binary.Write(sum, binary.BigEndian, uint32(kind)<<16|uint32(len(m)))
 			sum.Write(m)

@@ -247,6 +247,13 @@ func TestConcerned(t *testing.T) {
 	}
 }
 
+func TestMedianRatio(t *testing.T) {
+	// The machine slows down to a tenth; each round by itself says 0.9, 1 or 1.1.
+	if got := medianRatio([]float64{900, 500, 110}, []float64{1000, 500, 100}); got != 1 {
+		t.Errorf("got %v", got)
+	}
+}
+
 func TestQuantile(t *testing.T) {
 	v := []float64{5, 1, 4, 2, 3}
 	for q, want := range map[float64]float64{0: 1, 0.5: 3, 0.99: 5, 1: 5} {

@@ -53,7 +53,8 @@ func TestMerge(t *testing.T) {
 		},
 		"one lost at each end is no gap": {
 			100, onTime(span(1, 98)...), 2,
-			[]LossRun{{0, 1, start}, {99, 1, packet(99).Sent}}, nil,
+			[]LossRun{{0, 1, start}, {99, 1, packet(99).Sent}},
+			nil,
 		},
 		"everywhere": {
 			100, onTime(append(span(10, 40), span(50, 89)...)...), 29,

@@ -50,7 +50,8 @@ func TestFate(t *testing.T) {
 		},
 		"rate leaves slower traffic alone": {Impairment{Rate: 8_000_000}, everyMS(3, 500), out(500*time.Microsecond, 1500*time.Microsecond, 2500*time.Microsecond)},
 		"a frame larger than the buffer passes an idle bottleneck": {
-			Impairment{Rate: 8_000}, []frame{{0, 65_549}, {0, 100}},
+			Impairment{Rate: 8_000},
+			[]frame{{0, 65_549}, {0, 100}},
 			[]fate{{release: 65_549 * ms}, {outcome: overflowed}},
 		},
 		"all lost":       {Impairment{Loss: 1}, everyMS(2, 100), []fate{{outcome: lost}, {outcome: lost}}},
