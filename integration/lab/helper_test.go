@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -24,6 +25,13 @@ func TestMain(m *testing.M) {
 	// Or each process under the race detector takes a second to end.
 	_ = os.Setenv("GORACE", "atexit_sleep_ms=0")
 	Init()
+	if filepath.Base(os.Args[0]) == "meshd" {
+		if err := fakeMeshd(os.Args); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if len(os.Args) > 2 && os.Args[1] == helperVerb {
 		if err := helper(os.Args[2], os.Args[3:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -32,6 +40,39 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
+}
+
+// fakeMeshd says how it was started, opens the agent's socket as the real one does, and waits to be killed.
+func fakeMeshd(args []string) error {
+	config, err := os.ReadFile(args[2])
+	if err != nil {
+		return err
+	}
+	state := ""
+	for line := range strings.Lines(string(config)) {
+		if rest, ok := strings.CutPrefix(line, "state: "); ok {
+			state = strings.TrimSpace(rest)
+		}
+	}
+	info, err := os.Stat(state)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%s\n%s%o\n", strings.Join(args, " "), config, info.Mode().Perm())
+	if err := os.MkdirAll(filepath.Dir(agentSocket), 0o755); err != nil {
+		return err
+	}
+	l, err := net.Listen("unix", agentSocket)
+	if err != nil {
+		return err
+	}
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		c.Close()
+	}
 }
 
 // helperArgv is the command line of a helper.

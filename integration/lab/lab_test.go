@@ -418,8 +418,11 @@ func TestProcesses(t *testing.T) {
 func TestAgents(t *testing.T) {
 	needNamespaces(t)
 	bin := t.TempDir()
-	script := "#!/bin/sh\necho \"$0 $*\"\ncat \"$2\"\nstat -c %a \"$(sed -n 's/^state: //p' \"$2\")\"\nexec sleep 600\n"
-	if err := os.WriteFile(filepath.Join(bin, "meshd"), []byte(script), 0o755); err != nil {
+	exe, err := os.Executable()
+	if err == nil {
+		err = os.Symlink(exe, filepath.Join(bin, "meshd"))
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	n := parse(t, strings.Replace(square, "lan: 10.2.0.0/24,", "lan: 10.2.0.0/24, meshd: {dataplane: userspace, hint: 7},", 1))

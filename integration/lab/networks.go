@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"syscall"
 )
 
 //go:embed networks/*.yaml
@@ -30,7 +31,7 @@ func BuiltIn() []string {
 // its own is called after it.
 func Load(name string) (*Network, error) {
 	data, err := os.ReadFile(name)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EISDIR) {
 		var builtIn error
 		if data, builtIn = networks.ReadFile("networks/" + name + ".yaml"); builtIn != nil {
 			return nil, fmt.Errorf("there is no network file %s, and no built-in network of that name; those are %s", name, strings.Join(BuiltIn(), ", "))

@@ -198,7 +198,7 @@ func TestWatch(t *testing.T) {
 	// Changes that come before it watches are missed; so repeat.
 	wait := func(carrier int) {
 		t.Helper()
-		for {
+		for deadline := time.After(20 * time.Second); ; {
 			setCarrier(t, f, 1-carrier)
 			setCarrier(t, f, carrier)
 			select {
@@ -206,6 +206,8 @@ func TestWatch(t *testing.T) {
 				return
 			case err := <-ended:
 				t.Fatal(err)
+			case <-deadline:
+				t.Fatal("no hint")
 			case <-time.After(20 * time.Millisecond):
 			}
 		}

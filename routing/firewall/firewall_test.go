@@ -402,14 +402,19 @@ func TestWatch(t *testing.T) {
 			}
 		})
 	}()
-	// The first ones may come before it watches.
+	// The first changes may come before it watches.
+	filter, deadline := standard(), time.After(patience)
 	for changed := false; !changed; {
-		do(t, f, kernel.SetFilter{Filter: standard()})
+		filter.Links = slices.Clone(filter.Links)
+		filter.Links[0].Held = !filter.Links[0].Held
+		do(t, f, kernel.SetFilter{Filter: filter})
 		select {
 		case <-hints:
 			changed = true
 		case err := <-ended:
 			t.Fatal(err)
+		case <-deadline:
+			t.Fatal("no hint")
 		case <-time.After(10 * time.Millisecond):
 		}
 	}

@@ -46,7 +46,7 @@ func testState(t testing.TB, k testKey) *store.State {
 		t.Fatal(err)
 	}
 	return apply(t, nil, store.Command{Init: &store.Init{
-		Settings: store.Settings{ID: testMesh, Name: "acme", Pool4: netip.MustParsePrefix("10.86.0.0/16"), Pool6: store.RandomULA([5]byte{1})},
+		Settings: store.Settings{ID: testMesh, Name: "acme", Pool4: netip.MustParsePrefix("10.86.0.0/16"), Pool6: store.RandomULA([5]byte{1}), Secret: make([]byte, store.SecretSize)},
 		Name:     "hub", Identity: k.Identity(), Key: store.Key{Epoch: 1, Public: mesh.WireGuardKey(wg.PublicKey().Bytes())},
 	}})
 }
