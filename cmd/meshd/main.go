@@ -172,7 +172,7 @@ func teardownCommand(file *string) *cobra.Command {
 			}
 			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
-			return errors.Join(a.Unload(ctx), a.Close())
+			return errors.Join(a.Unload(ctx, nil), a.Close())
 		},
 	}
 }

@@ -98,7 +98,7 @@ func attrsOf(data []byte) (map[uint16][]byte, error) {
 	parsed, err := nl.ParseRouteAttr(data)
 	out := map[uint16][]byte{}
 	for _, a := range parsed {
-		out[a.Attr.Type&unix.NLA_TYPE_MASK] = a.Value
+		out[a.Attr.Type&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER)] = a.Value
 	}
 	return out, err
 }

@@ -17,8 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"guywire/integration/lab"
 	"guywire/integration/lab/flow"
 	"guywire/mesh/api"
@@ -192,12 +190,28 @@ func (w *world) files(node string) (names []string) {
 // holds no membership.
 func (w *world) nothingLeft(node string, before []string) {
 	w.Helper()
-	if diff := cmp.Diff(before, w.snapshot(node)); diff != "" {
-		w.Errorf("%s is not as it was (-was +is)\n%s", node, diff)
+	if diff := changes(before, w.snapshot(node)); diff != "" {
+		w.Errorf("%s is not as it was:%s", node, diff)
 	}
 	if files := w.files(node); !slices.Equal(files, []string{"lock"}) {
 		w.Errorf("the state directory of %s holds %v", node, files)
 	}
+}
+
+// changes gives the lines that went and came.
+func changes(before, after []string) string {
+	text := ""
+	for _, line := range before {
+		if !slices.Contains(after, line) {
+			text += "\n- " + line
+		}
+	}
+	for _, line := range after {
+		if !slices.Contains(before, line) {
+			text += "\n+ " + line
+		}
+	}
+	return text
 }
 
 // until waits for a condition: check gives "" when it holds, else what keeps
@@ -225,7 +239,7 @@ func (w *world) until(what string, check func() string) {
 // restored waits until the node is as it was.
 func (w *world) restored(node, what string, before []string) {
 	w.Helper()
-	w.until(what, func() string { return cmp.Diff(before, w.snapshot(node)) })
+	w.until(what, func() string { return changes(before, w.snapshot(node)) })
 }
 
 // start starts meshd on a node, or another program under the name of a process.

@@ -112,7 +112,7 @@ func (a *Agent) resume() error {
 	if errors.Is(err, control.ErrRemoved) {
 		a.changing.Lock()
 		defer a.changing.Unlock()
-		return errors.Join(err, a.clean(a.ctx))
+		return errors.Join(err, a.clean(a.ctx, nil))
 	}
 	if err != nil {
 		return err
@@ -155,7 +155,7 @@ func (a *Agent) ended(r *running) {
 	case r.err == nil || a.ctx.Err() != nil || errors.Is(r.err, control.ErrLeft):
 	case errors.Is(r.err, control.ErrRemoved):
 		a.journal.add(api.Event{Kind: "removed", Sentence: "the mesh removed this node"})
-		if err := a.clean(a.ctx); err != nil {
+		if err := a.clean(a.ctx, nil); err != nil {
 			a.log.Error("leftovers of the membership; run meshd teardown", mesh.LogError, err)
 		}
 	default:

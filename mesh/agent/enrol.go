@@ -278,14 +278,15 @@ func (a *Agent) Leave(ctx context.Context) (api.Done, error) {
 	if err != nil {
 		return api.Done{}, err
 	}
-	name := nodeName(r.plane.State(), r.self)
+	state := r.plane.State() // leaving forgets it
+	name := nodeName(state, r.self)
 	r.post(core.Stopping{})
 	if err := r.plane.Leave(ctx); err != nil {
 		return api.Done{}, convert(err)
 	}
 	r.stop()
 	<-r.ended
-	if err := a.clean(ctx); err != nil {
+	if err := a.clean(ctx, state); err != nil {
 		return api.Done{}, convert(err)
 	}
 	a.journal.add(api.Event{Kind: "left", Sentence: name + " left the mesh"})
@@ -305,16 +306,17 @@ func (a *Agent) Teardown(ctx context.Context) (api.Done, error) {
 	r.post(core.Stopping{})
 	r.stop()
 	<-r.ended
-	if err := a.Unload(ctx); err != nil {
+	if err := a.Unload(ctx, r.plane.State()); err != nil {
 		return api.Done{}, convert(err)
 	}
 	a.fail(api.Errorf(api.CodeNotEnrolled, "start meshd again to come back", "This node was torn down"))
 	return api.Done{Sentence: "tunnels, routes, rules and filter are removed; the node stays a member and comes back with the next start of meshd"}, nil
 }
 
-// clean removes everything of an ended membership: kernel, keys, cache.
-func (a *Agent) clean(ctx context.Context) error {
-	err := a.Unload(ctx)
+// clean removes everything of an ended membership: kernel, keys, cache. The
+// state is the last of the mesh; nil: the cached one.
+func (a *Agent) clean(ctx context.Context, state *store.State) error {
+	err := a.Unload(ctx, state)
 	if a.ring != nil {
 		err = errors.Join(err, a.ring.Destroy())
 		a.ring = nil

@@ -66,21 +66,20 @@ func (m *member) settledInKernel() bool {
 }
 
 // Unload removes everything of ours from the kernel and ends the data plane.
-// No member may be running.
-func (a *Agent) Unload(ctx context.Context) error {
+// No member may be running. The state is the last one of the mesh, whose pools
+// tell our addresses from others'; nil: the cached one.
+func (a *Agent) Unload(ctx context.Context, state *store.State) error {
 	ctx, cancel := context.WithTimeout(ctx, teardownPatience)
 	defer cancel()
 	if a.ring == nil {
 		return nil // never was a member: there is nothing of ours
 	}
 	config := KernelConfig{State: a.dir, Ring: a.ring}
-	if kept, err := cache.Open(a.dir, a.ring); err == nil {
-		if state, err := kept.LoadState(); err == nil || errors.Is(err, cache.ErrRemoved) {
-			config.Pools = []netip.Prefix{state.Mesh.Pool4, state.Mesh.Pool6}
-		}
-		if err := kept.Close(); err != nil {
-			return err
-		}
+	if state == nil {
+		state = a.lastState()
+	}
+	if state != nil {
+		config.Pools = []netip.Prefix{state.Mesh.Pool4, state.Mesh.Pool6}
 	}
 	k, err := a.outside.Kernel(config)
 	if err != nil {
@@ -108,6 +107,20 @@ func (a *Agent) Unload(ctx context.Context) error {
 	stop()
 	<-ended
 	return errors.Join(err, k.Shutdown(context.WithoutCancel(ctx)), k.Close())
+}
+
+// lastState is the cached state of the mesh; nil: there is none.
+func (a *Agent) lastState() *store.State {
+	kept, err := cache.Open(a.dir, a.ring)
+	if err != nil {
+		return nil
+	}
+	defer kept.Close()
+	state, err := kept.LoadState()
+	if err != nil && !errors.Is(err, cache.ErrRemoved) {
+		return nil
+	}
+	return state
 }
 
 // waiting names what a reconciler could not do.

@@ -9,7 +9,6 @@ package host
 import (
 	"cmp"
 	"context"
-	"errors"
 	"net/netip"
 	"os"
 	"slices"
@@ -18,9 +17,6 @@ import (
 	"guywire/mesh"
 	"guywire/mesh/core"
 )
-
-// errMalformed: the kernel's answer cannot be read.
-var errMalformed = errors.New("malformed rtnetlink message")
 
 // Observe looks at the machine, in the network namespace of the calling
 // thread. Uplinks are the interfaces with a default route, best metric first;

@@ -275,12 +275,13 @@ func TestPrivileges(t *testing.T) {
 func FuzzLegs(f *testing.F) {
 	f.Add([]byte{2, 0, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0, 8, 0, 5, 0, 198, 18, 0, 1, 8, 0, 4, 0, 2, 0, 0, 0})
 	f.Add([]byte{2, 16, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0, 8, 0, 1, 0, 10, 1, 0, 0, 20, 0, 9, 0, 16, 0, 0, 0, 2, 0, 0, 0, 8, 0, 5, 0, 10, 0, 0, 1})
+	f.Add([]byte("000000000000\x05\x000000")) // an attribute that ends unaligned
 	f.Fuzz(func(t *testing.T, m []byte) {
 		if len(m) < unix.SizeofRtMsg {
 			return
 		}
 		head := nl.DeserializeRtMsg(m)
-		attrs, err := nl.ParseRouteAttrAsMap(m[unix.SizeofRtMsg:])
+		attrs, err := parseAttrs(m[unix.SizeofRtMsg:])
 		if err != nil || head.Dst_len == 0 && number(attrs, rtaNhID) != 0 {
 			return // would ask the kernel
 		}

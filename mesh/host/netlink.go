@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"syscall"
 
 	"guywire/mesh"
 
@@ -72,17 +71,36 @@ func (c *conn) get(kind, flags, head int, request []byte) ([][]byte, error) {
 	return msgs, nil
 }
 
-type attributes = map[uint16]syscall.NetlinkRouteAttr
+// attributes are the values of a message by kind.
+type attributes map[uint16][]byte
+
+// attrTypeMask cuts the flags off an attribute's type (NLA_TYPE_MASK).
+const attrTypeMask = 0x3fff
+
+// parseAttrs splits a list of attributes. Of attributes that repeat, the last
+// counts.
+func parseAttrs(b []byte) (attributes, error) {
+	attrs := attributes{}
+	for len(b) >= unix.SizeofRtAttr {
+		n := int(binary.NativeEndian.Uint16(b))
+		if n < unix.SizeofRtAttr || n > len(b) {
+			return nil, errMalformed
+		}
+		attrs[binary.NativeEndian.Uint16(b[2:])&attrTypeMask] = b[unix.SizeofRtAttr:n]
+		b = b[min(len(b), (n+unix.RTA_ALIGNTO-1)&^(unix.RTA_ALIGNTO-1)):]
+	}
+	return attrs, nil
+}
 
 func number(attrs attributes, kind uint16) uint32 {
-	if b := attrs[kind].Value; len(b) == 4 {
+	if b := attrs[kind]; len(b) == 4 {
 		return binary.NativeEndian.Uint32(b)
 	}
 	return 0
 }
 
 func address(attrs attributes, kind uint16) netip.Addr {
-	a, _ := netip.AddrFromSlice(attrs[kind].Value)
+	a, _ := netip.AddrFromSlice(attrs[kind])
 	return a
 }
 
@@ -94,13 +112,13 @@ func (c *conn) links() (map[int]*link, error) {
 	}
 	out := map[int]*link{}
 	for _, m := range msgs {
-		attrs, err := nl.ParseRouteAttrAsMap(m[unix.SizeofIfInfomsg:])
+		attrs, err := parseAttrs(m[unix.SizeofIfInfomsg:])
 		if err != nil {
 			return nil, fmt.Errorf("list interfaces: %w", err)
 		}
 		flags := binary.NativeEndian.Uint32(m[8:])
 		l := &link{
-			name: nl.BytesToString(attrs[unix.IFLA_IFNAME].Value), mtu: int(number(attrs, unix.IFLA_MTU)),
+			name: nl.BytesToString(attrs[unix.IFLA_IFNAME]), mtu: int(number(attrs, unix.IFLA_MTU)),
 			up: flags&unix.IFF_UP != 0, carrier: flags&unix.IFF_LOWER_UP != 0, loopback: flags&unix.IFF_LOOPBACK != 0,
 		}
 		if !strings.HasPrefix(l.name, mesh.InterfacePrefix) {
@@ -118,7 +136,7 @@ func (c *conn) addrs(links map[int]*link) error {
 	}
 	const unusable = unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_DEPRECATED
 	for _, m := range msgs {
-		attrs, err := nl.ParseRouteAttrAsMap(m[unix.SizeofIfAddrmsg:])
+		attrs, err := parseAttrs(m[unix.SizeofIfAddrmsg:])
 		if err != nil {
 			return fmt.Errorf("list addresses: %w", err)
 		}
@@ -168,7 +186,7 @@ func (c *conn) legs(m []byte) ([]route, error) {
 	if head.Type != unix.RTN_UNICAST || head.Protocol == mesh.RouteProtocol || head.Flags&unix.RTM_F_CLONED != 0 {
 		return nil, nil
 	}
-	attrs, err := nl.ParseRouteAttrAsMap(m[unix.SizeofRtMsg:])
+	attrs, err := parseAttrs(m[unix.SizeofRtMsg:])
 	if err != nil {
 		return nil, err
 	}
@@ -185,7 +203,7 @@ func (c *conn) legs(m []byte) ([]route, error) {
 		dst = netip.IPv6Unspecified()
 	}
 	r.prefix = netip.PrefixFrom(dst, int(head.Dst_len))
-	if id := number(attrs, rtaNhID); id != 0 && attrs[unix.RTA_OIF].Value == nil {
+	if id := number(attrs, rtaNhID); id != 0 && attrs[unix.RTA_OIF] == nil {
 		// With nexthop_compat_mode 0 the kernel tells only the id.
 		if r.prefix.Bits() != 0 {
 			return nil, nil
@@ -193,7 +211,7 @@ func (c *conn) legs(m []byte) ([]route, error) {
 		return c.object(r, id, true)
 	}
 	if _, multi := attrs[unix.RTA_MULTIPATH]; multi {
-		return multipath(r, attrs[unix.RTA_MULTIPATH].Value)
+		return multipath(r, attrs[unix.RTA_MULTIPATH])
 	}
 	return leg(r, int(number(attrs, unix.RTA_OIF)), attrs), nil
 }
@@ -219,7 +237,7 @@ func multipath(r route, b []byte) ([]route, error) {
 		if n < unix.SizeofRtNexthop || n > len(b) {
 			return nil, errMalformed
 		}
-		attrs, err := nl.ParseRouteAttrAsMap(b[unix.SizeofRtNexthop:n])
+		attrs, err := parseAttrs(b[unix.SizeofRtNexthop:n])
 		if err != nil {
 			return nil, err
 		}
@@ -240,11 +258,11 @@ func (c *conn) object(r route, id uint32, group bool) ([]route, error) {
 	if err != nil {
 		return nil, err
 	}
-	attrs, err := nl.ParseRouteAttrAsMap(msgs[0][sizeofNhmsg:])
+	attrs, err := parseAttrs(msgs[0][sizeofNhmsg:])
 	if err != nil {
 		return nil, err
 	}
-	members := attrs[unix.NHA_GROUP].Value
+	members := attrs[unix.NHA_GROUP]
 	if len(members) == 0 {
 		r.index, r.gateway = int(number(attrs, unix.NHA_OIF)), address(attrs, unix.NHA_GATEWAY)
 		return []route{r}, nil

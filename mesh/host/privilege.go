@@ -12,10 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrPrivilege means that this process may not configure the network.
-var ErrPrivilege = errors.New("no right to configure the network of this namespace: " +
-	"run meshd by its service unit or as root, or give it CAP_NET_ADMIN")
-
 // Privileges reports whether this process may configure the network, by
 // asking the kernel for something that only needs the right: to delete a
 // route of ours that cannot be there. The error is or wraps ErrPrivilege if

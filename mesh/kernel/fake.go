@@ -2,7 +2,6 @@ package kernel
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 )
@@ -23,15 +22,6 @@ type Fake struct {
 }
 
 var _ Backend = (*Fake)(nil)
-
-// Refusals of a Fake, as the kernel words them.
-var (
-	ErrNoDevice = errors.New("no such device")
-	ErrDown     = errors.New("device is down")
-	ErrNoHop    = errors.New("nexthop id does not exist")
-	ErrKind     = errors.New("can not replace a nexthop with a nexthop group, or the reverse")
-	ErrInvalid  = errors.New("invalid argument")
-)
 
 // NewFake gives a kernel that holds s.
 func NewFake(s State) *Fake {

@@ -152,8 +152,10 @@ func (l *Link) Receive(at time.Time, incarnation uint64, p wire.Probe) {
 	if l.rxSeq != 0 && int32(p.Seq-l.rxSeq) <= 0 {
 		return // a duplicate, or overtaken by a newer one
 	}
-	if l.rxSeq != 0 {
-		l.loss.add(p.Seq - l.rxSeq)
+	// What was missed in a row was an outage and is not the path's loss: it
+	// must not make the next outage slower to see.
+	if step := p.Seq - l.rxSeq; l.rxSeq != 0 && step <= maxMisses {
+		l.loss.add(step)
 	}
 	l.rxSeq, l.rxSent, l.rxAt = p.Seq, p.Sent, at
 	l.echoAsked = time.Time{}

@@ -125,6 +125,24 @@ func TestSilentCutSuspectThenDown(t *testing.T) {
 	p.want(t, Down, Down)
 }
 
+// An outage is no loss: the next one is seen as quickly as the first.
+func TestOutagesDoNotSlowDetection(t *testing.T) {
+	p := newPair()
+	p.run(time.Second)
+	for range 5 {
+		p.loss = [2]float64{1, 1}
+		p.run(time.Second)
+		p.loss = [2]float64{}
+		p.run(3 * time.Second)
+		p.want(t, Up, Up)
+	}
+	for i, l := range p.ends {
+		if n := l.downMisses(); n != minMisses {
+			t.Errorf("end %d waits for %d misses on a path without loss", i, n)
+		}
+	}
+}
+
 func TestDownComesBackOnBothEnds(t *testing.T) {
 	p := newPair()
 	p.run(time.Second)

@@ -1,0 +1,12 @@
+package kernel
+
+import "errors"
+
+// Refusals of a Fake, as the kernel words them.
+var (
+	ErrNoDevice = errors.New("no such device")
+	ErrDown     = errors.New("device is down")
+	ErrNoHop    = errors.New("nexthop id does not exist")
+	ErrKind     = errors.New("can not replace a nexthop with a nexthop group, or the reverse")
+	ErrInvalid  = errors.New("invalid argument")
+)
