@@ -22,6 +22,7 @@ import (
 	"guywire/mesh/config"
 	"guywire/mesh/dataplane"
 	"guywire/mesh/keyring"
+	"guywire/store/cache"
 	"guywire/store/disk"
 )
 
@@ -183,12 +184,11 @@ type configError struct{ err error }
 func (e *configError) Error() string { return e.err.Error() }
 func (e *configError) Unwrap() error { return e.err }
 
-// Exit codes, as docs/cli.md lists them for meshd.
+// Exit codes, as docs/cli.md lists them for meshd; others are those of the API.
 const (
-	exitUnexpected = 1
-	exitConfig     = 2
-	exitState      = 4
-	exitConflict   = 8
+	exitConfig   = api.ExitUsage
+	exitState    = api.ExitRefused
+	exitConflict = api.ExitConflict
 )
 
 func exitCode(err error) int {
@@ -201,13 +201,15 @@ func exitCode(err error) int {
 	}{
 		{disk.ErrUnsafe, exitState},
 		{keyring.ErrCorrupt, exitState},
+		{cache.ErrOtherMesh, exitState},
 		{disk.ErrInUse, exitConflict},
 		{api.ErrRunning, exitConflict},
 		{dataplane.ErrRunning, exitConflict},
+		{syscall.EADDRINUSE, exitConflict},
 	} {
 		if errors.Is(err, c.is) {
 			return c.code
 		}
 	}
-	return exitUnexpected
+	return api.ExitCode(err)
 }

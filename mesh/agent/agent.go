@@ -38,13 +38,14 @@ type Agent struct {
 	journal *journal
 
 	ctx  context.Context // ends with Run
+	stop context.CancelCauseFunc
 	dir  *disk.Dir
 	ring *keyring.Ring // nil: this machine has no identity yet
 
 	changing sync.Mutex // held during init, join, leave, teardown
 	mu       sync.Mutex // guards current
 	current  *running
-	failed   error // why no member runs although this machine is one
+	failed   error // torn down: why no member runs although this machine is one
 }
 
 // running is a member and its end.
@@ -83,22 +84,27 @@ func (a *Agent) Close() error {
 
 // Run answers the API until ctx ends. A machine that is a member takes up its
 // place at once; another one waits for init or join. At the end the kernel is
-// left as it is, so that traffic goes on.
+// left as it is, so that traffic goes on. A member that cannot run ends Run
+// with the reason: to try again is for whoever supervises this process.
 func (a *Agent) Run(ctx context.Context) error {
-	a.ctx = ctx
+	a.ctx, a.stop = context.WithCancelCause(ctx)
+	defer a.stop(nil)
 	listener, err := api.Listen(a.config.Socket, a.log)
 	if err != nil {
 		return err
 	}
 	if a.ring != nil {
 		if err := a.resume(); err != nil {
-			a.fail(err)
+			return errors.Join(err, listener.Close())
 		}
 	}
-	err = api.NewServer(a, a.log).Serve(ctx, listener)
+	err = api.NewServer(a, a.log).Serve(a.ctx, listener)
 	if r := a.running(); r != nil {
 		r.stop()
 		<-r.ended
+	}
+	if cause := context.Cause(a.ctx); ctx.Err() == nil && err == nil {
+		err = cause
 	}
 	return err
 }
@@ -112,7 +118,9 @@ func (a *Agent) resume() error {
 	if errors.Is(err, control.ErrRemoved) {
 		a.changing.Lock()
 		defer a.changing.Unlock()
-		return errors.Join(err, a.clean(a.ctx, nil))
+		a.log.Warn("the mesh removed this node while it was away", mesh.LogReason, err)
+		a.journal.add(api.Event{Kind: "removed", Sentence: "the mesh removed this node"})
+		return a.clean(a.ctx, nil)
 	}
 	if err != nil {
 		return err
@@ -159,15 +167,8 @@ func (a *Agent) ended(r *running) {
 			a.log.Error("leftovers of the membership; run meshd teardown", mesh.LogError, err)
 		}
 	default:
-		a.fail(r.err)
+		a.stop(r.err)
 	}
-}
-
-func (a *Agent) fail(err error) {
-	a.mu.Lock()
-	a.failed = err
-	a.mu.Unlock()
-	a.log.Error("this node does not run", mesh.LogError, err)
 }
 
 // running is the member that runs now; nil: none.

@@ -309,7 +309,9 @@ func (a *Agent) Teardown(ctx context.Context) (api.Done, error) {
 	if err := a.Unload(ctx, r.plane.State()); err != nil {
 		return api.Done{}, convert(err)
 	}
-	a.fail(api.Errorf(api.CodeNotEnrolled, "start meshd again to come back", "This node was torn down"))
+	a.mu.Lock()
+	a.failed = api.Errorf(api.CodeNotEnrolled, "start meshd again to come back", "This node was torn down")
+	a.mu.Unlock()
 	return api.Done{Sentence: "tunnels, routes, rules and filter are removed; the node stays a member and comes back with the next start of meshd"}, nil
 }
 
@@ -337,7 +339,7 @@ func convert(err error) error {
 		code = api.Code(r.Code)
 	}
 	if e, ok := errors.AsType[*control.Error](err); ok {
-		code = api.Code(e.Code)
+		code = refusedBy(e)
 	}
 	for _, c := range []struct {
 		is   error
@@ -363,5 +365,24 @@ func convert(err error) error {
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" && code == api.CodeInternal {
 		code = api.CodeUnreachable
 	}
-	return api.Errorf(code, "", "%s", strings.TrimSuffix(err.Error(), "."))
+	sentence := strings.ReplaceAll(strings.TrimSuffix(err.Error(), "."), "\n", "; ") // of several servers
+	return api.Errorf(code, "", "%s", sentence)
+}
+
+// refusedBy is the code for what another node answered.
+func refusedBy(e *control.Error) api.Code {
+	switch e.Code {
+	case control.CodeNoCertificate, control.CodeExpired:
+		return api.CodeForbidden
+	case control.CodeRemoved:
+		return api.CodeRevoked
+	case control.CodeUnknownNode:
+		return api.CodeNotFound
+	case control.CodeNotVoter, control.CodeNotLeader:
+		return api.CodeNoLeader
+	case control.CodeMalformed:
+		return api.CodeInternal
+	default: // the store's own, which are the API's
+		return api.Code(e.Code)
+	}
 }

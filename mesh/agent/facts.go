@@ -40,6 +40,7 @@ func (m *member) heard(s discovery.Signed) {
 	m.mu.Lock()
 	changed, err := m.directory.Merge(time.Now(), s, member.Identity)
 	facts, _ := m.directory.Get(node)
+	m.newFacts = m.newFacts || changed
 	m.mu.Unlock()
 	if err != nil {
 		m.log.Debug("facts refused", mesh.LogNode, member.Name, mesh.LogError, err)
@@ -145,17 +146,19 @@ func (m *member) spreadFacts(ctx context.Context) error {
 // saveFacts keeps what is known for a start without anybody.
 func (m *member) saveFacts() {
 	m.mu.Lock()
-	all := m.directory.Signed()
+	all, changed := m.directory.Signed(), m.newFacts
+	m.newFacts = false
 	m.mu.Unlock()
+	if !changed {
+		return
+	}
 	blob, err := json.Marshal(factsBody{Facts: all})
-	if err != nil || string(blob) == m.savedFacts {
-		return
+	if err == nil {
+		err = m.plane.Cache().SaveBlob(cache.Facts, blob)
 	}
-	if err := m.plane.Cache().SaveBlob(cache.Facts, blob); err != nil {
+	if err != nil {
 		m.log.Warn("facts cannot be written", mesh.LogError, err)
-		return
 	}
-	m.savedFacts = string(blob)
 }
 
 func (m *member) loadFacts() {

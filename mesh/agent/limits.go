@@ -8,8 +8,6 @@ const (
 	eventQueue = 4096
 	// batch is how many queued events the core takes before it acts.
 	batch = 256
-	// outbox bounds datagrams on their way out; a full one drops.
-	outbox = 2048
 	// eventLog is how many events are remembered.
 	eventLog = 4096
 	// statsEvery is how often the tunnels' counters are read.
@@ -23,7 +21,7 @@ const (
 	// surveyRetry is the same while too few servers are known, surveyTick how
 	// often it is looked whether a survey is due.
 	surveyRetry = 10 * time.Second
-	surveyTick  = 100 * time.Millisecond
+	surveyTick  = 250 * time.Millisecond
 	// enrolPatience bounds the wait for the first link of a join.
 	enrolPatience = 15 * time.Second
 	// teardownPatience bounds the removal of everything from the kernel.

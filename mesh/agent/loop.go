@@ -54,10 +54,10 @@ func (m *member) drain() int {
 func (m *member) step(ev core.Event) {
 	r := m.node.Step(time.Now(), ev)
 	for _, d := range r.Send {
-		m.push(outgoing{d.Target, d.Payload})
+		m.send(d.Target, d.Payload)
 	}
 	for _, t := range r.Echo {
-		m.push(outgoing{t, nil})
+		m.send(t, nil)
 	}
 	for _, a := range r.Attempt {
 		m.startAttempt(a.Link)
@@ -86,41 +86,21 @@ func (m *member) reconcile() {
 	m.reconciler.Set(want)
 }
 
-// outgoing is a datagram, or an echo request when it has no payload.
-type outgoing struct {
-	core.Target
-	payload []byte
-}
-
-func (m *member) push(o outgoing) {
-	select {
-	case m.outbox <- o:
-	default:
-		m.dropped.Add(1)
+// send hands a datagram, or an echo request when it has no payload, to the
+// kernel. The sockets do not block: what does not fit is lost, as on any wire.
+func (m *member) send(t core.Target, payload []byte) {
+	index, err := m.devices.number(t.Device)
+	if err != nil {
+		return // not made yet, or gone: the reconciler's matter
 	}
-}
-
-// send empties the outbox.
-func (m *member) send(ctx context.Context) error {
-	for {
-		select {
-		case o := <-m.outbox:
-			index, err := m.devices.number(o.Device)
-			if err != nil {
-				continue // not made yet, or gone: the reconciler's matter
-			}
-			if o.payload == nil {
-				err = m.echoes.Ask(index, o.To)
-			} else {
-				err = m.probes.Send(index, o.To, o.payload)
-			}
-			if reason, hard := m.probes.Hard(err); hard {
-				m.devices.forget()
-				m.post(core.TunnelFailed{Device: o.Device, Reason: reason})
-			}
-		case <-ctx.Done():
-			return nil
-		}
+	if payload == nil {
+		err = m.echoes.Ask(index, t.To)
+	} else {
+		err = m.probes.Send(index, t.To, payload)
+	}
+	if reason, hard := m.probes.Hard(err); hard {
+		m.devices.forget()
+		m.offer(core.TunnelFailed{Device: t.Device, Reason: reason})
 	}
 }
 

@@ -39,7 +39,6 @@ type member struct {
 	deadline time.Time  // owned by loop
 	events   chan core.Event
 	queries  chan func(*core.Node)
-	outbox   chan outgoing
 
 	kernel     Kernel
 	devices    *devices
@@ -64,8 +63,7 @@ type member struct {
 	surveys   map[string]discovery.Uplink // by uplink
 	own       discovery.Signed
 	ownFacts  discovery.Facts
-
-	savedFacts string // owned by spreadFacts
+	newFacts  bool // since the directory was saved
 }
 
 // open builds a member on an open control plane. Nothing runs and nothing in
@@ -76,7 +74,6 @@ func (a *Agent) open(plane *control.Plane) (_ *member, err error) {
 		agent: a, log: a.log, plane: plane, self: plane.ID(),
 		events:      make(chan core.Event, eventQueue),
 		queries:     make(chan func(*core.Node)),
-		outbox:      make(chan outgoing, outbox),
 		hostChanged: make(chan struct{}, 1),
 		save:        make(chan struct{}, 1),
 		directory:   discovery.NewDirectory(state.Mesh.ID, maxDirectory),
@@ -152,7 +149,6 @@ func (m *member) run(ctx context.Context) error {
 
 	start("control plane", m.plane.Run)
 	start("core", m.loop)
-	start("outbox", m.send)
 	start("probes", m.receive)
 	start("reconciler", m.reconciler.Run)
 	start("kernel watch", func(ctx context.Context) error { return m.kernel.Watch(ctx, m.reconciler.Kick) })

@@ -35,13 +35,14 @@ const (
 	CodeNameTaken     Code = "name-taken"
 	CodeIdentityTaken Code = "identity-taken"
 	CodePoolEmpty     Code = "pool-empty"
-	CodePoolOverlap   Code = "pool-overlap"
+	CodePoolRefused   Code = "pool-refused" // it overlaps a network in use, or cannot be one
 	CodePrefixOverlap Code = "prefix-overlap"
 	CodeInitialised   Code = "already-initialised"
 	CodeEnrolled      Code = "already-enrolled"
 	CodeNotEnrolled   Code = "not-enrolled"
 	CodeJoinRunning   Code = "join-running"
 	CodePortInUse     Code = "port-in-use"
+	CodeLastVoter     Code = "last-voter"
 	CodeState         Code = "state" // the state directory is another mesh's, or readable by others
 )
 
@@ -82,7 +83,8 @@ var codes = map[Code]struct{ status, exit int }{
 	CodeNameTaken:     {http.StatusConflict, ExitConflict},
 	CodeIdentityTaken: {http.StatusConflict, ExitConflict},
 	CodePoolEmpty:     {http.StatusConflict, ExitConflict},
-	CodePoolOverlap:   {http.StatusConflict, ExitConflict},
+	CodePoolRefused:   {http.StatusConflict, ExitConflict},
+	CodeLastVoter:     {http.StatusConflict, ExitConflict},
 	CodePrefixOverlap: {http.StatusConflict, ExitConflict},
 	CodeInitialised:   {http.StatusConflict, ExitConflict},
 	CodeEnrolled:      {http.StatusConflict, ExitConflict},

@@ -46,10 +46,10 @@ func rank(e *entry) int {
 func (n *Node) restore(r Record) {
 	e := &entry{rec: r, wanted: n.now, retry: n.now.Add(reseatAfter)}
 	if r.Alive {
-		e.judge = link.Adopt(n.now)
+		e.judge = link.Adopt(n.now, n.phase)
 		n.adopted = true
 	} else {
-		e.judge = link.New(n.now, n.first(r.Link.Peer))
+		e.judge = link.New(n.now, n.first(r.Link.Peer), n.phase)
 	}
 	n.entries[r.Link] = e
 	n.byDevice[r.Device] = e
@@ -206,7 +206,7 @@ func (n *Node) attempted(ev AttemptDone) {
 		n.byDevice[e.rec.Device] = e
 	}
 	if e.judge == nil || e.judge.State() != link.Up {
-		e.judge = link.New(n.now, n.first(ev.Link.Peer))
+		e.judge = link.New(n.now, n.first(ev.Link.Peer), n.phase)
 	}
 	n.ready.Dirty, n.ready.Save = true, true
 	n.fact(Fact{Kind: LinkMade, Node: ev.Link.Peer, Link: ev.Link, Sentence: "tunnel to " + n.name(ev.Link.Peer) + " by " + ev.Link.Local + " → " + ev.Link.Remote + " at " + ev.Endpoint.String()})

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"encoding/binary"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
@@ -9,6 +10,7 @@ import (
 
 	"guywire/discovery"
 	"guywire/mesh"
+	"guywire/mesh/link"
 	"guywire/routing"
 	"guywire/routing/topology"
 	"guywire/routing/wire"
@@ -48,6 +50,7 @@ type Node struct {
 	cfg     Config
 	now     time.Time
 	started time.Time
+	phase   time.Duration // of our probes, different from node to node
 
 	state  *store.State
 	host   Host
@@ -84,6 +87,7 @@ type peer struct {
 func New(now time.Time, cfg Config) *Node {
 	n := &Node{
 		cfg: cfg, now: now, started: now,
+		phase:    time.Duration(binary.BigEndian.Uint32(cfg.Self[:4])) % link.Interval,
 		facts:    map[mesh.NodeID]discovery.Facts{},
 		entries:  map[mesh.LinkID]*entry{},
 		byDevice: map[string]*entry{},

@@ -80,6 +80,7 @@ type Link struct {
 	// sending
 	seq      uint32
 	nextSend time.Time
+	phase    time.Duration // of our probes against multiples of Interval
 
 	// receiving
 	incarnation uint64
@@ -105,8 +106,11 @@ type Link struct {
 // New makes a link whose tunnel has just been made. One end is the first to
 // send: when both ends begin a WireGuard handshake at the same moment, each
 // drops the other's answer and they try again only after five seconds.
-func New(now time.Time, first bool) *Link {
-	l := &Link{since: now, nextSend: now, interval: Interval, reason: "waiting for the first answer"}
+//
+// Probes leave at multiples of Interval, shifted by phase, so that all links of
+// a node send in one go and not one by one.
+func New(now time.Time, first bool, phase time.Duration) *Link {
+	l := &Link{since: now, interval: Interval, phase: phase, reason: "waiting for the first answer"}
 	l.nextSend = now.Add(firstAfter)
 	if !first {
 		l.nextSend = now.Add(yieldFor)
@@ -282,8 +286,8 @@ func (l *Link) Deadline(now time.Time) time.Time {
 
 // Adopt makes a new link of a tunnel that was already carrying traffic when
 // this agent started: it is trusted until it has had time to answer.
-func Adopt(now time.Time) *Link {
-	l := New(now, true)
+func Adopt(now time.Time, phase time.Duration) *Link {
+	l := New(now, true, phase)
 	l.nextSend = now
 	l.everUp, l.accepts, l.hears = true, true, true
 	l.rxAt, l.good = now, suspectReturn
@@ -296,9 +300,11 @@ func (l *Link) Probe(now time.Time, accepts bool, digest uint64) (wire.Probe, bo
 	if now.Before(l.nextSend) {
 		return wire.Probe{}, false
 	}
-	l.nextSend = l.nextSend.Add(Interval)
-	if !l.nextSend.After(now) {
-		l.nextSend = now.Add(Interval) // we were late: keep the pace, not the debt
+	// From the clock, not from the last time: when late, the pace is kept and
+	// the debt forgotten.
+	l.nextSend = now.Truncate(Interval).Add(l.phase)
+	if l.nextSend.Sub(now) < Interval/2 {
+		l.nextSend = l.nextSend.Add(Interval)
 	}
 	l.seq++
 	p := wire.Probe{

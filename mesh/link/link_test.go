@@ -36,7 +36,7 @@ type packet struct {
 func newPair() *pair {
 	p := &pair{now: start, delay: 10 * time.Millisecond, rng: rand.New(rand.NewPCG(1, 1))}
 	for i := range p.ends {
-		p.ends[i] = New(start, i == 0)
+		p.ends[i] = New(start, i == 0, time.Duration(i)*7*time.Millisecond)
 		p.agent[i], p.kernel[i] = true, true
 	}
 	return p
@@ -218,7 +218,7 @@ func TestLossAloneDoesNotTakeALinkDown(t *testing.T) {
 }
 
 func TestDownMissesFollowLoss(t *testing.T) {
-	l := New(start, true)
+	l := New(start, true, 0)
 	if n := l.downMisses(); n != minMisses {
 		t.Errorf("without loss %d", n)
 	}
@@ -293,14 +293,14 @@ func TestCostIgnoresNoiseAndFollowsSteps(t *testing.T) {
 // The end that is not first stays silent until it hears the other, so that the
 // two ends never begin a handshake at the same moment.
 func TestOnlyOneEndBegins(t *testing.T) {
-	l := New(start, false)
+	l := New(start, false, 0)
 	if _, due := l.Probe(start.Add(firstAfter+Interval), true, 0); due {
 		t.Error("the second end spoke first")
 	}
 	if _, due := l.Probe(start.Add(yieldFor), true, 0); !due {
 		t.Error("the second end waits for ever")
 	}
-	l = New(start, false)
+	l = New(start, false, 0)
 	at := start.Add(100 * time.Millisecond)
 	l.Receive(at, 1, wire.Probe{Seq: 1, Interval: 40_000})
 	if _, due := l.Probe(at, true, 0); !due {
