@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -188,6 +189,17 @@ func TestDataplaneHangs(t *testing.T) {
 	pid := a.dataplanePID()
 	must(t, unix.Kill(pid, unix.SIGSTOP))
 	t.Cleanup(func() { unix.Kill(pid, unix.SIGCONT) })
+	eventually(t, "all threads have stopped", func() bool {
+		stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		must(t, err)
+		for _, file := range stats {
+			stat, err := os.ReadFile(file)
+			if err != nil || !strings.Contains(string(stat), ") T ") {
+				return false
+			}
+		}
+		return len(stats) > 0
+	})
 	for range 2 { // the second finds the first still stuck
 		if got := a.ask(ask{Call: "observe", Limit: 50 * time.Millisecond}); !got.Stuck {
 			t.Errorf("observe: %+v", got)

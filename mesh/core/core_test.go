@@ -1,0 +1,272 @@
+package core
+
+import (
+	"crypto/ed25519"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"guywire/discovery"
+	"guywire/mesh"
+	"guywire/mesh/kernel"
+	"guywire/routing"
+	"guywire/store"
+)
+
+var start = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+func id(n byte) mesh.NodeID { return mesh.NodeID{n} }
+
+// state is a mesh of n nodes; node i has 10.i.0.0/24. Nodes in reachable can
+// be connected to.
+func state(n int, reachable ...byte) *store.State {
+	s := &store.State{Index: 1, Mesh: store.Settings{ID: mesh.MeshID{1}}, Nodes: map[mesh.NodeID]store.Node{}}
+	for i := byte(1); int(i) <= n; i++ {
+		node := store.Node{
+			ID: id(i), Name: "n" + string('0'+rune(i)), Addr4: netip.AddrFrom4([4]byte{10, 86, 0, i}),
+			Addr6: netip.MustParseAddr("fd00::" + string('0'+rune(i))), Keys: []store.Key{{Epoch: 1, Public: mesh.WireGuardKey{i}}},
+			Prefixes: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, i, 0, 0}), 24)},
+		}
+		if slices.Contains(reachable, i) {
+			node.Control = []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, 0, i}), mesh.ControlPort)}
+		}
+		s.Nodes[id(i)] = node
+	}
+	return s
+}
+
+func node(s *store.State, records ...Record) *Node {
+	key := ed25519.NewKeyFromSeed(make([]byte, 32))
+	n := New(start, Config{
+		Self: id(1), Mesh: s.Mesh.ID, Incarnation: 1, Records: records,
+		Sign: func(b []byte) []byte { return ed25519.Sign(key, b) }, Rand: rand.New(rand.NewPCG(1, 1)),
+	})
+	n.Step(start, StateChanged{State: s})
+	n.Step(start, HostChanged{Host: Host{
+		Uplinks: []mesh.Uplink{
+			{Name: "isp1", Slot: 1, Interface: "eth0", Up: true, Default4: true, Gateway4: netip.MustParseAddr("198.18.0.254"), MTU: 1500},
+			{Name: "isp2", Slot: 2, Interface: "eth1", Up: true, Default4: true, MTU: 1492},
+		},
+		Attached: []Attached{{"lan", netip.MustParsePrefix("10.1.0.0/24")}, {"eth0", netip.MustParsePrefix("198.18.0.0/24")}},
+	}})
+	return n
+}
+
+func facts(n byte, uplinks ...string) discovery.Facts {
+	f := discovery.Facts{Mesh: mesh.MeshID{1}, Node: id(n), Serial: 1}
+	for _, u := range uplinks {
+		f.Uplinks = append(f.Uplinks, discovery.Uplink{Name: u})
+	}
+	return f
+}
+
+func attempts(r Ready) (out []string) {
+	for _, a := range r.Attempt {
+		out = append(out, a.Link.Local+">"+a.Link.Remote)
+	}
+	return out
+}
+
+func TestTriesEveryPairOfUplinks(t *testing.T) {
+	n := node(state(2, 1, 2))
+	r := n.Step(start, FactsChanged{Facts: facts(2, "a", "b")})
+	if got := strings.Join(attempts(r), " "); got != "isp1>a isp1>b isp2>a isp2>b" {
+		t.Errorf("attempts: %s", got)
+	}
+}
+
+// Who cannot be reached begins; the other end steps in only later.
+func TestTheEndThatCannotBeReachedBegins(t *testing.T) {
+	n := node(state(2, 1)) // we can be reached, they cannot
+	r := n.Step(start, FactsChanged{Facts: facts(2, "a")})
+	if got := attempts(r); len(got) > 0 {
+		t.Errorf("began at once: %v", got)
+	}
+	if got := attempts(n.Step(start.Add(deferFor+time.Second), Tick{})); len(got) != 2 {
+		t.Errorf("never stepped in: %v", got)
+	}
+	n = node(state(2, 2)) // they can be reached, we cannot
+	if got := attempts(n.Step(start, FactsChanged{Facts: facts(2, "a")})); len(got) != 2 {
+		t.Errorf("waits for ever: %v", got)
+	}
+}
+
+func TestFailedAttemptsBackOff(t *testing.T) {
+	n := node(state(2, 1, 2))
+	r := n.Step(start, FactsChanged{Facts: facts(2, "a")})
+	link, now, tries := r.Attempt[0].Link, start, 1
+	for now.Before(start.Add(10 * time.Minute)) {
+		r = n.Step(now, AttemptDone{Link: link, Err: "no way"})
+		for len(r.Attempt) == 0 {
+			now = r.Deadline
+			r = n.Step(now, Tick{})
+		}
+		tries++
+	}
+	if tries < 8 || tries > 25 {
+		t.Errorf("%d tries in ten minutes", tries)
+	}
+}
+
+func made(n *Node, peer byte) mesh.LinkID {
+	link := mesh.LinkID{Peer: id(peer), Local: "isp1", Remote: "a"}
+	n.Step(start, FactsChanged{Facts: facts(peer, "a")})
+	n.Step(start, AttemptDone{Link: link, ID: 5, Port: 51900, Endpoint: netip.MustParseAddrPort("198.18.0.9:51901"), Peer: store.Key{Epoch: 1, Public: mesh.WireGuardKey{peer}}})
+	return link
+}
+
+func TestDesiredTunnel(t *testing.T) {
+	n := node(state(2, 1, 2))
+	made(n, 2)
+	want := n.Desired()
+	if len(want.Tunnels) != 1 {
+		t.Fatalf("%d tunnels", len(want.Tunnels))
+	}
+	tun := want.Tunnels[0]
+	if tun.ListenPort != 51900 || tun.Mark != 0x8601 || tun.MTU != 1420 || tun.Epoch != 1 || tun.PublicKey != (mesh.WireGuardKey{1}) ||
+		tun.Peer != (mesh.WireGuardKey{2}) || tun.LinkLocal != id(1).LinkLocal() || tun.Overlay4.String() != "10.86.0.1" || tun.Keepalive != 0 {
+		t.Errorf("%+v", tun)
+	}
+	if !strings.HasPrefix(tun.Name, "gw-n2-") || len(tun.Name) > 15 || !OwnsAlias(tun.Alias) {
+		t.Errorf("device %q alias %q", tun.Name, tun.Alias)
+	}
+	for _, l := range want.Filter.Links {
+		if !l.Held {
+			t.Errorf("%s is not held although nobody was heard on it", l.Device)
+		}
+	}
+}
+
+func TestNothingFallsThroughAnUplinkTable(t *testing.T) {
+	want := node(state(1, 1)).Desired()
+	for _, table := range []int{8601, 8602} {
+		refused := map[bool]bool{}
+		for _, r := range want.Routes {
+			if r.Table == table && r.Kind == kernel.Unreachable && r.Prefix.Bits() == 0 {
+				refused[r.Prefix.Addr().Is4()] = true
+			}
+		}
+		if len(refused) != 2 {
+			t.Errorf("table %d: a marked packet without a route would leave by another uplink", table)
+		}
+	}
+}
+
+// What belongs to the mesh and has no path is refused rather than sent in the
+// clear; what this machine reaches itself is left to its own tables.
+func TestRoutesWithoutPath(t *testing.T) {
+	n := node(state(3, 1, 2, 3))
+	n.Step(start.Add(settlePatience+time.Second), Tick{})
+	want := n.Desired()
+	if !want.Complete {
+		t.Fatal("not settled")
+	}
+	kinds := map[string]kernel.RouteKind{}
+	for _, r := range want.Routes {
+		if r.Table == mesh.RouteTable {
+			kinds[r.Prefix.String()] = r.Kind
+		}
+	}
+	for p, kind := range map[string]kernel.RouteKind{"10.2.0.0/24": kernel.Unreachable, "10.86.0.3/32": kernel.Unreachable} {
+		if got, ok := kinds[p]; !ok || got != kind {
+			t.Errorf("%s: %v %v", p, got, ok)
+		}
+	}
+	if _, ok := kinds["10.1.0.0/24"]; ok {
+		t.Error("our own network is routed into the mesh")
+	}
+}
+
+func TestLocallyConnectedPrefixWins(t *testing.T) {
+	s := state(2, 1, 2)
+	other := s.Nodes[id(2)]
+	other.Prefixes = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	s.Nodes[id(2)] = other
+	n := node(s)
+	n.Step(start.Add(settlePatience+time.Second), Tick{})
+	thrown := false
+	for _, r := range n.Desired().Routes {
+		thrown = thrown || r.Table == mesh.RouteTable && r.Prefix.String() == "10.1.0.0/24" && r.Kind == kernel.Throw
+	}
+	if !thrown {
+		t.Error("10.1.0.0/24 is attached here and would be sent to the other site")
+	}
+}
+
+func TestRemovedNodeLosesItsTunnelAndIsRevoked(t *testing.T) {
+	n := node(state(3, 1, 2, 3))
+	made(n, 2)
+	gone := state(3, 1, 2, 3)
+	gone.Index = 2
+	keys := gone.Nodes[id(2)].Keys
+	delete(gone.Nodes, id(2))
+	gone.Removed = map[mesh.NodeID]store.Tombstone{id(2): {Name: "n2", Keys: keys}}
+	r := n.Step(start, StateChanged{State: gone})
+	want := n.Desired()
+	if len(want.Tunnels) > 0 || !slices.Contains(want.Revoked, mesh.WireGuardKey{2}) || !r.Save || !r.Dirty {
+		t.Errorf("tunnels %v, revoked %v, save %t, dirty %t", want.Tunnels, want.Revoked, r.Save, r.Dirty)
+	}
+	// What is still on its way about it changes nothing.
+	n.Step(start, AttemptDone{Link: mesh.LinkID{Peer: id(2), Local: "isp1", Remote: "a"}, ID: 6, Port: 1})
+	n.Step(start, FactsChanged{Facts: facts(2, "a")})
+	if got := n.Records(); len(got) > 0 {
+		t.Errorf("it came back: %+v", got)
+	}
+}
+
+func TestOlderStateIsIgnored(t *testing.T) {
+	s := state(3, 1)
+	s.Index = 9
+	n := node(s)
+	n.Step(start, StateChanged{State: state(2, 1)})
+	if len(n.state.Nodes) != 3 {
+		t.Error("the state went back")
+	}
+}
+
+func TestAdoptedTunnelsAreLeftAlone(t *testing.T) {
+	rec := Record{
+		Link: mesh.LinkID{Peer: id(2), Local: "isp1", Remote: "a"}, Device: "gw-n2-abcde", Slot: 3, Generation: 5,
+		Port: 51900, Endpoint: netip.MustParseAddrPort("198.18.0.9:1"), Epoch: 1, Peer: mesh.WireGuardKey{2}, Alive: true,
+	}
+	n := node(state(2, 1, 2), rec)
+	want := n.Desired()
+	if want.Complete || len(want.Tunnels) != 1 || want.Tunnels[0].Name != rec.Device || len(want.Filter.Links) > 0 {
+		t.Errorf("complete %t, %d tunnels, filter %v: an agent that has just started knows too little to change anything", want.Complete, len(want.Tunnels), want.Filter)
+	}
+	if r := n.Step(start.Add(100*time.Millisecond), Tick{}); len(r.Send) == 0 {
+		t.Error("it does not speak on the tunnel that it found")
+	}
+}
+
+func TestUsedPrefersSureLegsAndKeepsTheLast(t *testing.T) {
+	l := func(total mesh.Cost, sure bool) leg { return leg{total: total, sure: sure} }
+	for name, c := range map[string]struct {
+		legs  []leg
+		carry int
+	}{
+		"within 1.4":               {[]leg{l(1000, true), l(1400, true), l(1401, true)}, 2},
+		"suspects wait":            {[]leg{l(1000, true), l(900, false)}, 1},
+		"only suspects: they must": {[]leg{l(900, false), l(1000, false)}, 2},
+		"none":                     {nil, 0},
+	} {
+		if carry, armed := used(c.legs); len(carry) != c.carry || len(carry)+len(armed) != len(c.legs) {
+			t.Errorf("%s: %d carry, %d wait", name, len(carry), len(armed))
+		}
+	}
+}
+
+func TestGroupIDsAreStableAndDistinct(t *testing.T) {
+	d := routing.Destination{Origins: []mesh.NodeID{id(2)}}
+	taken := map[uint32]bool{}
+	first := groupID(d, taken)
+	if again := groupID(d, map[uint32]bool{}); again != first {
+		t.Error("the same destination got another id")
+	}
+	if second := groupID(d, taken); second == first || second < groupBase || second >= mesh.NextHopEnd {
+		t.Errorf("a collision gave %#x after %#x", second, first)
+	}
+}
