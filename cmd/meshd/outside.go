@@ -158,6 +158,7 @@ func openKernel(c config.Config, k agent.KernelConfig) (agent.Kernel, error) {
 			tasks, ctx := errgroup.WithContext(ctx)
 			tasks.Go(func() error { return routes.Watch(ctx, func() { changed(kernel.PartTunnels, kernel.PartForwarding) }) })
 			tasks.Go(func() error { return filter.Watch(ctx, func() { changed(kernel.PartFilter) }) })
+			tasks.Go(func() error { return every(ctx, settingsEvery, func() { changed(kernel.PartSysctls) }) })
 			return tasks.Wait()
 		},
 		Close: func() error {
@@ -171,6 +172,23 @@ func openKernel(c config.Config, k agent.KernelConfig) (agent.Kernel, error) {
 			return err
 		},
 	}, nil
+}
+
+// settingsEvery is how often the kernel's settings are looked at: nothing tells
+// when others change them, and without forwarding a site is cut off.
+const settingsEvery = 2 * time.Second
+
+func every(ctx context.Context, pause time.Duration, do func()) error {
+	tick := time.NewTicker(pause)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			do()
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // probes is probe.Conn as the agent sees it.

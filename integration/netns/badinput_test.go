@@ -51,7 +51,7 @@ func refused(t testing.TB, o outcome, code int, words ...string) {
 // TestBadTokens lets a machine try tokens that cannot admit it. After all of
 // them it is as before, and joins with a good one.
 func TestBadTokens(t *testing.T) {
-	w := build(t, []string{"a", "b", "c"}, nil)
+	w := build(t, sites("a", "b", "c"))
 	w.mesh("a")
 	w.mesh("b")
 	clean := w.snapshot("c")
@@ -152,7 +152,7 @@ func TestBadTokens(t *testing.T) {
 
 // TestOverlappingPools has a site whose LAN lies in the mesh's pool.
 func TestOverlappingPools(t *testing.T) {
-	w := build(t, []string{"a", "b"}, map[string]string{"b": "10.86.7.0/24"})
+	w := build(t, sites("a", "b {lan: 10.86.7.0/24}"))
 	w.mesh("a")
 	clean := w.snapshot("b")
 	for name, o := range map[string]outcome{
@@ -169,7 +169,7 @@ func TestOverlappingPools(t *testing.T) {
 
 // TestLackingMachine starts agents on machines that lack something.
 func TestLackingMachine(t *testing.T) {
-	w := build(t, []string{"a", "b"}, nil)
+	w := build(t, sites("a", "b"))
 	w.mesh("a")
 	token := w.token("a", "--uses", "5", "--prefix", "10.2.0.0/24", "--prefix", "fd86:0:0:2::/64")
 	clean := w.snapshot("b")
@@ -217,6 +217,19 @@ func TestLackingMachine(t *testing.T) {
 		})
 		w.talk("a", "b")
 	})
+
+	// A member that starts without what it needs says so and ends, and its
+	// tunnels carry on.
+	w.stop("b", "", syscall.SIGTERM)
+	for _, tt := range []struct {
+		without string
+		code    int
+	}{{"net-admin", meshdState}, {"tun", meshdState}} {
+		refused(t, w.do("b", "", insideArgv(t, "without", tt.without, "meshd", "--config", w.config("b"))...), tt.code)
+	}
+	w.hold("b", "tcp", mesh.ControlPort)
+	refused(t, w.do("b", "", "meshd", "--config", w.config("b")), meshdConflict, "8686", "in use")
+	w.talk("a", "b")
 }
 
 // hold takes a port on a node.
@@ -229,7 +242,7 @@ func (w *world) hold(node, protocol string, port uint16) {
 // TestBadState starts meshd on state directories and configurations that it
 // must not use.
 func TestBadState(t *testing.T) {
-	w := build(t, []string{"a", "b", "c"}, nil)
+	w := build(t, sites("a", "b", "c"))
 	w.mesh("a")
 	w.mesh("b")
 	clean := w.snapshot("c")

@@ -1,13 +1,11 @@
 package netns
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"slices"
-	"strings"
 
 	"github.com/google/nftables"
 	"github.com/spf13/cobra"
@@ -16,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"guywire/mesh"
+	"guywire/mesh/core"
 )
 
 // harms are what others do to the kernel behind the agent's back.
@@ -102,7 +101,8 @@ func deleteNextHops() error {
 			return err
 		}
 		if id := u32(attrs[nhaID]); m[2] == mesh.RouteProtocol {
-			if err := deleteNextHop(id); err != nil && !errors.Is(err, unix.ENOENT) { // a group goes with its last member
+			err := changeNextHop(unix.RTM_DELNEXTHOP, 0, make([]byte, nhSize), nl.NewRtAttr(nhaID, nl.Uint32Attr(id)))
+			if err != nil && !errors.Is(err, unix.ENOENT) { // a group goes with its last member
 				return err
 			}
 			deleted++
@@ -114,10 +114,13 @@ func deleteNextHops() error {
 	return nil
 }
 
-func deleteNextHop(id uint32) error {
-	req := nl.NewNetlinkRequest(unix.RTM_DELNEXTHOP, unix.NLM_F_ACK)
-	req.AddRawData(make([]byte, nhSize))
-	req.AddData(nl.NewRtAttr(nhaID, nl.Uint32Attr(id)))
+// changeNextHop sends one request; netlink knows nothing of next hops.
+func changeNextHop(kind, flags int, header []byte, attrs ...*nl.RtAttr) error {
+	req := nl.NewNetlinkRequest(kind, flags|unix.NLM_F_ACK)
+	req.AddRawData(header)
+	for _, a := range attrs {
+		req.AddRawData(a.Serialize())
+	}
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	return err
 }
@@ -128,7 +131,7 @@ func withTunnel(do func(netlink.Link) error) error {
 		return err
 	}
 	for _, l := range found {
-		if strings.HasPrefix(l.Attrs().Name, mesh.InterfacePrefix) {
+		if core.OwnsAlias(l.Attrs().Alias) {
 			return do(l)
 		}
 	}
@@ -183,22 +186,25 @@ func plantCommand() *cobra.Command {
 			{Dst: prefix("203.0.113.128/25"), Table: 87, LinkIndex: lan.Attrs().Index, Scope: netlink.SCOPE_LINK, Protocol: mesh.RouteProtocol},
 			{Dst: prefix("2001:db8:ffff::/48"), Table: mesh.RouteTable, LinkIndex: lan.Attrs().Index, Protocol: theirs},
 		} {
-			failures = errors.Join(failures, netlink.RouteAdd(&r))
+			if err := netlink.RouteAdd(&r); err != nil {
+				failures = errors.Join(failures, fmt.Errorf("add route %v: %w", r.Dst, err))
+			}
 		}
 		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 			for _, priority := range []int{100, 8650} { // one of them between ours
 				r := netlink.NewRule()
 				r.Family, r.Priority, r.Table, r.Mark, r.Protocol = family, priority, 87, 0x77, theirs
-				failures = errors.Join(failures, netlink.RuleAdd(r))
+				if err := netlink.RuleAdd(r); err != nil {
+					failures = errors.Join(failures, fmt.Errorf("add rule %d: %w", priority, err))
+				}
 			}
 		}
 		for _, id := range []uint32{77, mesh.NextHopEnd - 1} { // one of them among ours
-			req := nl.NewNetlinkRequest(unix.RTM_NEWNEXTHOP, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
-			req.AddRawData([]byte{unix.AF_INET6, 0, theirs, 0, 0, 0, 0, 0})
-			req.AddData(nl.NewRtAttr(nhaID, nl.Uint32Attr(id)))
-			req.AddData(nl.NewRtAttr(nhaOif, binary.NativeEndian.AppendUint32(nil, uint32(lan.Attrs().Index))))
-			_, err := req.Execute(unix.NETLINK_ROUTE, 0)
-			failures = errors.Join(failures, err)
+			err := changeNextHop(unix.RTM_NEWNEXTHOP, unix.NLM_F_CREATE|unix.NLM_F_EXCL, []byte{unix.AF_INET6, 0, theirs, 0, 0, 0, 0, 0},
+				nl.NewRtAttr(nhaID, nl.Uint32Attr(id)), nl.NewRtAttr(nhaOif, nl.Uint32Attr(uint32(lan.Attrs().Index))))
+			if err != nil {
+				failures = errors.Join(failures, fmt.Errorf("add next hop %#x: %w", id, err))
+			}
 		}
 		conn, err := nftables.New()
 		if err != nil {

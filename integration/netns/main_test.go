@@ -52,7 +52,7 @@ func run(m *testing.M) int {
 func inside(args []string) int {
 	root := &cobra.Command{Use: insideVerb, SilenceUsage: true, CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true}}
 	root.AddCommand(flow.Commands()...)
-	root.AddCommand(snapshotCommand(), harmCommand(), plantCommand(), holdCommand(), withoutCommand())
+	root.AddCommand(snapshotCommand(), harmCommand(), plantCommand(), holdCommand(), killCommand(), withoutCommand())
 	root.SetArgs(args)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()

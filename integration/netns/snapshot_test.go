@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/google/nftables"
@@ -85,13 +86,13 @@ func dump(kind int, header []byte) ([][]byte, error) {
 }
 
 const (
-	rtaNhID       = 30    // RTA_NH_ID
-	rtmFCloned    = 0x200 // RTM_F_CLONED
-	nhSize        = 8     // struct nhmsg
-	nhaID         = 1     // NHA_ID and so on
-	nhaGroup      = 2
-	nhaOif        = 5
-	nhaGateway    = 6
+	rtaNhID    = 30    // RTA_NH_ID
+	rtmFCloned = 0x200 // RTM_F_CLONED
+	nhSize     = 8     // struct nhmsg
+	nhaID      = 1     // NHA_ID and so on
+	nhaGroup   = 2
+	nhaOif     = 5
+	nhaGateway = 6
 )
 
 func attrsOf(data []byte) (map[uint16][]byte, error) {
@@ -280,24 +281,39 @@ func sysctls() (lines []string, err error) {
 	return lines, err
 }
 
-// processes gives the command lines of all programs of ours in this network
-// namespace, but this one.
+// processes gives the command lines of all programs of ours.
 func processes() (lines []string, err error) {
+	found, err := programs()
+	for _, line := range found {
+		lines = append(lines, "process "+line)
+	}
+	return lines, err
+}
+
+// programs gives the meshd processes in this network namespace, agents and
+// data planes, by their ids.
+func programs() (map[int]string, error) {
 	own, err := os.Readlink("/proc/self/ns/net")
 	if err != nil {
 		return nil, err
 	}
-	dirs, err := filepath.Glob("/proc/[0-9]*")
-	for _, dir := range dirs {
+	entries, err := os.ReadDir("/proc")
+	out := map[int]string{}
+	for _, e := range entries {
+		pid, notOne := strconv.Atoi(e.Name())
+		if notOne != nil {
+			continue
+		}
+		dir := filepath.Join("/proc", e.Name())
 		// One that ends meanwhile is none.
 		ns, _ := os.Readlink(filepath.Join(dir, "ns/net"))
 		exe, _ := os.Readlink(filepath.Join(dir, "exe"))
 		line, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
 		if ns == own && filepath.Base(exe) == "meshd" {
-			lines = append(lines, "process "+strings.TrimSpace(strings.ReplaceAll(string(line), "\x00", " ")))
+			out[pid] = strings.TrimSpace(strings.ReplaceAll(string(line), "\x00", " "))
 		}
 	}
-	return lines, err
+	return out, err
 }
 
 // sockets gives the unix sockets below /run.

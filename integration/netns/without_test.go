@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -29,6 +30,22 @@ func holdCommand() *cobra.Command {
 		_, _ = fmt.Fprintln(c.OutOrStdout(), "held")
 		<-c.Context().Done()
 		return taken.Close()
+	}}
+}
+
+// killCommand kills the data plane of this network namespace.
+func killCommand() *cobra.Command {
+	return &cobra.Command{Use: "kill WORD", Args: cobra.ExactArgs(1), RunE: func(_ *cobra.Command, args []string) error {
+		found, err := programs()
+		if err != nil {
+			return err
+		}
+		for pid, line := range found {
+			if strings.Contains(line, " "+args[0]+" ") {
+				return unix.Kill(pid, unix.SIGKILL)
+			}
+		}
+		return fmt.Errorf("none of %v is %s", found, args[0])
 	}}
 }
 

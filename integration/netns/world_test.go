@@ -34,20 +34,26 @@ type world struct {
 
 var labs atomic.Int32
 
-// build makes a lab of sites on one ISP. Site i of "a", "b"… has the LANs
-// 10.i.0.0/24 and fd86:0:0:i::/64, unless networks says otherwise, and runs
-// meshd.
-func build(t testing.TB, sites []string, networks map[string]string) *world {
+// sites describes a network of sites on one ISP. The LANs of the site in place
+// i are 10.i.0.0/24 and fd86:0:0:i::/64. A site can be followed by settings
+// that come before these: "b {lan: 10.9.0.0/24}".
+func sites(names ...string) string {
+	text := "nodes:\n  isp: {kind: router}\n"
+	for i, name := range names {
+		name, more, _ := strings.Cut(name, " ")
+		more = strings.TrimSuffix(strings.TrimPrefix(more, "{"), "}")
+		if !strings.Contains(more, "lan:") {
+			more += fmt.Sprintf(", lan: 10.%d.0.0/24", i+1)
+		}
+		text += fmt.Sprintf("  %s: {kind: site, uplinks: [{to: isp}], lan6: \"fd86:0:0:%d::/64\", %s}\n", name, i+1, strings.TrimPrefix(more, ", "))
+	}
+	return text
+}
+
+// build makes a lab in which every site runs meshd.
+func build(t testing.TB, text string) *world {
 	t.Helper()
 	needTun(t)
-	text := "nodes:\n  isp: {kind: router}\n"
-	for i, s := range sites {
-		lan := networks[s]
-		if lan == "" {
-			lan = fmt.Sprintf("10.%d.0.0/24", i+1)
-		}
-		text += fmt.Sprintf("  %s: {kind: site, lan: %s, lan6: \"fd86:0:0:%d::/64\", uplinks: [{to: isp}]}\n", s, lan, i+1)
-	}
 	network, err := lab.Parse(strings.NewReader(text))
 	if err != nil {
 		t.Fatal(err)
@@ -55,17 +61,20 @@ func build(t testing.TB, sites []string, networks map[string]string) *world {
 	l, err := lab.Up(t.Context(), network, lab.Options{
 		Name: fmt.Sprintf("netns-%d-%d", os.Getpid(), labs.Add(1)), Agents: true, Path: []string{bin},
 	})
+	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.ENOSPC) {
+		t.Skipf("the machine lets us make no namespaces: %v", err)
+	}
 	if err != nil {
-		if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.ENOSPC) {
-			t.Skipf("the machine lets us make no namespaces: %v", err)
-		}
 		t.Fatal(err)
 	}
 	w := &world{t, l}
 	t.Cleanup(func() {
 		if t.Failed() {
-			for _, s := range sites {
-				t.Logf("meshd of %s:\n%s", s, w.log(s, "meshd"))
+			for name, n := range network.Nodes {
+				if n.Kind == lab.Site {
+					lines := strings.Split(w.log(name, "meshd"), "\n")
+					t.Logf("meshd of %s, at last:\n%s", name, strings.Join(lines[max(0, len(lines)-40):], "\n"))
+				}
 			}
 		}
 		if err := l.Close(); err != nil {
@@ -415,6 +424,18 @@ func (r *running) finish(w *world, doc any) {
 
 const streamPPS = 200
 
+// flows lets a stream flow for a while.
+func (s *stream) flows(d time.Duration) {
+	s.w.Helper()
+	select {
+	case <-time.After(d):
+	case <-s.send.ended:
+		s.w.Fatal("the sender ended by itself: ", s.send.err)
+	case <-s.recv.ended:
+		s.w.Fatal("the receiver ended by itself: ", s.recv.err)
+	}
+}
+
 // stream begins to send and returns when packets arrive.
 func (w *world) stream(from, to string) *stream {
 	w.Helper()
@@ -434,7 +455,7 @@ func (s *stream) stop() flow.Result {
 	s.send.finish(s.w, &sent)
 	select { // what is under way arrives
 	case <-time.After(300 * time.Millisecond):
-	case <-s.w.Context().Done():
+	case <-s.recv.ended:
 	}
 	s.recv.finish(s.w, &received)
 	r, err := flow.Merge(sent, received)

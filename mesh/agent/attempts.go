@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"guywire/discovery"
@@ -146,7 +147,8 @@ func (m *member) followAttempts(ctx context.Context) error {
 			case errors.Is(r.Err, rendezvous.ErrYielded):
 				done.Err = "the far end's attempt goes first"
 			case r.Err != nil:
-				done.Err = r.Err.Error()
+				peer := r.Link.Peer
+				done.Err = strings.ReplaceAll(r.Err.Error(), peer.String(), nodeName(m.plane.State(), peer))
 			case !m.keyOf(r.Link.Peer, done.Peer):
 				done.Err = "the far end's key is not the one in the log"
 			}

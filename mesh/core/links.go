@@ -190,7 +190,7 @@ func (n *Node) attempted(ev AttemptDone) {
 		e.failures++
 		pause := min(retryFirst<<min(e.failures-1, 10), retryMost)
 		e.retry = n.now.Add(pause + time.Duration(n.cfg.Rand.Int64N(int64(pause)/4+1)))
-		if e.why != ev.Err {
+		if e.failures == 1 {
 			n.fact(Fact{Kind: LinkFailed, Node: ev.Link.Peer, Link: ev.Link, Sentence: "no link to " + n.name(ev.Link.Peer) + " by " + ev.Link.Local + " → " + ev.Link.Remote + " yet", Cause: ev.Err})
 		}
 		e.why = ev.Err

@@ -1,0 +1,59 @@
+package netns
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"guywire/mesh/api"
+)
+
+// TestLeaderKilled: three sites vote; without their leader the other two find
+// a new one and the mesh can be changed again.
+func TestLeaderKilled(t *testing.T) {
+	w := build(t, sites("a", "b", "c"))
+	names := []string{"a", "b", "c"}
+	w.mesh(names...)
+	leader := ""
+	w.until("three voters with one leader", func() string {
+		leader = ""
+		for _, s := range names {
+			switch st := ask[api.Status](w, s, "status"); {
+			case st.Node.Role != "voter":
+				return s + " is a " + st.Node.Role
+			case leader != "" && st.Node.Leader != leader, !slices.Contains(names, st.Node.Leader):
+				return s + " follows " + st.Node.Leader
+			default:
+				leader = st.Node.Leader
+			}
+		}
+		return ""
+	})
+	for _, s := range names {
+		w.token(s) // anybody may
+	}
+	if err := w.lab.Kill(t.Context(), leader, "", 0); err != nil {
+		t.Fatal(err)
+	}
+	killed := time.Now()
+	others := slices.DeleteFunc(slices.Clone(names), func(s string) bool { return s == leader })
+	w.changeable(others[0])
+	t.Logf("%v without a leader", time.Since(killed).Round(time.Millisecond))
+	w.talk(others[0], others[1])
+	w.talk(others[0], leader) // nobody needs an agent to be reached
+
+	w.start(leader, "")
+	w.changeable(leader)
+}
+
+// changeable waits until a token can be made on a node.
+func (w *world) changeable(node string) {
+	w.Helper()
+	w.until("a token made on "+node, func() string {
+		o := w.ctl(node, "token", "create")
+		if o.code == 0 {
+			return ""
+		}
+		return o.said
+	})
+}
