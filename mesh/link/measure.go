@@ -43,7 +43,9 @@ func (l *Link) Cost(now time.Time) mesh.Cost {
 	switch {
 	case l.rtt.min() == 0:
 		return max(l.cost, costStep) // nothing measured yet
-	case l.cost == 0:
+	case l.cost == 0, measured < l.cost && now.Sub(l.since) < costSettle:
+		// The first probes of a link wait for its handshake and measure too
+		// much; what a young link does better counts at once.
 		l.cost = measured
 	case diff <= max(l.cost/10, 1000):
 		l.costMoved = time.Time{}
