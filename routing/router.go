@@ -8,6 +8,7 @@
 package routing
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -22,9 +23,9 @@ const (
 	// little over the largest round trip of a sane path.
 	resendAfter = 250 * time.Millisecond
 	// floodBatch bounds the announcements in one datagram, batchBytes their
-	// size, so that a database exchange does not swamp a slow link.
+	// size, so that all but the largest announcement fit a tunnel's MTU.
 	floodBatch = 16
-	batchBytes = 6 << 10
+	batchBytes = 1100
 	// repairAfter is how long two neighbours' databases may differ before
 	// everything is offered again.
 	repairAfter = 2 * time.Second
@@ -233,12 +234,12 @@ func (r *Router) Poll(now time.Time) (out []Message, deadline time.Time) {
 				continue
 			}
 			s := r.db.lsas[id].signed
-			if len(batch.LSAs) == floodBatch || size > 0 && size+len(s.Body) > batchBytes {
+			if len(batch.LSAs) == floodBatch || size > 0 && size+len(s.Body)+len(s.Signature) > batchBytes {
 				out = append(out, Message{to, batch})
 				batch, size = wire.Flood{}, 0
 			}
 			batch.LSAs = append(batch.LSAs, s)
-			size += len(s.Body)
+			size += len(s.Body) + len(s.Signature)
 			p.next = now.Add(resendAfter)
 			n.unacked[id] = p
 			deadline = earlier(deadline, p.next)
@@ -256,8 +257,14 @@ func (r *Router) originate(now time.Time) {
 		NoTransit: r.noTransit, Prefixes: slices.Clone(r.prefixes),
 	}
 	for peer, cost := range r.adj {
-		r.own.Adjacencies = append(r.own.Adjacencies, wire.Adjacency{Peer: peer, Cost: cost})
+		r.own.Adjacencies = append(r.own.Adjacencies, wire.Adjacency{Peer: peer, Cost: min(max(cost, 1), mesh.Infinite-1)})
 	}
+	// Others refuse a longer announcement: the best adjacencies stay in.
+	slices.SortFunc(r.own.Adjacencies, func(a, b wire.Adjacency) int {
+		return cmp.Or(cmp.Compare(a.Cost, b.Cost), a.Peer.Compare(b.Peer))
+	})
+	r.own.Adjacencies = r.own.Adjacencies[:min(len(r.own.Adjacencies), wire.MaxAdjacencies)]
+	r.own.Prefixes = r.own.Prefixes[:min(len(r.own.Prefixes), wire.MaxPrefixes)]
 	signed := wire.Sign(r.own, r.cfg.Sign)
 	lsa, err := signed.LSA()
 	if err != nil {

@@ -297,6 +297,30 @@ func TestRestartedNodeSpeaksNewerThanItsOwnPast(t *testing.T) {
 	}
 }
 
+// A hub of a large mesh has more neighbours than one announcement holds, and a
+// site may have as many prefixes as the log grants: neither stops the router.
+func TestOwnAnnouncementKeepsItsLimits(t *testing.T) {
+	w, ids := newNetwork(1, 2)
+	r := w.routers[ids[0]]
+	for i := range 2 * wire.MaxAdjacencies {
+		r.SetAdjacency(mesh.NodeID{9, byte(i >> 8), byte(i)}, mesh.Cost(1000+i))
+	}
+	w.join(ids[0], ids[1], 1, 1)
+	var prefixes []netip.Prefix
+	for i := range 2 * wire.MaxPrefixes {
+		prefixes = append(prefixes, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24))
+	}
+	r.SetPrefixes(prefixes)
+	w.run(2 * time.Second)
+	held := w.routers[ids[1]].db.lsas[ids[0]].lsa
+	if len(held.Adjacencies) != wire.MaxAdjacencies || len(held.Prefixes) != wire.MaxPrefixes {
+		t.Fatalf("the neighbour knows %d adjacencies and %d prefixes", len(held.Adjacencies), len(held.Prefixes))
+	}
+	if !slices.ContainsFunc(held.Adjacencies, func(a wire.Adjacency) bool { return a.Peer == ids[1] }) {
+		t.Error("the best adjacency was left out")
+	}
+}
+
 func TestNoTransitNodeIsReachedButNotCrossed(t *testing.T) {
 	w, ids := newNetwork(1, 4)
 	w.join(ids[0], ids[1], 1000, 1000)

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -46,7 +47,11 @@ func outside(c config.Config, log *slog.Logger) agent.Outside {
 			return probes{conn}, nil
 		},
 		Echoes: func(answer func(int, time.Time)) (agent.Echoes, error) {
-			return icmp.Open(func(a icmp.Answer) { answer(a.Interface, a.At) })
+			conn, err := icmp.Open(func(a icmp.Answer) { answer(a.Interface, a.At) })
+			if err != nil {
+				return nil, err // a nil *icmp.Conn would not be a nil interface
+			}
+			return conn, nil
 		},
 		Gossip: func(g agent.GossipConfig) (agent.Gossip, error) { return openGossip(g, log) },
 		Stun: func(addrs []netip.AddrPort, key []byte) (func(context.Context) error, error) {
@@ -63,19 +68,13 @@ func outside(c config.Config, log *slog.Logger) agent.Outside {
 			}
 			return s, nil
 		},
-		Index: func(device string) (int, error) {
-			i, err := net.InterfaceByName(device)
-			if err != nil {
-				return 0, err
+		Devices: func() (map[string]int, error) {
+			all, err := net.Interfaces()
+			out := make(map[string]int, len(all))
+			for _, i := range all {
+				out[i.Name] = i.Index
 			}
-			return i.Index, nil
-		},
-		Device: func(index int) (string, error) {
-			i, err := net.InterfaceByIndex(index)
-			if err != nil {
-				return "", err
-			}
-			return i.Name, nil
+			return out, err
 		},
 	}
 }
@@ -90,6 +89,14 @@ func check(c config.Config) error {
 		return err
 	}
 	defer tunnels.Close()
+	// A node that is admitted and then cannot speak would be half a member.
+	probes, err := net.ListenPacket("udp6", netip.AddrPortFrom(netip.IPv6Unspecified(), mesh.ProbePort).String())
+	switch {
+	case err == nil:
+		_ = probes.Close()
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("UDP port %d, over which nodes speak inside the tunnels, is in use; stop the program that holds it (%w)", mesh.ProbePort, syscall.EADDRINUSE)
+	}
 	if tunnels.Maker() == wg.Userspace && !host.HasTun() {
 		return errors.New("the kernel has no WireGuard and /dev/net/tun cannot be opened, so no tunnel can be made: load one of the modules (modprobe wireguard, modprobe tun), or give this user access to /dev/net/tun (chmod 0666 /dev/net/tun)")
 	}

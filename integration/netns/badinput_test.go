@@ -202,6 +202,30 @@ func TestLackingMachine(t *testing.T) {
 		refused(t, w.join("b", token), api.ExitConflict, "8686", "in use", "control")
 		w.nothingLeft("b", clean)
 	})
+	t.Run("probe port", func(t *testing.T) {
+		w := w.of(t)
+		w.hold("b", "udp", mesh.ProbePort)
+		defer w.stop("b", "holder", syscall.SIGTERM)
+		refused(t, w.ctl("b", "init"), api.ExitConflict, "8687", "in use", "stop the program")
+		refused(t, w.join("b", token), api.ExitConflict, "8687", "in use", "stop the program")
+		w.nothingLeft("b", clean)
+	})
+	t.Run("half way", func(t *testing.T) {
+		w := w.of(t)
+		const log = "/run/guywire/dataplane.log" // opened once the mesh has admitted the node
+		w.must("b", "", "mkdir", log)
+		defer w.must("b", "", "rmdir", log)
+		for _, o := range []outcome{w.ctl("b", "init"), w.join("b", token)} {
+			refused(t, o, api.ExitUnexpected, log)
+			w.nothingLeft("b", clean)
+		}
+		w.until("a has forgotten b", func() string {
+			if w.member("a", "b") == "" {
+				return "b is a member"
+			}
+			return ""
+		})
+	})
 	t.Run("STUN port", func(t *testing.T) {
 		w := w.of(t)
 		w.hold("b", "udp", mesh.StunPort)
@@ -264,6 +288,16 @@ func TestBadState(t *testing.T) {
 		return w.do("c", "", "meshd", "--config", config)
 	}
 
+	t.Run("in no mesh", func(t *testing.T) {
+		w := w.of(t)
+		for _, o := range []outcome{
+			w.ctl("c", "nodes"), w.ctl("c", "links"), w.ctl("c", "routes"), w.ctl("c", "ping", "a"), w.ctl("c", "path", "a"),
+			w.ctl("c", "token", "create"), w.ctl("c", "token", "list"), w.ctl("c", "leave", "--yes"),
+		} {
+			refused(t, o, api.ExitConflict, "in no mesh", "next: ", "meshctl join")
+		}
+		w.nothingLeft("c", clean)
+	})
 	t.Run("second agent, same state", func(t *testing.T) {
 		w := w.of(t)
 		o := meshd(w, write(t, "same-state", "state: "+w.state("c")+"\nsocket: /run/guywire/other.sock\n"))

@@ -25,6 +25,7 @@ func (w *world) member(at, name string) string {
 // may come again.
 func TestLeave(t *testing.T) {
 	w := build(t, sites("a", "b"))
+	founder := w.snapshot("a")
 	w.mesh("a")
 	alone, clean := w.snapshot("a"), w.snapshot("b")
 	for range 2 { // with a new token under the same name
@@ -43,7 +44,25 @@ func TestLeave(t *testing.T) {
 			return changes(alone, gone)
 		})
 	}
-	refused(t, w.ctl("b", "leave", "--yes"), api.ExitConflict, "in no mesh", "meshctl join")
+
+	// The only voter leaves: the other one takes over as soon as it is known to
+	// be reached from outside, and is the last to go.
+	w.enter("b", "a")
+	w.until("a leaves", func() string {
+		w.talk("a", "b") // a refusal changes nothing
+		if o := w.ctl("a", "leave", "--yes"); o.code != 0 {
+			return o.said
+		}
+		return ""
+	})
+	w.nothingLeft("a", founder)
+	w.enter("a", "b")
+	w.talk("a", "b")
+	w.must("a", "", "meshctl", "leave", "--yes")
+	w.must("b", "", "meshctl", "leave", "--yes")
+	w.nothingLeft("a", founder)
+	w.nothingLeft("b", clean)
+	w.mesh("b", "a")
 }
 
 // TestTeardown: SIGTERM leaves everything in the kernel, teardown nothing, and

@@ -39,7 +39,7 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	bin = dir
-	build := exec.Command("go", "build", "-o", dir+string(filepath.Separator), "guywire/cmd/meshd", "guywire/cmd/meshctl", "guywire/cmd/meshlab")
+	build := exec.Command("go", "build", "-o", dir+string(filepath.Separator), "guywire/cmd/meshd", "guywire/cmd/meshctl")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build the programs: %v\n%s", err, out)

@@ -38,16 +38,17 @@ var labs atomic.Int32
 // i are 10.i.0.0/24 and fd86:0:0:i::/64. A site can be followed by settings
 // that come before these: "b {lan: 10.9.0.0/24}".
 func sites(names ...string) string {
-	text := "nodes:\n  isp: {kind: router}\n"
+	var text strings.Builder
+	text.WriteString("nodes:\n  isp: {kind: router}\n")
 	for i, name := range names {
 		name, more, _ := strings.Cut(name, " ")
 		more = strings.TrimSuffix(strings.TrimPrefix(more, "{"), "}")
 		if !strings.Contains(more, "lan:") {
 			more += fmt.Sprintf(", lan: 10.%d.0.0/24", i+1)
 		}
-		text += fmt.Sprintf("  %s: {kind: site, uplinks: [{to: isp}], lan6: \"fd86:0:0:%d::/64\", %s}\n", name, i+1, strings.TrimPrefix(more, ", "))
+		text.WriteString(fmt.Sprintf("  %s: {kind: site, uplinks: [{to: isp}], lan6: \"fd86:0:0:%d::/64\", %s}\n", name, i+1, strings.TrimPrefix(more, ", ")))
 	}
-	return text
+	return text.String()
 }
 
 // build makes a lab in which every site runs meshd.
@@ -209,18 +210,18 @@ func (w *world) nothingLeft(node string, before []string) {
 
 // changes gives the lines that went and came.
 func changes(before, after []string) string {
-	text := ""
+	var text strings.Builder
 	for _, line := range before {
 		if !slices.Contains(after, line) {
-			text += "\n- " + line
+			text.WriteString("\n- " + line)
 		}
 	}
 	for _, line := range after {
 		if !slices.Contains(before, line) {
-			text += "\n+ " + line
+			text.WriteString("\n+ " + line)
 		}
 	}
-	return text
+	return text.String()
 }
 
 // until waits for a condition: check gives "" when it holds, else what keeps
@@ -381,88 +382,6 @@ func (w *world) talk(a, b string) {
 			return w.pings(pair[0]+"-host", w.host(pair[1], false), w.host(pair[1], true))
 		})
 	}
-}
-
-// A stream is a measured flow from the LAN host of one site to that of another.
-type stream struct {
-	w          *world
-	send, recv *running
-}
-
-// A running command on a node.
-type running struct {
-	signals chan os.Signal
-	ended   chan struct{}
-	out     bytes.Buffer // valid once ended is closed
-	said    bytes.Buffer // likewise
-	err     error        // likewise
-}
-
-func (w *world) launch(node string, args ...string) *running {
-	r := &running{signals: make(chan os.Signal, 1), ended: make(chan struct{})}
-	go func() { // ends with the command, which ends with the test
-		defer close(r.ended)
-		code, err := w.lab.ExecSignals(w.Context(), node, insideArgv(w, args...), nil, &r.out, &r.said, r.signals)
-		if r.err = err; err == nil && code != 0 {
-			r.err = fmt.Errorf("%v on %s ended with code %d: %s", args, node, code, r.said.String())
-		}
-	}()
-	return r
-}
-
-func (r *running) finish(w *world, doc any) {
-	w.Helper()
-	r.signals <- syscall.SIGTERM
-	<-r.ended
-	if r.err != nil {
-		w.Fatal(r.err)
-	}
-	if err := json.Unmarshal(r.out.Bytes(), doc); err != nil {
-		w.Fatal(err)
-	}
-}
-
-const streamPPS = 200
-
-// flows lets a stream flow for a while.
-func (s *stream) flows(d time.Duration) {
-	s.w.Helper()
-	select {
-	case <-time.After(d):
-	case <-s.send.ended:
-		s.w.Fatal("the sender ended by itself: ", s.send.err)
-	case <-s.recv.ended:
-		s.w.Fatal("the receiver ended by itself: ", s.recv.err)
-	}
-}
-
-// stream begins to send and returns when packets arrive.
-func (w *world) stream(from, to string) *stream {
-	w.Helper()
-	host := netip.AddrPortFrom(w.host(to, false), 7000).String()
-	s := &stream{w: w}
-	s.recv = w.launch(to+"-host", "udp-recv", "--listen", host)
-	w.until("the receiver listens", func() string { return w.listening(to+"-host", "udp", 7000) })
-	s.send = w.launch(from+"-host", "udp-send", "--to", host, "--pps", fmt.Sprint(streamPPS))
-	return s
-}
-
-// stop ends the stream and gives its account.
-func (s *stream) stop() flow.Result {
-	s.w.Helper()
-	var sent flow.SendReport
-	var received flow.RecvReport
-	s.send.finish(s.w, &sent)
-	select { // what is under way arrives
-	case <-time.After(300 * time.Millisecond):
-	case <-s.recv.ended:
-	}
-	s.recv.finish(s.w, &received)
-	r, err := flow.Merge(sent, received)
-	if err != nil {
-		s.w.Fatal(err)
-	}
-	return r
 }
 
 // listening says "" when a socket of the node is bound to the port.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"guywire/mesh"
@@ -125,17 +126,33 @@ func (a *Agent) resume() error {
 	if err != nil {
 		return err
 	}
-	return a.start(plane)
+	if err := a.start(plane); err != nil {
+		return errors.Join(err, plane.Close())
+	}
+	return nil
 }
 
-// start runs a member on a plane, which it takes over.
+// fit says why this process cannot run a member here.
+func (a *Agent) fit() error {
+	err := a.outside.Check()
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, syscall.EADDRINUSE):
+		return api.Errorf(api.CodePortInUse, "", "%v", err)
+	default:
+		return api.Errorf(api.CodePrivilege, "", "%v", err)
+	}
+}
+
+// start runs a member on a plane, which it takes over unless it fails.
 func (a *Agent) start(plane *control.Plane) error {
-	if err := a.outside.Check(); err != nil {
-		return errors.Join(api.Errorf(api.CodePrivilege, "", "%v", err), plane.Close())
+	if err := a.fit(); err != nil {
+		return err
 	}
 	m, err := a.open(plane)
 	if err != nil {
-		return errors.Join(err, plane.Close())
+		return err
 	}
 	ctx, stop := context.WithCancel(a.ctx)
 	r := &running{member: m, stop: stop, ended: make(chan struct{})}
@@ -144,7 +161,7 @@ func (a *Agent) start(plane *control.Plane) error {
 	a.current, a.failed = r, nil
 	a.mu.Unlock()
 	go func() {
-		r.err = m.run(ctx)
+		r.err = m.run(ctx, stop)
 		a.ended(r)
 		close(r.ended)
 		stop()
@@ -154,16 +171,17 @@ func (a *Agent) start(plane *control.Plane) error {
 
 // ended looks at why a member stopped.
 func (a *Agent) ended(r *running) {
-	a.mu.Lock()
-	if a.current == r {
+	// Until all is cleaned up nobody may begin another membership.
+	defer func() {
+		a.mu.Lock()
 		a.current = nil
-	}
-	a.mu.Unlock()
+		a.mu.Unlock()
+	}()
 	switch {
 	case r.err == nil || a.ctx.Err() != nil || errors.Is(r.err, control.ErrLeft):
 	case errors.Is(r.err, control.ErrRemoved):
 		a.journal.add(api.Event{Kind: "removed", Sentence: "the mesh removed this node"})
-		if err := a.clean(a.ctx, nil); err != nil {
+		if err := a.clean(context.WithoutCancel(a.ctx), nil); err != nil {
 			a.log.Error("leftovers of the membership; run meshd teardown", mesh.LogError, err)
 		}
 	default:
@@ -176,6 +194,14 @@ func (a *Agent) running() *running {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.current
+}
+
+// troubled reports whether this machine is a member that does not run well, as
+// opposed to one that is in no mesh.
+func (a *Agent) troubled() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.current != nil || a.failed != nil
 }
 
 // member is running for callers of the API.

@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"net/netip"
+	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"guywire/mesh"
 	"guywire/mesh/api"
@@ -23,15 +27,15 @@ func uplinks(names ...string) []mesh.Uplink {
 }
 
 func slots(list []mesh.Uplink) string {
-	s := ""
+	var s strings.Builder
 	for _, u := range list {
-		s += fmt.Sprintf("%s=%d", u.Name, u.Slot)
+		s.WriteString(fmt.Sprintf("%s=%d", u.Name, u.Slot))
 		if !u.Up {
-			s += "!"
+			s.WriteString("!")
 		}
-		s += " "
+		s.WriteString(" ")
 	}
-	return s
+	return s.String()
 }
 
 func TestUplinksKeepTheirSlots(t *testing.T) {
@@ -128,27 +132,31 @@ func TestJournalFollows(t *testing.T) {
 	})
 }
 
-func TestDevicesAskTheKernelOnce(t *testing.T) {
-	asked := 0
-	d := newDevices(Outside{
-		Index:  func(string) (int, error) { asked++; return 7, nil },
-		Device: func(int) (string, error) { asked++; return "gw-a", nil },
+func TestDevicesLookOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		looks := 0
+		known := map[string]int{"gw-a": 7}
+		d := newDevices(func() (map[string]int, error) { looks++; return maps.Clone(known), nil })
+		for range 3 {
+			if n, err := d.number("gw-a"); n != 7 || err != nil {
+				t.Fatal(n, err)
+			}
+			if s, err := d.device(7); s != "gw-a" || err != nil {
+				t.Fatal(s, err)
+			}
+			if _, err := d.number("gw-b"); !errors.Is(err, fs.ErrNotExist) {
+				t.Fatal(err)
+			}
+		}
+		if looks != 1 {
+			t.Errorf("looked %d times", looks)
+		}
+		known["gw-b"] = 8
+		time.Sleep(relook)
+		if n, err := d.number("gw-b"); n != 8 || err != nil {
+			t.Errorf("a new device is not found: %d %v", n, err)
+		}
 	})
-	for range 3 {
-		if n, err := d.number("gw-a"); n != 7 || err != nil {
-			t.Fatal(n, err)
-		}
-		if s, err := d.device(7); s != "gw-a" || err != nil {
-			t.Fatal(s, err)
-		}
-	}
-	if asked != 1 {
-		t.Errorf("asked %d times", asked)
-	}
-	d.forget()
-	if _, err := d.number("gw-a"); err != nil || asked != 2 {
-		t.Errorf("after forgetting: asked %d times, %v", asked, err)
-	}
 }
 
 func TestErrorsKeepTheirCodes(t *testing.T) {

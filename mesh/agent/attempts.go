@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -46,7 +47,7 @@ func (m *member) newAttempter() *rendezvous.Attempter {
 			newest := keys[len(keys)-1]
 			return newest.Epoch, newest.Public
 		},
-		Refuse: prefixesOf(state),
+		Refuse: []netip.Prefix{state.Mesh.Pool4, state.Mesh.Pool6},
 		Logger: m.log,
 	})
 }
@@ -187,7 +188,7 @@ func (m *member) survey(ctx context.Context) error {
 			m.mu.Lock()
 			old, known := m.surveys[u.Name]
 			m.mu.Unlock()
-			same := known && sameAddrs(old.Addrs, u.Addrs)
+			same := known && slices.Equal(old.Addrs, u.Addrs)
 			pause := surveyEvery
 			if old.NAT == discovery.NATUnknown || old.NAT == discovery.NATBlocked {
 				pause = surveyRetry

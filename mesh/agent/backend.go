@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -17,7 +18,8 @@ import (
 	"guywire/store"
 )
 
-// headlessWord tells of a link whose far end has no agent now.
+// stateWords are the verdicts as people see them. A link whose far end has no
+// agent now works, with less than it should have.
 var stateWords = map[link.State]api.LinkState{
 	link.Probing:  api.LinkProbing,
 	link.Up:       api.LinkUp,
@@ -57,8 +59,12 @@ func (a *Agent) Status(ctx context.Context) (api.Status, error) {
 	v, err := a.view(ctx)
 	if err != nil {
 		finding := api.Finding{Level: api.OK, Sentence: "This machine is in no mesh", Next: "meshctl init makes one, meshctl join joins one"}
-		if e, ok := err.(*api.Error); ok && e.Code != api.CodeNotEnrolled {
-			finding = api.Finding{Level: api.Down, Sentence: e.Message, Next: e.Next}
+		if a.troubled() {
+			s.Enrolled = true
+			finding = api.Finding{Level: api.Down, Sentence: err.Error()}
+			if e, ok := errors.AsType[*api.Error](err); ok {
+				finding.Sentence, finding.Next = e.Message, e.Next
+			}
 		}
 		s.Health = api.NewHealth(finding)
 		return s, nil

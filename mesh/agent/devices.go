@@ -1,55 +1,74 @@
 package agent
 
-import "sync"
+import (
+	"fmt"
+	"io/fs"
+	"sync"
+	"time"
+)
+
+// relook is the least time between two looks at the kernel's devices because
+// of one that is not known.
+const relook = 100 * time.Millisecond
 
 // devices remembers which number belongs to which device, because asking the
-// kernel for every datagram would cost more than the datagram. It is emptied
-// whenever devices may have come or gone.
+// kernel for every datagram would cost more than the datagram. It looks anew
+// when devices may have come or gone.
 type devices struct {
-	index func(device string) (int, error)
-	name  func(index int) (string, error)
+	list func() (map[string]int, error)
 
 	mu     sync.Mutex // guards the rest
 	byName map[string]int
 	byNum  map[int]string
+	looked time.Time
 }
 
-func newDevices(o Outside) *devices {
-	d := &devices{index: o.Index, name: o.Device}
-	d.forget()
-	return d
-}
+func newDevices(list func() (map[string]int, error)) *devices { return &devices{list: list} }
 
-func (d *devices) forget() {
+// look reads all devices.
+func (d *devices) look() {
+	byName, err := d.list()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.byName, d.byNum = map[string]int{}, map[int]string{}
+	d.looked = time.Now()
+	if err != nil {
+		return
+	}
+	d.byName, d.byNum = byName, make(map[int]string, len(byName))
+	for name, number := range byName {
+		d.byNum[number] = name
+	}
 }
 
-// number gives a device's number, or the kernel's error.
+// number gives a device's number; fs.ErrNotExist when there is no such device.
 func (d *devices) number(name string) (int, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if n, ok := d.byName[name]; ok {
-		return n, nil
+	n, ok := find(d, func() (int, bool) { n, ok := d.byName[name]; return n, ok })
+	if !ok {
+		return 0, fmt.Errorf("device %s: %w", name, fs.ErrNotExist)
 	}
-	n, err := d.index(name)
-	if err == nil {
-		d.byName[name], d.byNum[n] = n, name
-	}
-	return n, err
+	return n, nil
 }
 
-// device gives the name behind a number, or the kernel's error.
+// device gives the name behind a number; fs.ErrNotExist when there is none.
 func (d *devices) device(number int) (string, error) {
+	name, ok := find(d, func() (string, bool) { s, ok := d.byNum[number]; return s, ok })
+	if !ok {
+		return "", fmt.Errorf("device %d: %w", number, fs.ErrNotExist)
+	}
+	return name, nil
+}
+
+// find looks something up, and once more after a new look if that is due.
+func find[T any](d *devices, get func() (T, bool)) (T, bool) {
+	d.mu.Lock()
+	v, ok := get()
+	due := !ok && time.Since(d.looked) >= relook
+	d.mu.Unlock()
+	if !due {
+		return v, ok
+	}
+	d.look()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if name, ok := d.byNum[number]; ok {
-		return name, nil
-	}
-	name, err := d.name(number)
-	if err == nil {
-		d.byName[name], d.byNum[number] = number, name
-	}
-	return name, err
+	return get()
 }

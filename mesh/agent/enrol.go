@@ -48,7 +48,7 @@ func (a *Agent) Init(ctx context.Context, r api.InitRequest) (api.Enrolled, erro
 	if err := errors.Join(checkName(request.Name), store.CheckPools(request.Pool4, request.Pool6, locals)); err != nil {
 		return api.Enrolled{}, convert(err)
 	}
-	err = a.enrol(func() (*control.Plane, error) { return control.Init(ctx, a.control(), request) })
+	err = a.enrol(ctx, func() (*control.Plane, error) { return control.Init(ctx, a.control(), request) })
 	if err != nil {
 		return api.Enrolled{}, convert(err)
 	}
@@ -85,7 +85,7 @@ func (a *Agent) Join(ctx context.Context, r api.JoinRequest, report func(api.Joi
 	if err := checkName(request.Name); err != nil {
 		return api.Enrolled{}, err
 	}
-	err = a.enrol(func() (*control.Plane, error) {
+	err = a.enrol(ctx, func() (*control.Plane, error) {
 		return control.Join(ctx, a.control(), r.Token, request, func(what string, fields ...any) {
 			if what == "server verified" {
 				step(api.JoinStep{Kind: "server", Sentence: fmt.Sprintf("server %v holds the key that the token names", fields[1])})
@@ -125,10 +125,7 @@ func (a *Agent) begin() error {
 	if !a.changing.TryLock() {
 		return api.Errorf(api.CodeBusy, "wait for it to end", "Another change of this machine's membership is under way")
 	}
-	err := a.outside.Check()
-	if err != nil {
-		err = api.Errorf(api.CodePrivilege, "", "%v", err)
-	}
+	err := a.fit()
 	if a.running() != nil {
 		err = api.Errorf(api.CodeEnrolled, "leave it first: meshctl leave", "This machine is in a mesh already")
 	}
@@ -145,7 +142,7 @@ func (a *Agent) begin() error {
 
 // enrol runs make with an identity and starts the member that comes of it. It
 // leaves nothing behind when it fails.
-func (a *Agent) enrol(make func() (*control.Plane, error)) error {
+func (a *Agent) enrol(ctx context.Context, make func() (*control.Plane, error)) error {
 	ring, err := keyring.Create(a.dir)
 	if errors.Is(err, keyring.ErrExists) {
 		ring, err = keyring.Open(a.dir)
@@ -161,16 +158,20 @@ func (a *Agent) enrol(make func() (*control.Plane, error)) error {
 	a.ring = ring
 	plane, err := make()
 	if err == nil {
-		err = a.start(plane)
-		if err != nil {
-			err = errors.Join(err, cache.Forget(a.dir))
+		if err = a.start(plane); err == nil {
+			return nil
+		}
+		left := plane.Leave(ctx) // the mesh counts on us already
+		err = errors.Join(err, plane.Close())
+		if left != nil {
+			// A member stays one until the mesh can be told; the next start of
+			// this process tries to be one.
+			a.stop(err)
+			return errors.Join(err, left)
 		}
 	}
-	if err != nil {
-		a.ring = nil
-		return errors.Join(err, ring.Destroy())
-	}
-	return nil
+	a.ring = nil
+	return errors.Join(err, ring.Destroy())
 }
 
 // neighbour is the first link of a new member.
@@ -280,8 +281,9 @@ func (a *Agent) Leave(ctx context.Context) (api.Done, error) {
 	}
 	state := r.plane.State() // leaving forgets it
 	name := nodeName(state, r.self)
-	r.post(core.Stopping{})
+	r.parting.Store(true)
 	if err := r.plane.Leave(ctx); err != nil {
+		r.parting.Store(false)
 		return api.Done{}, convert(err)
 	}
 	r.stop()
@@ -299,31 +301,42 @@ func (a *Agent) Teardown(ctx context.Context) (api.Done, error) {
 		return api.Done{}, api.Errorf(api.CodeBusy, "wait for it to end", "Another change of this machine's membership is under way")
 	}
 	defer a.changing.Unlock()
-	r, err := a.member()
-	if err != nil {
+	var state *store.State
+	if r := a.running(); r != nil {
+		r.parting.Store(true)
+		r.stop()
+		<-r.ended
+		state = r.plane.State()
+	} else if a.ring == nil {
+		_, err := a.member()
 		return api.Done{}, err
 	}
-	r.post(core.Stopping{})
-	r.stop()
-	<-r.ended
-	if err := a.Unload(ctx, r.plane.State()); err != nil {
-		return api.Done{}, convert(err)
+	err := a.Unload(ctx, state)
+	why := api.Errorf(api.CodeNotEnrolled, "start meshd again to come back", "This node was torn down")
+	if err != nil {
+		why = api.Errorf(api.CodeInternal, "try again: meshd teardown", "The teardown of this node did not end: %v", err)
 	}
 	a.mu.Lock()
-	a.failed = api.Errorf(api.CodeNotEnrolled, "start meshd again to come back", "This node was torn down")
+	a.failed = why
 	a.mu.Unlock()
+	if err != nil {
+		return api.Done{}, convert(err)
+	}
 	return api.Done{Sentence: "tunnels, routes, rules and filter are removed; the node stays a member and comes back with the next start of meshd"}, nil
 }
 
 // clean removes everything of an ended membership: kernel, keys, cache. The
 // state is the last of the mesh; nil: the cached one.
 func (a *Agent) clean(ctx context.Context, state *store.State) error {
-	err := a.Unload(ctx, state)
+	if err := a.Unload(ctx, state); err != nil {
+		return err // keys and cache stay, so that teardown can be repeated
+	}
+	var err error
 	if a.ring != nil {
-		err = errors.Join(err, a.ring.Destroy())
+		err = a.ring.Destroy()
 		a.ring = nil
 	}
-	return errors.Join(err, cache.Forget(a.dir), a.dir.Remove(uplinksFile))
+	return errors.Join(err, control.Forget(a.dir), a.dir.Remove(uplinksFile))
 }
 
 // convert gives an error the code and the next step that people see.

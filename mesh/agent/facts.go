@@ -29,8 +29,12 @@ type factsBody struct {
 
 // heard takes a statement from anywhere: gossip, a call, an offer.
 func (m *member) heard(s discovery.Signed) {
-	node, _, err := s.Claimed()
-	if err != nil || node == m.self {
+	node, serial, err := s.Claimed()
+	if err != nil {
+		return
+	}
+	if node == m.self {
+		m.outdo(s, serial)
 		return
 	}
 	member, ok := m.plane.State().Nodes[node]
@@ -51,9 +55,30 @@ func (m *member) heard(s discovery.Signed) {
 	}
 }
 
+// outdo speaks newer than our own words from a life in which the clock was
+// ahead, as the router does for its announcements (RFC 2328 13.4).
+func (m *member) outdo(s discovery.Signed, serial uint64) {
+	m.mu.Lock()
+	ahead := serial > m.ownFacts.Serial
+	if ahead {
+		if _, err := s.Open(m.plane.State().Nodes[m.self].Identity); err != nil {
+			ahead = false
+		}
+	}
+	if ahead {
+		m.ownFacts = discovery.Facts{Serial: serial}
+	}
+	m.mu.Unlock()
+	if ahead {
+		m.publish()
+	}
+}
+
 // publish says anew what this node is, if that has changed.
 func (m *member) publish() {
-	host := m.host.Load()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	host := m.host.Load() // under the lock, so that the newest look is said last
 	if host == nil {
 		return
 	}
@@ -65,8 +90,6 @@ func (m *member) publish() {
 			f.STUN = append(f.STUN, s)
 		}
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	for _, u := range host.Uplinks {
 		out := discovery.Uplink{Name: u.Name, Addrs: u.Addrs, Metered: u.Metered}
 		if s, ok := m.surveys[u.Name]; ok && slices.Equal(s.Addrs, u.Addrs) {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"time"
 
 	"guywire/mesh"
 	"guywire/mesh/core"
@@ -27,7 +28,8 @@ func (m *member) watchHost(ctx context.Context) error {
 			host, err := m.observe(ctx)
 			if err != nil {
 				if ctx.Err() == nil {
-					m.log.Warn("uplinks cannot be read; trying again at the next change", mesh.LogError, err)
+					m.log.Warn("uplinks cannot be read; trying again", mesh.LogError, err)
+					time.AfterFunc(lookAgain, func() { signal(m.hostChanged) })
 				}
 				continue
 			}
@@ -61,8 +63,12 @@ func (m *member) observe(ctx context.Context) (core.Host, error) {
 			}
 		}
 	}
-	seen.Uplinks = slices.DeleteFunc(seen.Uplinks, func(u mesh.Uplink) bool { return u.Slot == disabledSlot })
-	before := m.rememberedUplinks()
+	disabled := func(u mesh.Uplink) bool { return u.Slot == disabledSlot }
+	off := slices.DeleteFunc(slices.Clone(seen.Uplinks), func(u mesh.Uplink) bool { return !disabled(u) })
+	seen.Uplinks = slices.DeleteFunc(seen.Uplinks, disabled)
+	before := slices.DeleteFunc(slices.Clone(m.rememberedUplinks()), func(b mesh.Uplink) bool {
+		return slices.ContainsFunc(off, func(u mesh.Uplink) bool { return u.Interface == b.Interface })
+	})
 	seen.Uplinks = remember(seen.Uplinks, before)
 	if !slices.EqualFunc(before, seen.Uplinks, mesh.Uplink.Equal) {
 		if blob, err := json.Marshal(seen.Uplinks); err == nil {
@@ -105,11 +111,16 @@ func remember(seen, before []mesh.Uplink) []mesh.Uplink {
 	taken := map[uint8]bool{}
 	for _, b := range before {
 		i := slices.IndexFunc(seen, func(u mesh.Uplink) bool { return u.Name == b.Name })
-		if i >= 0 {
+		switch {
+		case i >= 0:
 			slot := b.Slot
 			b = seen[i]
 			b.Slot = slot
-		} else {
+		case slices.ContainsFunc(seen, func(u mesh.Uplink) bool { return u.Interface == b.Interface }):
+			continue // it has another name now
+		case len(before) >= mesh.MaxUplinks:
+			continue // its slot is needed
+		default:
 			b.Up, b.Default4, b.Default6 = false, false, false
 		}
 		taken[b.Slot] = true

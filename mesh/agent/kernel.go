@@ -20,12 +20,12 @@ import (
 func (m *member) newReconciler() *reconcile.Reconciler {
 	return reconcile.New(reconcile.Backends(m.kernel.Backends), reconcile.Options{
 		Report: func(r reconcile.Report) {
-			m.devices.forget()
+			m.devices.look()
 			if r.Done {
 				m.applied.Store(r.Revision)
 			}
-			if r.Safe || r.Done {
-				m.offer(core.KernelDone{Revision: r.Revision})
+			if r.Done || r.Safe && admitting(r) {
+				m.post(core.KernelDone{Revision: r.Revision})
 			}
 		},
 		Event: func(e reconcile.Event) {
@@ -39,6 +39,13 @@ func (m *member) newReconciler() *reconcile.Reconciler {
 		},
 		Log: m.log,
 	})
+}
+
+// admitting reports whether the filter is as wanted, though something else is
+// not: neighbours may then count on what it lets in.
+func admitting(r reconcile.Report) bool {
+	const listed = 100 // more objects than that are not told
+	return len(r.Waiting) < listed && !slices.ContainsFunc(r.Waiting, func(o reconcile.Object) bool { return o.Part == kernel.PartFilter })
 }
 
 // revision compares what is wanted with what is in the kernel.
@@ -135,16 +142,4 @@ func waiting(st reconcile.Status) string {
 
 func wildcards(port uint16) []netip.AddrPort {
 	return []netip.AddrPort{netip.AddrPortFrom(netip.IPv4Unspecified(), port), netip.AddrPortFrom(netip.IPv6Unspecified(), port)}
-}
-
-func sameAddrs(a, b []netip.Addr) bool { return slices.Equal(a, b) }
-
-// prefixesOf are the pools and granted prefixes of the mesh: no tunnel may run
-// to an address inside them.
-func prefixesOf(s *store.State) []netip.Prefix {
-	out := []netip.Prefix{s.Mesh.Pool4, s.Mesh.Pool6}
-	for _, n := range s.Nodes {
-		out = append(out, n.Prefixes...)
-	}
-	return out
 }

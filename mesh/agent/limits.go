@@ -12,6 +12,8 @@ const (
 	eventLog = 4096
 	// statsEvery is how often the tunnels' counters are read.
 	statsEvery = 2 * time.Second
+	// lookAgain is when uplinks that could not be read are read again.
+	lookAgain = time.Second
 	// saveEvery bounds how often link records are written.
 	saveEvery = time.Second
 	// factsEvery is how often members of whom nothing is known are asked.

@@ -99,7 +99,7 @@ func (m *member) send(t core.Target, payload []byte) {
 		err = m.probes.Send(index, t.To, payload)
 	}
 	if reason, hard := m.probes.Hard(err); hard {
-		m.devices.forget()
+		m.devices.look()
 		m.offer(core.TunnelFailed{Device: t.Device, Reason: reason})
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
@@ -33,6 +34,8 @@ type member struct {
 	plane *control.Plane
 	self  mesh.NodeID
 	done  <-chan struct{} // closed when the member ends
+
+	parting atomic.Bool // the neighbours are told at the end: the kernel is cleared next
 
 	node     *core.Node // owned by loop
 	dirty    bool       // owned by loop
@@ -78,7 +81,7 @@ func (a *Agent) open(plane *control.Plane) (_ *member, err error) {
 		save:        make(chan struct{}, 1),
 		directory:   discovery.NewDirectory(state.Mesh.ID, maxDirectory),
 		surveys:     map[string]discovery.Uplink{},
-		devices:     newDevices(a.outside),
+		devices:     newDevices(a.outside.Devices),
 	}
 	defer func() {
 		if err != nil {
@@ -122,9 +125,9 @@ func (a *Agent) open(plane *control.Plane) (_ *member, err error) {
 
 // run runs everything until ctx ends or the mesh removes this node. The
 // kernel keeps what it has.
-func (m *member) run(ctx context.Context) error {
+func (m *member) run(ctx context.Context, stop context.CancelFunc) error {
 	tasks, ctx := errgroup.WithContext(ctx)
-	m.done = ctx.Done()
+	context.AfterFunc(ctx, stop) // a task that fails ends the member, and frees who waits for its loop
 	start := func(name string, f func(context.Context) error) {
 		tasks.Go(func() error {
 			if err := f(ctx); err != nil && ctx.Err() == nil {
@@ -147,7 +150,10 @@ func (m *member) run(ctx context.Context) error {
 		m.step(ev)
 	}
 
-	start("control plane", m.plane.Run)
+	// The control plane ends last: it holds the cache that the records go to.
+	planeCtx, endPlane := context.WithCancel(context.WithoutCancel(ctx))
+	defer endPlane()
+	start("control plane", func(context.Context) error { return m.plane.Run(planeCtx) })
 	start("core", m.loop)
 	start("probes", m.receive)
 	start("reconciler", m.reconciler.Run)
@@ -162,8 +168,16 @@ func (m *member) run(ctx context.Context) error {
 	}
 	start("state", m.followState)
 	start("counters", m.count)
-	start("records", m.saveRecords)
+	start("records", func(ctx context.Context) error {
+		defer endPlane()
+		return m.saveRecords(ctx)
+	})
 	err := tasks.Wait()
+	if m.parting.Load() {
+		for _, d := range m.node.Step(time.Now(), core.Stopping{}).Send {
+			m.send(d.Target, d.Payload)
+		}
+	}
 	m.close()
 	return err
 }
@@ -188,16 +202,19 @@ func (m *member) followState(ctx context.Context) error {
 		case <-m.plane.Updates():
 			state := m.plane.State()
 			m.mu.Lock()
-			for _, f := range m.directory.All() {
-				if _, ok := state.Nodes[f.Node]; !ok {
-					m.directory.Remove(f.Node)
-					if m.gossip != nil {
-						m.gossip.Forget(f.Node)
-					}
+			for id := range state.Removed {
+				m.directory.Remove(id)
+				if m.gossip != nil {
+					m.gossip.Forget(id)
 				}
 			}
+			known := m.directory.All()
 			m.mu.Unlock()
 			m.post(core.StateChanged{State: state})
+			for _, f := range known {
+				// Facts about a new member may have come before its record.
+				m.post(core.FactsChanged{Facts: f})
+			}
 			m.publish() // our control addresses may have been found reachable
 		case <-ctx.Done():
 			return nil
@@ -232,7 +249,8 @@ func (m *member) loadRecords(ctx context.Context) ([]core.Record, error) {
 	}
 	var records []core.Record
 	if err := json.Unmarshal(blob, &records); err != nil {
-		return nil, fmt.Errorf("read the links of the last run: %w", err)
+		m.log.Warn("the links of the last run cannot be read; they are searched anew", mesh.LogError, err)
+		return nil, nil
 	}
 	alive := map[string]string{}
 	have, err := m.kernel.Backends[kernel.PartTunnels].Observe(ctx)
@@ -259,7 +277,7 @@ func (m *member) saveRecords(ctx context.Context) error {
 		if err == nil {
 			err = m.plane.Cache().SaveBlob(cache.Links, blob)
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, fs.ErrClosed) { // a member that left has no cache any more
 			m.log.Error("link records cannot be written; after a reboot links are searched anew", mesh.LogError, err)
 		}
 	}
@@ -268,6 +286,7 @@ func (m *member) saveRecords(ctx context.Context) error {
 		case <-m.save:
 			write()
 		case <-ctx.Done():
+			write()
 			return nil
 		}
 		select {

@@ -36,9 +36,8 @@ type Outside struct {
 	// runs it. Socket opens a UDP port for a link attempt.
 	Stun   func(addrs []netip.AddrPort, key []byte) (run func(context.Context) error, err error)
 	Socket func(mark uint32, first, last uint16, key []byte) (rendezvous.Socket, error)
-	// Index gives a device's number; Device the name for a number.
-	Index  func(device string) (int, error)
-	Device func(index int) (string, error)
+	// Devices gives the numbers of all network devices by name.
+	Devices func() (map[string]int, error)
 }
 
 // KernelConfig is what the kernel backends need to know of the node.

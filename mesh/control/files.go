@@ -69,6 +69,16 @@ func (f files) enrolled() bool {
 	return !errors.Is(f.read(certificateFile, &c), fs.ErrNotExist)
 }
 
+// Forget removes from a state directory what makes this machine a member. No
+// Plane may be open on it. Its owner destroys the keys.
+func Forget(state *disk.Dir) error {
+	f, err := openFiles(state)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.clear(), f.close())
+}
+
 // clear removes what makes this machine a member, or what an interrupted
 // attempt to become one left behind.
 func (f files) clear() error {

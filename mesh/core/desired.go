@@ -1,7 +1,6 @@
 package core
 
 import (
-	"fmt"
 	"hash/fnv"
 	"net/netip"
 	"slices"
@@ -209,9 +208,11 @@ func (n *Node) meshRoutes(want *kernel.State) {
 	self := n.state.Nodes[n.cfg.Self]
 	taken := map[uint32]bool{}
 	routed := map[netip.Prefix]bool{}
+	before := n.chosen
+	n.chosen = make(map[string]string, len(before))
 	for _, d := range n.table.Destinations {
 		carry, _ := used(n.legs(d))
-		n.noteChoice(d, carry)
+		n.noteChoice(d, carry, before)
 		if len(carry) == 0 {
 			continue
 		}
@@ -236,6 +237,11 @@ func (n *Node) meshRoutes(want *kernel.State) {
 			}
 			routed[p] = true
 			want.Routes = append(want.Routes, kernel.Route{Table: mesh.RouteTable, Prefix: p, NextHop: group.ID, Source: source, MTU: mtu})
+		}
+	}
+	for key, by := range before {
+		if _, still := n.chosen[key]; !still && by != "" {
+			n.fact(Fact{Kind: RouteLost, Sentence: "no path to " + key + " any more", Cause: "it is announced no longer", From: by})
 		}
 	}
 	// What belongs to the mesh but has no path now is refused: it must not
@@ -340,19 +346,18 @@ func (n *Node) filter(want *kernel.State) {
 }
 
 // noteChoice records a change of a destination's next hops for the event log.
-func (n *Node) noteChoice(d routing.Destination, carry []leg) {
-	key := fmt.Sprint(d.Origins)
+func (n *Node) noteChoice(d routing.Destination, carry []leg, previous map[string]string) {
 	names := make([]string, len(d.Origins))
 	for i, o := range d.Origins {
 		names[i] = n.name(o)
 	}
 	what := strings.Join(names, "+")
 	now := n.describe(carry)
-	before, known := n.chosen[key]
+	before, known := previous[what]
+	n.chosen[what] = now
 	if before == now {
 		return
 	}
-	n.chosen[key] = now
 	f := Fact{Node: d.Origins[0], From: before, To: now, Cause: n.lastCause}
 	switch {
 	case now == "":

@@ -42,7 +42,9 @@ type (
 		Peer     store.Key // the far end's WireGuard key
 		Err      string    // why not, for people; empty: success
 	}
-	// KernelDone says that a revision of Desired is wholly in the kernel.
+	// KernelDone says that a revision of Desired is in the kernel as far as
+	// neighbours may count on it: the filter wholly, and nothing forwards
+	// beyond what is wanted.
 	KernelDone struct{ Revision uint64 }
 	// TunnelFailed is hard evidence against a link: a send error or a vanished device.
 	TunnelFailed struct{ Device, Reason string }

@@ -205,8 +205,11 @@ func (n *Node) attempted(ev AttemptDone) {
 		e.rec.Slot = n.freeSlot()
 		n.byDevice[e.rec.Device] = e
 	}
-	if e.judge == nil || e.judge.State() != link.Up {
-		e.judge = link.New(n.now, n.first(ev.Link.Peer), n.phase)
+	switch first := n.first(ev.Link.Peer); {
+	case e.judge == nil:
+		e.judge = link.New(n.now, first, n.phase)
+	case e.judge.State() != link.Up:
+		e.judge = link.Renew(n.now, first, e.judge)
 	}
 	n.ready.Dirty, n.ready.Save = true, true
 	n.fact(Fact{Kind: LinkMade, Node: ev.Link.Peer, Link: ev.Link, Sentence: "tunnel to " + n.name(ev.Link.Peer) + " by " + ev.Link.Local + " → " + ev.Link.Remote + " at " + ev.Endpoint.String()})

@@ -117,7 +117,7 @@ func (n *Node) Step(now time.Time, ev Event) Ready {
 	case HostChanged:
 		n.setHost(ev.Host)
 	case FactsChanged:
-		if ev.Facts.Node != n.cfg.Self {
+		if ev.Facts.Node != n.cfg.Self && ev.Facts.Serial >= n.facts[ev.Facts.Node].Serial {
 			n.facts[ev.Facts.Node] = ev.Facts
 			n.plan()
 		}
@@ -162,7 +162,7 @@ func (n *Node) excuse(now time.Time) {
 	}
 	for _, e := range n.entries {
 		if e.judge != nil {
-			e.judge.Excuse(stall)
+			e.judge.Excuse(now, stall)
 		}
 	}
 	n.deadline = now
@@ -219,8 +219,16 @@ func (n *Node) speakIfReady() {
 			n.speaking = true
 		}
 	}
-	alone := n.state != nil && len(n.state.Nodes) == 1
-	if !n.settled && (alone || n.now.Sub(n.started) > settlePatience) {
+	if n.settled || n.state == nil {
+		return
+	}
+	alone := len(n.state.Nodes) == 1
+	// Far ends without an agent cannot tell us the routes. As long as they
+	// forward, what an earlier run left is better than an empty table.
+	headless := slices.ContainsFunc(slices.Collect(maps.Values(n.entries)), func(e *entry) bool {
+		return e.rec.Alive && e.judge != nil && e.judge.State() == link.Headless
+	})
+	if alone || n.now.Sub(n.started) > settlePatience && !headless {
 		n.settle()
 	}
 }
@@ -311,11 +319,16 @@ func (n *Node) setState(s *store.State) {
 			}
 		}
 	}
-	n.state = s
-	for id := range n.facts {
-		if _, ok := s.Nodes[id]; !ok {
-			delete(n.facts, id)
+	if n.state != nil {
+		for id, node := range n.state.Nodes {
+			if _, still := s.Nodes[id]; !still {
+				n.fact(Fact{Kind: NodeRemoved, Node: id, Sentence: node.Name + " is no member any more"})
+			}
 		}
+	}
+	n.state = s
+	for id := range s.Removed {
+		delete(n.facts, id)
 	}
 	members := make(map[mesh.NodeID]routing.Member, len(s.Nodes))
 	for id, node := range s.Nodes {

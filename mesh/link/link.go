@@ -52,6 +52,8 @@ const (
 	// other has it, too; yieldFor is how long the other end waits for the first.
 	firstAfter = 60 * time.Millisecond
 	yieldFor   = 700 * time.Millisecond
+	// unknownRTT is how long an answer may take while no round trip is known.
+	unknownRTT = time.Second
 	// echoMisses silent intervals make us ask the far end's kernel.
 	echoMisses = 2
 	// headlessPenalty is added to the cost of a link whose far end has had no
@@ -63,7 +65,7 @@ const (
 	// minMisses and maxMisses bound the misses that make a link down.
 	minMisses = 5
 	maxMisses = 12
-	// falseAlarms is the wanted number of false downs: one in a month of probes.
+	// probesPerMonth sets the wanted number of false downs: one a month.
 	probesPerMonth = float64(30*24*time.Hour) / float64(Interval)
 )
 
@@ -71,6 +73,7 @@ const (
 type Link struct {
 	state   State
 	since   time.Time
+	born    time.Time
 	reason  string
 	good    int // probes in a row since the last silence
 	everUp  bool
@@ -79,6 +82,7 @@ type Link struct {
 
 	// sending
 	seq      uint32
+	spoke    bool // since the tunnel was made
 	nextSend time.Time
 	phase    time.Duration // of our probes against multiples of Interval
 
@@ -110,7 +114,7 @@ type Link struct {
 // Probes leave at multiples of Interval, shifted by phase, so that all links of
 // a node send in one go and not one by one.
 func New(now time.Time, first bool, phase time.Duration) *Link {
-	l := &Link{since: now, interval: Interval, phase: phase, reason: "waiting for the first answer"}
+	l := &Link{since: now, born: now, interval: Interval, phase: phase, reason: "waiting for the first answer"}
 	l.nextSend = now.Add(firstAfter)
 	if !first {
 		l.nextSend = now.Add(yieldFor)
@@ -169,7 +173,7 @@ func (l *Link) Receive(at time.Time, incarnation uint64, p wire.Probe) {
 	l.txLoss = float64(p.Loss) / math.MaxUint16
 	l.good++
 	if p.EchoSeq != 0 {
-		rtt := time.Duration(at.UnixNano()-p.EchoSent) - time.Duration(p.EchoDelay)*time.Microsecond
+		rtt := time.Duration(l.clock(at)-p.EchoSent) - time.Duration(p.EchoDelay)*time.Microsecond
 		if rtt > 0 && rtt < time.Minute {
 			l.measure(at, rtt)
 		}
@@ -177,7 +181,7 @@ func (l *Link) Receive(at time.Time, incarnation uint64, p wire.Probe) {
 
 	switch l.state {
 	case Probing, Down:
-		if l.seq == 0 {
+		if !l.spoke {
 			l.nextSend = at // the tunnel stands: answer
 		}
 		need := upProbes
@@ -203,6 +207,9 @@ func (l *Link) Echoed(at time.Time) { l.echoAt = at }
 
 // Tick judges the silence until now.
 func (l *Link) Tick(now time.Time) {
+	if l.alive() && l.rxAt.IsZero() {
+		l.rxAt = now // adopted: the silence is counted from the first look
+	}
 	if !l.alive() {
 		if !l.rxAt.IsZero() && now.Sub(l.rxAt) > l.silence(suspectMisses) {
 			l.good = 0
@@ -237,7 +244,11 @@ func (l *Link) kernelAnswers(now time.Time) bool {
 
 // echoHadTime reports whether an answer, if there were one, would be here.
 func (l *Link) echoHadTime(now time.Time) bool {
-	return !l.echoAsked.IsZero() && now.Sub(l.echoAsked) >= l.rtt.min()+l.interval
+	wait := l.rtt.min() + l.interval
+	if l.rtt.min() == 0 {
+		wait = unknownRTT
+	}
+	return !l.echoAsked.IsZero() && now.Sub(l.echoAsked) >= wait
 }
 
 // Echo reports whether to ask the far end's kernel now.
@@ -252,11 +263,15 @@ func (l *Link) Echo(now time.Time) bool {
 	return true
 }
 
+// clock is the time in nanoseconds that probes carry and measurements go by: it
+// begins as the wall clock and is not moved by steps of it.
+func (l *Link) clock(now time.Time) int64 { return l.born.UnixNano() + int64(now.Sub(l.born)) }
+
 // Excuse grants the link the time that this node itself was not running: a
 // starving agent must not blame its neighbours.
-func (l *Link) Excuse(stall time.Duration) {
+func (l *Link) Excuse(now time.Time, stall time.Duration) {
 	if !l.rxAt.IsZero() {
-		l.rxAt = l.rxAt.Add(stall)
+		l.rxAt = earliest(l.rxAt.Add(stall), now)
 	}
 }
 
@@ -284,13 +299,21 @@ func (l *Link) Deadline(now time.Time) time.Time {
 	return next // from here on the probes' own pace is fine enough
 }
 
+// Renew makes a new link after old, whose tunnel was moved to another path. The
+// far end may have kept its judgement, so our numbers go on.
+func Renew(now time.Time, first bool, old *Link) *Link {
+	l := New(now, first, old.phase)
+	l.seq, l.spoke = old.seq, false
+	return l
+}
+
 // Adopt makes a new link of a tunnel that was already carrying traffic when
 // this agent started: it is trusted until it has had time to answer.
 func Adopt(now time.Time, phase time.Duration) *Link {
 	l := New(now, true, phase)
 	l.nextSend = now
 	l.everUp, l.accepts, l.hears = true, true, true
-	l.rxAt, l.good = now, suspectReturn
+	l.good = suspectReturn
 	l.become(now, Up, "found carrying traffic at start")
 	return l
 }
@@ -302,13 +325,14 @@ func (l *Link) Probe(now time.Time, accepts bool, digest uint64) (wire.Probe, bo
 	}
 	// From the clock, not from the last time: when late, the pace is kept and
 	// the debt forgotten.
-	l.nextSend = now.Truncate(Interval).Add(l.phase)
+	l.nextSend = now.Add(l.phase - time.Duration(l.clock(now))%Interval)
 	if l.nextSend.Sub(now) < Interval/2 {
 		l.nextSend = l.nextSend.Add(Interval)
 	}
 	l.seq++
+	l.spoke = true
 	p := wire.Probe{
-		Seq: l.seq, Sent: now.UnixNano(), Interval: uint32(Interval / time.Microsecond),
+		Seq: l.seq, Sent: l.clock(now), Interval: uint32(Interval / time.Microsecond),
 		Loss: uint16(l.loss.share() * math.MaxUint16), Digest: digest,
 	}
 	if l.rxSeq != 0 {

@@ -236,12 +236,25 @@ func TestStarvedAgentExcusesItsNeighbours(t *testing.T) {
 	p.history = nil
 	p.now = p.now.Add(400 * time.Millisecond) // nothing of ours ran
 	for i := range p.ends {
-		p.ends[i].Excuse(400 * time.Millisecond)
+		p.ends[i].Excuse(p.now, 400*time.Millisecond)
 	}
 	p.run(time.Second)
 	p.want(t, Up, Up)
 	for _, h := range p.history {
 		t.Errorf("%s", h)
+	}
+}
+
+// Deadlines keep the monotonic reading of the time that they are made from, so
+// that a step of the wall clock moves none of them.
+func TestDeadlinesKeepTheMonotonicClock(t *testing.T) {
+	now := time.Now()
+	l := New(now, true, time.Millisecond)
+	for d := time.Duration(0); d < time.Second; d += 10 * time.Millisecond {
+		l.Probe(now.Add(d), true, 0)
+		if next := l.Deadline(now.Add(d)); !strings.Contains(next.String(), "m=") {
+			t.Fatalf("%s has lost its monotonic reading", next)
+		}
 	}
 }
 

@@ -26,7 +26,7 @@ func (l *Link) measure(at time.Time, rtt time.Duration) {
 		l.jitter += (d - l.jitter) / 16
 	}
 	l.last = rtt
-	l.rtt.add(at, rtt)
+	l.rtt.add(l.clock(at)/int64(time.Second), rtt)
 }
 
 // Cost is the link's metric: half the smallest recent round trip plus a
@@ -69,8 +69,7 @@ type minFilter struct {
 	newest int64
 }
 
-func (f *minFilter) add(at time.Time, v time.Duration) {
-	second := at.Unix()
+func (f *minFilter) add(second int64, v time.Duration) {
 	b := &f.buckets[second%int64(len(f.buckets))]
 	if b.second != second || v < b.min {
 		b.second, b.min = second, v

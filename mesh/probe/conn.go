@@ -16,7 +16,7 @@ import (
 
 const (
 	// MaxPayload is the largest datagram received; larger ones are dropped.
-	MaxPayload = 9216
+	MaxPayload = 32 << 10
 	// receiveBuffer lets the kernel keep what comes while we are not running.
 	receiveBuffer = 1 << 20
 	// priority puts our datagrams before bulk traffic in the local queue
@@ -67,10 +67,6 @@ func prepare(fd int) error {
 	}{
 		{"IPV6_RECVPKTINFO", unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1},
 		{"IPV6_RECVERR", unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1},
-		// Padded probes measure the MTU: never fragment, and do not believe a
-		// remembered path MTU.
-		{"IPV6_MTU_DISCOVER", unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE},
-		{"IPV6_DONTFRAG", unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 1},
 		{"IPV6_TCLASS", unix.IPPROTO_IPV6, unix.IPV6_TCLASS, class},
 		{"IPV6_UNICAST_HOPS", unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, 1},
 		{"SO_TIMESTAMPNS", unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1},

@@ -10,8 +10,8 @@ import (
 
 // Limits of one announcement.
 const (
-	MaxAdjacencies = 128
-	MaxPrefixes    = 256
+	MaxAdjacencies = 512
+	MaxPrefixes    = 1024 // as many as the log grants
 )
 
 // An LSA is a node's link-state announcement: its adjacencies and the

@@ -11,7 +11,7 @@ const Version = 1
 
 // MaxMessage bounds an encoded message, bytes. Larger than a tunnel's MTU it
 // travels as IPv6 fragments inside the tunnel.
-const MaxMessage = 9216
+const MaxMessage = 32 << 10
 
 const (
 	typeProbe   = 1
