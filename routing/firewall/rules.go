@@ -54,7 +54,7 @@ func (f *Firewall) replace(filter kernel.Filter) error {
 	w.devices(setListed, listed(filter))
 	w.devices(setHeld, held(filter))
 
-	links := &nftables.Set{Table: w.table, Name: mapLinks, IsMap: true, KeyType: nftables.TypeIFName, DataType: nftables.TypeVerdict}
+	links := &nftables.Set{Table: w.table, Name: mapLinks, IsMap: true, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian, DataType: nftables.TypeVerdict}
 	var targets []nftables.SetElement
 	for _, l := range filter.Links {
 		w.check(l)
@@ -129,7 +129,7 @@ func (w *writer) check(l kernel.FilterLink) {
 // setHolds changes which devices are held, and nothing else.
 func (f *Firewall) setHolds(filter kernel.Filter) error {
 	w := &writer{conn: f.conn, table: table()}
-	set := &nftables.Set{Table: w.table, Name: setHeld, KeyType: nftables.TypeIFName}
+	set := &nftables.Set{Table: w.table, Name: setHeld, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
 	f.conn.FlushSet(set)
 	if elements := deviceElements(held(filter)); len(elements) > 0 {
 		w.note(f.conn.SetAddElements(set, elements))
@@ -175,7 +175,7 @@ func (w *writer) add(s *nftables.Set, elements []nftables.SetElement) {
 }
 
 func (w *writer) devices(name string, devices []string) {
-	w.add(&nftables.Set{Table: w.table, Name: name, KeyType: nftables.TypeIFName}, deviceElements(devices))
+	w.add(&nftables.Set{Table: w.table, Name: name, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}, deviceElements(devices))
 }
 
 func deviceElements(devices []string) []nftables.SetElement {
