@@ -148,7 +148,6 @@ func (l *Link) RTT() time.Duration     { return l.rtt.min() }
 func (l *Link) Jitter() time.Duration  { return l.jitter }
 func (l *Link) Loss() (rx, tx float64) { return l.loss.share(), l.txLoss }
 
-
 // Receive takes a probe that arrived at the time at.
 func (l *Link) Receive(at time.Time, incarnation uint64, p wire.Probe) {
 	if incarnation != l.incarnation {
