@@ -23,7 +23,7 @@ type Uplink struct {
 	Default4  bool // an IPv4 default route leads out here
 	Default6  bool
 	MTU       int  // of the interface, bytes
-	Metered   bool // probe slowly, carry transit last
+	Metered   bool // carries traffic last
 	Bias      Cost // operator's addition to the cost of every link on it
 }
 

@@ -242,6 +242,22 @@ func TestAdoptedTunnelsAreLeftAlone(t *testing.T) {
 	}
 }
 
+// A metered uplink, at whichever end, carries traffic last.
+func TestMeteredCostsMore(t *testing.T) {
+	for name, meter := range map[string]func(n *Node){
+		"here":  func(n *Node) { n.host.Uplinks[0].Metered = true },
+		"there": func(n *Node) { f := facts(2, "a"); f.Uplinks[0].Metered = true; n.facts[id(2)] = f },
+	} {
+		n := node(state(2, 1, 2))
+		e := n.entries[made(n, 2)]
+		plain := n.legCost(e)
+		meter(n)
+		if got := n.legCost(e); got != plain.Add(meteredPenalty) {
+			t.Errorf("%s: %d, without meter %d", name, got, plain)
+		}
+	}
+}
+
 func TestUsedPrefersSureLegsAndKeepsTheLast(t *testing.T) {
 	l := func(total mesh.Cost, sure bool) leg { return leg{total: total, sure: sure} }
 	for name, c := range map[string]struct {

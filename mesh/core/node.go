@@ -26,6 +26,9 @@ const (
 	// neighbours' databases before it touches the routes it found.
 	adoptPatience  = 3 * time.Second
 	settlePatience = 6 * time.Second
+	// meteredPenalty makes a link with a metered uplink at either end carry
+	// traffic only where nothing else does.
+	meteredPenalty mesh.Cost = 500_000
 	// idleTick is the longest time between two looks at everything.
 	idleTick = time.Second
 )
@@ -261,11 +264,18 @@ func (n *Node) announce() {
 	}
 }
 
-// legCost is the cost of one link with the operator's bias on its uplink.
+// legCost is the cost of one link with the operator's wishes for its uplinks.
 func (n *Node) legCost(e *entry) mesh.Cost {
 	c := e.judge.Cost(n.now)
-	if u, ok := n.uplink(e.rec.Link.Local); ok {
+	u, ok := n.uplink(e.rec.Link.Local)
+	if ok {
 		c = c.Add(u.Bias)
+	}
+	metered := ok && u.Metered || slices.ContainsFunc(n.facts[e.rec.Link.Peer].Uplinks, func(f discovery.Uplink) bool {
+		return f.Name == e.rec.Link.Remote && f.Metered
+	})
+	if metered {
+		c = c.Add(meteredPenalty)
 	}
 	return c
 }
