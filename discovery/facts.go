@@ -2,11 +2,16 @@ package discovery
 
 import (
 	"fmt"
+	"maps"
+	"math"
 	"net/netip"
+	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"guywire/mesh"
+	"guywire/routing/topology/coordinate"
 )
 
 // Limits of what a node may say about itself.
@@ -16,9 +21,13 @@ const (
 	MaxReflexive        = 4  // reflexive endpoints per uplink
 	MaxServices         = 8  // control or STUN endpoints
 	MaxVersion          = 64 // bytes of software version
+	MaxRoundTrips       = 64
 	MaxFacts            = 4096
-	factsVersion   byte = 1
+	factsVersion   byte = 2
 )
+
+// maxRoundTrip bounds a believable round trip.
+const maxRoundTrip = 10 * time.Second
 
 // factsDomain separates the signature of facts from every other signature of
 // the same key.
@@ -36,6 +45,9 @@ type Facts struct {
 	Control []netip.AddrPort // where its control listener answers on the underlay
 	STUN    []netip.AddrPort // where it serves STUN; empty on nodes behind NAT
 	Version string           // of the software
+	// Distances is how far others are, and where the node lies among them; zero
+	// while it knows too little.
+	Distances coordinate.Report
 }
 
 // An Uplink is what others may know of one uplink of a node.
@@ -71,6 +83,19 @@ func (f Facts) Encode() ([]byte, error) {
 	w.addrPorts("control endpoints", f.Control, MaxServices)
 	w.addrPorts("STUN endpoints", f.STUN, MaxServices)
 	w.text("version", f.Version, MaxVersion)
+	here := f.Distances.Coordinate
+	w.bool(!here.IsZero())
+	if !here.IsZero() {
+		for _, x := range append(here.Vector[:], here.Height, here.Adjustment) {
+			w.uint32(uint32(x))
+		}
+		w.byte(here.Error)
+	}
+	w.count("round trips", len(f.Distances.RTT), MaxRoundTrips)
+	for _, id := range slices.SortedFunc(maps.Keys(f.Distances.RTT), mesh.NodeID.Compare) {
+		w.bytes(id[:])
+		w.uint32(uint32(min(f.Distances.RTT[id]/time.Microsecond, math.MaxUint32)))
+	}
 	if w.err == nil {
 		w.err = f.check()
 	}
@@ -107,6 +132,30 @@ func DecodeFacts(b []byte) (Facts, error) {
 	f.Control = r.addrPorts("control endpoints", MaxServices)
 	f.STUN = r.addrPorts("STUN endpoints", MaxServices)
 	f.Version = r.text("version", MaxVersion)
+	if r.bool() {
+		here := &f.Distances.Coordinate
+		for i := range here.Vector {
+			here.Vector[i] = int32(r.uint32())
+		}
+		here.Height, here.Adjustment = int32(r.uint32()), int32(r.uint32())
+		here.Error = r.byte()
+		if here.IsZero() {
+			r.fail("a coordinate that says nothing")
+		}
+	}
+	last := mesh.NodeID{}
+	for range r.count("round trips", MaxRoundTrips) {
+		id, rtt := mesh.NodeID(r.take(8)), time.Duration(r.uint32())*time.Microsecond
+		if id.Compare(last) <= 0 {
+			r.fail("round trips out of order")
+			break
+		}
+		last = id
+		if f.Distances.RTT == nil {
+			f.Distances.RTT = map[mesh.NodeID]time.Duration{}
+		}
+		f.Distances.RTT[id] = rtt
+	}
 	err := r.end()
 	if err == nil {
 		err = f.check()
@@ -120,6 +169,14 @@ func DecodeFacts(b []byte) (Facts, error) {
 // check holds what Encode refuses to write and DecodeFacts to read, beyond
 // the limits of the encoding.
 func (f Facts) check() error {
+	if err := f.Distances.Coordinate.Check(); err != nil {
+		return fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	for id, rtt := range f.Distances.RTT {
+		if id.IsZero() || rtt < time.Microsecond || rtt > maxRoundTrip {
+			return fmt.Errorf("%w: round trip of %s to %s", ErrMalformed, rtt, id)
+		}
+	}
 	names := make(map[string]bool, len(f.Uplinks))
 	for _, u := range f.Uplinks {
 		if err := mesh.CheckName(u.Name); err != nil {

@@ -25,6 +25,8 @@ type Uplink struct {
 	MTU       int  // of the interface, bytes
 	Metered   bool // carries traffic last
 	Bias      Cost // operator's addition to the cost of every link on it
+	// ProbeBudget bounds what the probes of all links on it send, bit/s.
+	ProbeBudget int
 }
 
 // Mark is the firewall mark of what leaves by the uplink.
@@ -45,12 +47,12 @@ type uplinkComparable struct {
 	slot               uint8
 	up, d4, d6, meters bool
 	gw4, gw6           netip.Addr
-	mtu                int
+	mtu, budget        int
 	bias               Cost
 }
 
 func uplinkKey(u Uplink) uplinkComparable {
-	return uplinkComparable{u.Name, u.Interface, u.Slot, u.Up, u.Default4, u.Default6, u.Metered, u.Gateway4, u.Gateway6, u.MTU, u.Bias}
+	return uplinkComparable{u.Name, u.Interface, u.Slot, u.Up, u.Default4, u.Default6, u.Metered, u.Gateway4, u.Gateway6, u.MTU, u.ProbeBudget, u.Bias}
 }
 
 // A LinkID names a link: one WireGuard tunnel to a neighbour from one local

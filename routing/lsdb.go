@@ -1,13 +1,16 @@
 package routing
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
-	"hash/fnv"
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"guywire/mesh"
+	"guywire/routing/spf"
 	"guywire/routing/wire"
 )
 
@@ -18,16 +21,43 @@ type Member struct {
 	Prefixes []netip.Prefix // granted to it, sorted
 }
 
-// lsdb holds the newest valid announcement of every member.
+const (
+	// verifyRate and verifyBurst bound the announcements of one origin whose
+	// signature is checked, per second and at once. What comes faster waits,
+	// the newest of each fragment only.
+	verifyRate  = 20
+	verifyBurst = 3 * wire.MaxFragments
+)
+
+// lsdb holds the newest valid announcements of every member, and the graph of
+// the adjacencies that both ends announce.
 type lsdb struct {
 	mesh    mesh.MeshID
 	members map[mesh.NodeID]Member
-	lsas    map[mesh.NodeID]stored
+	origins map[mesh.NodeID]*origin
+	graph   *spf.Graph
+	digest  uint64
+	// replaced says that prefixes may have other origins than before, late that
+	// announcements wait because they came too fast.
+	replaced, late bool
+}
+
+type origin struct {
+	fragments map[uint16]stored
+	adj       map[mesh.NodeID]wire.Adjacency
+	prefixes  []netip.Prefix
+	noTransit bool
+	overload  bool
+
+	tokens float64
+	filled time.Time
+	late   map[uint16]wire.SignedLSA
 }
 
 type stored struct {
 	signed wire.SignedLSA
 	lsa    wire.LSA
+	sum    [32]byte
 }
 
 // Why an announcement was not taken.
@@ -37,22 +67,53 @@ const (
 	DropMalformed     = "malformed"
 	DropSignature     = "bad signature"
 	DropOtherMesh     = "other mesh"
+	DropTooFast       = "too many of one origin"
+	DropConflict      = "two with one sequence number"
+	DropForeignPrefix = "prefix not granted"
 )
+
+func newLSDB(id mesh.MeshID) lsdb {
+	return lsdb{mesh: id, members: map[mesh.NodeID]Member{}, origins: map[mesh.NodeID]*origin{}, graph: spf.NewGraph()}
+}
 
 // offer takes s if it is newer than what is held, and says why not otherwise.
 // The cheap checks come before the signature, so that repeats and strangers
 // cost nothing.
-func (db *lsdb) offer(s wire.SignedLSA) (key wire.LSAKey, dropped string) {
+func (db *lsdb) offer(now time.Time, s wire.SignedLSA) (key wire.LSAKey, dropped string) {
 	key, ok := s.Key()
-	if !ok {
+	if !ok || len(s.Body) > wire.MaxLSA || key.Fragment >= wire.MaxFragments {
 		return key, DropMalformed
 	}
 	member, ok := db.members[key.Origin]
 	if !ok {
 		return key, DropUnknownOrigin
 	}
-	if held, ok := db.lsas[key.Origin]; ok && !key.Newer(held.lsa.Key()) {
+	o := db.origin(key.Origin)
+	if o.beyond(key) {
 		return key, DropOld
+	}
+	held, has := o.fragments[key.Fragment]
+	sum := sha256.Sum256(s.Body)
+	conflict := false
+	if has && !key.Newer(held.lsa.Key()) {
+		conflict = key == held.lsa.Key() && sum != held.sum
+		// An origin that says two things under one number is believed in the
+		// same one everywhere.
+		if !conflict || bytes.Compare(sum[:], held.sum[:]) < 0 {
+			return key, DropOld
+		}
+	}
+	if !o.spend(now) {
+		if o.late == nil {
+			o.late = map[uint16]wire.SignedLSA{}
+		}
+		if waiting, ok := o.late[key.Fragment]; ok {
+			if k, _ := waiting.Key(); !key.Newer(k) {
+				return key, DropTooFast
+			}
+		}
+		o.late[key.Fragment], db.late = s, true
+		return key, DropTooFast
 	}
 	lsa, err := s.LSA()
 	if err != nil {
@@ -64,52 +125,234 @@ func (db *lsdb) offer(s wire.SignedLSA) (key wire.LSAKey, dropped string) {
 	if !s.Verify(member.Identity) {
 		return key, DropSignature
 	}
-	db.lsas[key.Origin] = stored{s, lsa}
+	db.store(stored{s, lsa, sum})
+	if conflict {
+		return key, DropConflict
+	}
 	return key, ""
 }
 
-// digest is equal on two nodes exactly when (but for chance) their databases
-// are. It is a sum, so order does not matter.
-func (db *lsdb) digest() uint64 {
-	var sum uint64
-	for _, s := range db.lsas {
-		h := fnv.New64a()
-		h.Write(s.lsa.Origin[:])
-		var b [16]byte
-		binary.BigEndian.PutUint64(b[:8], s.lsa.Epoch)
-		binary.BigEndian.PutUint64(b[8:], s.lsa.Seq)
-		h.Write(b[:])
-		sum += h.Sum64()
+// spend takes one token of the origin's bucket.
+func (o *origin) spend(now time.Time) bool {
+	if o.filled.IsZero() {
+		o.tokens = verifyBurst
+	} else {
+		o.tokens = min(o.tokens+now.Sub(o.filled).Seconds()*verifyRate, verifyBurst)
 	}
-	return sum
+	o.filled = now
+	if o.tokens < 1 {
+		return false
+	}
+	o.tokens--
+	return true
 }
 
-func (db *lsdb) origins() []mesh.NodeID {
-	return slices.SortedFunc(maps.Keys(db.lsas), mesh.NodeID.Compare)
+// overdue takes up to one token's worth of announcements that came too fast.
+func (db *lsdb) overdue(now time.Time) (out []wire.SignedLSA, waiting bool) {
+	if !db.late {
+		return nil, false
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(db.origins), mesh.NodeID.Compare) {
+		o := db.origins[id]
+		if len(o.late) == 0 {
+			continue
+		}
+		ready := int(o.tokens + now.Sub(o.filled).Seconds()*verifyRate)
+		for _, f := range slices.Sorted(maps.Keys(o.late)) {
+			if ready < 1 {
+				waiting = true
+				break
+			}
+			ready--
+			out = append(out, o.late[f])
+			delete(o.late, f)
+		}
+	}
+	db.late = waiting
+	return out, waiting
 }
 
-// twoWay calls yield for each direction of each adjacency that both ends
-// announce: one end's word alone makes no link.
-func (db *lsdb) twoWay(yield func(from, to mesh.NodeID, cost mesh.Cost)) {
-	for _, from := range db.origins() {
-		for _, a := range db.lsas[from].lsa.Adjacencies {
-			other, ok := db.lsas[a.Peer]
-			if ok && slices.ContainsFunc(other.lsa.Adjacencies, func(b wire.Adjacency) bool { return b.Peer == from }) {
-				yield(from, a.Peer, a.Cost)
+func (db *lsdb) origin(id mesh.NodeID) *origin {
+	o := db.origins[id]
+	if o == nil {
+		o = &origin{fragments: map[uint16]stored{}, adj: map[mesh.NodeID]wire.Adjacency{}}
+		db.origins[id] = o
+	}
+	return o
+}
+
+// store puts a valid announcement in the place of an older one.
+func (db *lsdb) store(s stored) {
+	o := db.origin(s.lsa.Origin)
+	if old, ok := o.fragments[s.lsa.Fragment]; ok {
+		db.digest -= old.digest()
+	}
+	db.digest += s.digest()
+	o.fragments[s.lsa.Fragment] = s
+	for f, old := range o.fragments {
+		if o.beyond(old.lsa.Key()) {
+			db.digest -= old.digest()
+			delete(o.fragments, f)
+		}
+	}
+	db.relink(s.lsa.Origin, o)
+}
+
+// beyond reports whether the first fragment says that there is no such
+// fragment any more. All fragments of an origin share one sequence of numbers.
+func (o *origin) beyond(key wire.LSAKey) bool {
+	first, ok := o.fragments[0]
+	return ok && key.Fragment >= first.lsa.Fragments && !key.Newer(first.lsa.Key())
+}
+
+// digest stands for one announcement; the database's is their sum, so that
+// order does not matter.
+func (s stored) digest() uint64 { return binary.BigEndian.Uint64(s.sum[:]) }
+
+// relink brings the graph and the prefixes up to an origin's announcements.
+func (db *lsdb) relink(id mesh.NodeID, o *origin) {
+	adj := map[mesh.NodeID]wire.Adjacency{}
+	var prefixes []netip.Prefix
+	o.noTransit, o.overload = false, false
+	if first, ok := o.fragments[0]; ok {
+		o.noTransit, o.overload = first.lsa.NoTransit, first.lsa.Overload
+		for f, s := range o.fragments {
+			if f == 0 || f < first.lsa.Fragments {
+				for _, a := range s.lsa.Adjacencies {
+					adj[a.Peer] = a
+				}
+				prefixes = append(prefixes, s.lsa.Prefixes...)
 			}
 		}
 	}
+	slices.SortFunc(prefixes, netip.Prefix.Compare)
+	if !slices.Equal(prefixes, o.prefixes) {
+		o.prefixes, db.replaced = prefixes, true
+	}
+	mode := spf.Full
+	switch {
+	case o.noTransit:
+		mode = spf.Stub
+	case o.overload:
+		mode = spf.LastResort
+	}
+	db.graph.SetTransit(id, mode)
+	old := o.adj
+	o.adj = adj
+	for peer, a := range old {
+		if adj[peer] != a {
+			db.edge(id, peer)
+		}
+	}
+	for peer, a := range adj {
+		if old[peer] != a {
+			db.edge(id, peer)
+		}
+	}
 }
 
-// prefixes are what counts of a member's announcement: its own addresses, and
-// the announced prefixes that the log grants it.
-func (db *lsdb) prefixes(origin mesh.NodeID) []netip.Prefix {
-	member := db.members[origin]
-	out := slices.Clone(member.Addrs)
-	for _, p := range db.lsas[origin].lsa.Prefixes {
-		if slices.Contains(member.Prefixes, p) {
-			out = append(out, p)
+// edge sets both directions between two nodes: one end's word alone makes no
+// link.
+func (db *lsdb) edge(a, b mesh.NodeID) {
+	x, y := db.origins[a], db.origins[b]
+	if x != nil && y != nil {
+		ab, there := x.adj[b]
+		ba, back := y.adj[a]
+		if there && back {
+			db.graph.Set(a, b, cost(ab))
+			db.graph.Set(b, a, cost(ba))
+			return
+		}
+	}
+	db.graph.Remove(a, b)
+	db.graph.Remove(b, a)
+}
+
+// cost is what an adjacency counts for.
+func cost(a wire.Adjacency) mesh.Cost {
+	if a.Drain {
+		return min(a.Cost.Add(DrainPenalty), mesh.Infinite-1)
+	}
+	return a.Cost
+}
+
+// setMembers replaces what the log says. Announcements of others go.
+func (db *lsdb) setMembers(members map[mesh.NodeID]Member) {
+	db.members, db.replaced = members, true
+	for id, o := range db.origins {
+		if _, ok := members[id]; !ok {
+			for _, s := range o.fragments {
+				db.digest -= s.digest()
+			}
+			o.fragments = map[uint16]stored{}
+			db.relink(id, o)
+			delete(db.origins, id)
+		}
+	}
+}
+
+// get gives the announcement with that name, if it is still the newest.
+func (db *lsdb) get(name fragment) (stored, bool) {
+	o := db.origins[name.origin]
+	if o == nil {
+		return stored{}, false
+	}
+	s, ok := o.fragments[name.number]
+	return s, ok
+}
+
+// A fragment names one announcement whatever its sequence number.
+type fragment struct {
+	origin mesh.NodeID
+	number uint16
+}
+
+// all lists what is held, an origin's first fragment last: it says how many
+// there are.
+func (db *lsdb) all() []fragment {
+	var out []fragment
+	for id, o := range db.origins {
+		for f := range o.fragments {
+			out = append(out, fragment{id, f})
 		}
 	}
 	return out
+}
+
+func (f fragment) compare(g fragment) int {
+	if c := f.origin.Compare(g.origin); c != 0 {
+		return c
+	}
+	return int(g.number) - int(f.number)
+}
+
+// prefixOrigins gives the announcers of each prefix that counts: where the
+// log grants it. Announcers are sorted.
+func (db *lsdb) prefixOrigins() (origins map[netip.Prefix][]mesh.NodeID, foreign int) {
+	origins = map[netip.Prefix][]mesh.NodeID{}
+	for _, id := range slices.SortedFunc(maps.Keys(db.origins), mesh.NodeID.Compare) {
+		granted := db.members[id].Prefixes
+		for _, p := range db.origins[id].prefixes {
+			if _, ok := slices.BinarySearchFunc(granted, p, netip.Prefix.Compare); ok {
+				if l := origins[p]; len(l) == 0 || l[len(l)-1] != id {
+					origins[p] = append(l, id)
+				}
+			} else {
+				foreign++
+			}
+		}
+	}
+	return origins, foreign
+}
+
+func newStored(s wire.SignedLSA, lsa wire.LSA) stored { return stored{s, lsa, sha256.Sum256(s.Body)} }
+
+// towards is the cost that from announces of its adjacency with to.
+func (db *lsdb) towards(from, to mesh.NodeID) (mesh.Cost, bool) {
+	if o := db.origins[from]; o != nil {
+		if a, ok := o.adj[to]; ok {
+			return cost(a), true
+		}
+	}
+	return 0, false
 }

@@ -1,6 +1,7 @@
-// Package routing is the link-state protocol's core: it originates and floods
-// this node's signed announcement, keeps everyone else's, and computes which
-// neighbours may carry traffic to which prefixes.
+// Package routing is the routing protocol's core: it originates and floods
+// this node's signed announcements, keeps everyone else's, computes the best
+// paths from them, and lets routing/lfi decide which neighbours may carry
+// traffic so that nothing ever loops.
 //
 // It is pure: time comes in as an argument, datagrams go out as values, the
 // next deadline is part of the output. Nothing here knows about links inside
@@ -8,30 +9,30 @@
 package routing
 
 import (
-	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
 	"time"
 
 	"guywire/mesh"
+	"guywire/routing/lfi"
+	"guywire/routing/spf"
 	"guywire/routing/wire"
 )
 
 const (
-	// resendAfter is when an unacknowledged announcement is sent again: a
-	// little over the largest round trip of a sane path.
-	resendAfter = 250 * time.Millisecond
-	// floodBatch bounds the announcements in one datagram, batchBytes their
-	// size, so that all but the largest announcement fit a tunnel's MTU.
-	floodBatch = 16
-	batchBytes = 1100
 	// repairAfter is how long two neighbours' databases may differ before
 	// everything is offered again.
 	repairAfter = 2 * time.Second
-	// originateAfter spaces our own announcements; the first change of a quiet
-	// period leaves at once (the idea of RFC 8405).
-	originateAfter = 100 * time.Millisecond
+	// DrainPenalty is added to the cost of a drained link or node: it carries
+	// traffic where nothing else does.
+	DrainPenalty mesh.Cost = 50_000_000
+	// confirmPatience is how long a route may wait for a neighbour that confirms
+	// nothing, because its agent is gone or it does not mean well, before its
+	// transit is refused instead.
+	confirmPatience = 5 * time.Second
+	// collectAfter is how often destinations that nobody knows are freed.
+	collectAfter = 10 * time.Second
 )
 
 // Config is what a Router is made from.
@@ -40,32 +41,35 @@ type Config struct {
 	Mesh  mesh.MeshID
 	Epoch uint64                   // larger at every start of this node
 	Sign  func(body []byte) []byte // Ed25519 with our identity key
+	// Warm are the neighbours whose transit the kernel was found to let in at
+	// the start. With any, the router does not touch what the kernel forwards
+	// until Settle.
+	Warm []mesh.NodeID
 }
 
-// A Router is one node's view of the whole mesh's links.
+// A Router is one node's view of the whole mesh's links, and its part in
+// forwarding.
 type Router struct {
 	cfg        Config
+	now        time.Time
 	db         lsdb
-	own        wire.LSA // as last originated
-	adj        map[mesh.NodeID]mesh.Cost
-	prefixes   []netip.Prefix
-	noTransit  bool
-	stale      bool // own differs from what should be announced
-	originated time.Time
+	lfi        *lfi.Machine
 	neighbours map[mesh.NodeID]*neighbour
-	version    uint64 // of the database: grows with every change that may move routes
-	dropped    map[string]uint64
-}
+	order      []*neighbour // by id
+	session    uint64       // number of the newest session
 
-// neighbour is the flooding state towards one adjacent node.
-type neighbour struct {
-	unacked map[mesh.NodeID]pending
-	differ  time.Time // since when its digest differs from ours; zero: equal
-}
+	own      originator
+	speaking bool
 
-type pending struct {
-	key  wire.LSAKey
-	next time.Time
+	self    *spf.Tree
+	routes  routes
+	version uint64 // grows with every change of the table or of admissions
+	compute pace
+	due     bool // the database changed since the last computation
+
+	settledAt uint64 // step of Settle; 0: settled from the start, or not yet
+	collected time.Time
+	dropped   map[string]uint64
 }
 
 // A Message is one datagram for a neighbour, over any link to it.
@@ -76,233 +80,297 @@ type Message struct {
 
 // New makes a router that knows nobody.
 func New(cfg Config) *Router {
-	return &Router{
+	r := &Router{
 		cfg:        cfg,
-		db:         lsdb{mesh: cfg.Mesh, members: map[mesh.NodeID]Member{}, lsas: map[mesh.NodeID]stored{}},
-		adj:        map[mesh.NodeID]mesh.Cost{},
+		db:         newLSDB(cfg.Mesh),
+		lfi:        lfi.New(len(cfg.Warm) == 0),
 		neighbours: map[mesh.NodeID]*neighbour{},
+		session:    cfg.Epoch,
+		own:        originator{epoch: cfg.Epoch, adj: map[mesh.NodeID]wire.Adjacency{}, stale: true},
 		dropped:    map[string]uint64{},
-		stale:      true,
 	}
+	r.own.pace.delays, r.compute.delays = originateDelays, computeDelays
+	r.self = spf.NewTree(r.db.graph, r.db.graph.Node(cfg.Self))
+	for _, id := range cfg.Warm {
+		n := r.neighbour(id)
+		n.admitted, n.welcome = true, true
+		r.begin(n, false)
+		r.lfi.SetNeeded(id, true)
+	}
+	return r
 }
 
 // SetMembers replaces what the log says. Announcements of nodes that are no
 // longer members are forgotten.
 func (r *Router) SetMembers(members map[mesh.NodeID]Member) {
-	r.db.members = members
-	for id := range r.db.lsas {
-		if _, ok := members[id]; !ok {
-			delete(r.db.lsas, id)
-			for _, n := range r.neighbours {
-				delete(n.unacked, id)
-			}
-		}
+	r.db.setMembers(members)
+	for _, n := range r.order {
+		maps.DeleteFunc(n.flood, func(f fragment, _ bool) bool {
+			_, ok := members[f.origin]
+			return !ok
+		})
 	}
-	r.version++
+	r.due = true
 }
 
-// SetPrefixes says which prefixes this node announces.
+// SetPrefixes says which prefixes this node announces, sorted.
 func (r *Router) SetPrefixes(p []netip.Prefix) {
-	if !slices.Equal(r.prefixes, p) {
-		r.prefixes, r.stale = p, true
+	if !slices.Equal(r.own.prefixes, p) {
+		r.own.prefixes, r.own.stale, r.due = slices.Clone(p), true, true
 	}
 }
 
-// SetNoTransit says whether others may route through this node.
-func (r *Router) SetNoTransit(v bool) {
-	if r.noTransit != v {
-		r.noTransit, r.stale = v, true
+// SetTransit says whether others may route through this node, and whether only
+// as a last resort: it is drained.
+func (r *Router) SetTransit(none, drained bool) {
+	if r.own.noTransit != none || r.own.overload != drained {
+		r.own.noTransit, r.own.overload, r.own.stale, r.due = none, drained, true, true
 	}
 }
 
-// SetAdjacency says that peer is a neighbour at this cost.
-func (r *Router) SetAdjacency(peer mesh.NodeID, cost mesh.Cost) {
-	if old, ok := r.adj[peer]; ok && old == cost {
+// SetSpeaking says whether this node announces anything about itself. A
+// restarted one lets its old words stand until it knows better.
+func (r *Router) SetSpeaking(v bool) { r.speaking = v }
+
+// SetNeighbour says that at least one link to peer works, the cost of the best
+// one and how long an answer takes; drain: only drained ones are left.
+func (r *Router) SetNeighbour(peer mesh.NodeID, cost mesh.Cost, drain bool, rtt time.Duration) {
+	n := r.neighbour(peer)
+	n.rtt = rtt
+	if !n.up {
+		n.up = true
+		n.session.Nudge()
+	}
+	a := wire.Adjacency{Peer: peer, Cost: min(max(cost, 1), mesh.Infinite-1), Drain: drain}
+	if n.adjacency != a {
+		n.adjacency = a
+		r.announce(n)
+	}
+}
+
+// DropNeighbour says that no link to peer works. Everything either end
+// promised the other is void; its transit is refused from the next step on.
+func (r *Router) DropNeighbour(peer mesh.NodeID) {
+	n := r.neighbours[peer]
+	if n == nil || !n.up && !n.admitted {
 		return
 	}
-	r.adj[peer], r.stale = cost, true
-	if r.neighbours[peer] == nil {
-		n := &neighbour{unacked: map[mesh.NodeID]pending{}}
-		for id, s := range r.db.lsas {
-			n.unacked[id] = pending{key: s.lsa.Key()}
-		}
-		r.neighbours[peer] = n
+	n.up = false
+	r.refuse(n)
+	r.forget(n)
+	r.begin(n, true)
+	r.announce(n)
+}
+
+// Refuse drops the transit of a neighbour whose agent is gone for long: it
+// cannot confirm anything. Its kernel forwards as before, so it may still be
+// used as a next hop.
+func (r *Router) Refuse(peer mesh.NodeID) {
+	if n := r.neighbours[peer]; n != nil {
+		r.refuse(n)
 	}
 }
 
-// DropAdjacency says that peer is a neighbour no more.
-func (r *Router) DropAdjacency(peer mesh.NodeID) {
-	if _, ok := r.adj[peer]; ok {
-		delete(r.adj, peer)
-		delete(r.neighbours, peer)
-		r.stale = true
+// Nudge says that the link last used for a neighbour died.
+func (r *Router) Nudge(peer mesh.NodeID) {
+	if n := r.neighbours[peer]; n != nil {
+		n.session.Nudge()
 	}
 }
 
-// Receive takes a Flood or Ack from a neighbour and returns what to answer.
-func (r *Router) Receive(from mesh.NodeID, body wire.Body) []Message {
-	switch m := body.(type) {
-	case wire.Ack:
-		if n := r.neighbours[from]; n != nil {
-			for _, k := range m.Keys {
-				if p, ok := n.unacked[k.Origin]; ok && !p.key.Newer(k) {
-					delete(n.unacked, k.Origin)
-				}
-			}
-		}
-	case wire.Flood:
-		var ack wire.Ack
-		for _, s := range m.LSAs {
-			key, dropped := r.db.offer(s)
-			switch dropped {
-			case "":
-				r.version++
-				r.pass(key, from)
-				ack.Keys = append(ack.Keys, key)
-				if key.Origin == r.cfg.Self {
-					// Our own words from an earlier life, or from a clone: say
-					// something newer (RFC 2328 13.4).
-					r.cfg.Epoch = max(r.cfg.Epoch, key.Epoch)
-					r.own.Seq = max(r.own.Seq, key.Seq)
-					r.stale = true
-				}
-			case DropOld:
-				ack.Keys = append(ack.Keys, key)
-				if held := r.db.lsas[key.Origin].lsa.Key(); held.Newer(key) {
-					r.offerTo(from, held) // the neighbour is behind
-				}
-			case DropUnknownOrigin:
-				// Not acknowledged: our log is behind, the neighbour will send again.
-				r.dropped[dropped]++
-			default:
-				r.dropped[dropped]++
-				ack.Keys = append(ack.Keys, key) // sending it again would not help
-			}
-		}
-		if len(ack.Keys) > 0 {
-			return []Message{{from, ack}}
-		}
-	}
-	return nil
-}
-
-// PeerDigest compares a neighbour's database digest with ours and, when they
-// stay different, offers it everything again.
-func (r *Router) PeerDigest(now time.Time, peer mesh.NodeID, digest uint64) {
+// WaitsFor reports whether a route waits for the neighbour's confirmation.
+func (r *Router) WaitsFor(peer mesh.NodeID) bool {
 	n := r.neighbours[peer]
-	switch {
-	case n == nil:
-	case digest == r.Digest() || len(n.unacked) > 0:
-		n.differ = time.Time{}
-	case n.differ.IsZero():
-		n.differ = now
-	case now.Sub(n.differ) >= repairAfter:
-		r.Resync(peer)
-	}
+	return n != nil && (r.lfi.WaitsFor(peer) || !r.lfi.Settled() && n.binding(r) && !r.clean(n))
 }
 
-// Resync offers a neighbour everything again: its agent restarted.
-func (r *Router) Resync(peer mesh.NodeID) {
+// Admits reports whether the filter should let the neighbour's transit in.
+func (r *Router) Admits(peer mesh.NodeID) bool {
 	n := r.neighbours[peer]
-	if n == nil {
+	return n != nil && n.admitted
+}
+
+// Usable reports whether the neighbour may be a next hop: it is up, has told
+// us its distances, and lets our transit in.
+func (r *Router) Usable(peer mesh.NodeID) bool {
+	n := r.neighbours[peer]
+	return n != nil && n.usable()
+}
+
+// Step numbers the newest table and admissions; Committed tells it back.
+func (r *Router) Step() uint64 { return r.lfi.Step() }
+
+// Committed says that the kernel forwards and filters by step: what that step
+// or an earlier one took away is gone.
+func (r *Router) Committed(step uint64) {
+	if step <= r.lfi.InKernel() {
 		return
 	}
-	n.differ = time.Time{}
-	for id, s := range r.db.lsas {
-		n.unacked[id] = pending{key: s.lsa.Key()}
-	}
+	r.lfi.Committed(step)
+	r.afterCommit()
 }
 
-// Poll originates what is due and returns the datagrams to send now and the
-// time of the next call.
+// Settled reports whether the router decides what the kernel forwards.
+func (r *Router) Settled() bool { return r.lfi.Settled() }
+
+// Settle ends the time after a start in which the kernel forwards by what an
+// earlier run decided. It is refused (false) while a neighbour whose transit
+// the kernel may let in has not confirmed what this run told it; it may be
+// that its transit must be refused first (Admits).
+func (r *Router) Settle() bool {
+	if r.lfi.Settled() {
+		return true
+	}
+	if r.due {
+		r.recompute() // what this raises has to be confirmed as well
+	}
+	waiting := false
+	for _, n := range r.order {
+		if !n.binding(r) || r.clean(n) {
+			continue
+		}
+		waiting = true
+		if n.filled && n.ghost != nil && r.cfg.Self.Compare(n.id) < 0 {
+			// It was restarted, too, and waits for our word as we wait for its.
+			// One of the two stops relying on the other.
+			r.refuse(n)
+		}
+	}
+	if waiting {
+		return false
+	}
+	r.lfi.Settle()
+	r.settledAt = r.lfi.Step()
+	r.version++
+	return true
+}
+
+// Poll does what is due and returns the datagrams to send now and the time of
+// the next call.
 func (r *Router) Poll(now time.Time) (out []Message, deadline time.Time) {
-	if r.stale {
-		if due := r.originated.Add(originateAfter); r.originated.IsZero() || !now.Before(due) {
-			r.originate(now)
+	r.now = now
+	late, waiting := r.db.overdue(now)
+	for _, s := range late {
+		r.take(s, r.cfg.Self)
+	}
+	if waiting {
+		deadline = now.Add(time.Second / verifyRate)
+	}
+	if r.own.stale && r.speaking {
+		if at := r.own.pace.due(now); at.After(now) {
+			deadline = earlier(deadline, at)
 		} else {
-			deadline = due
+			r.own.pace.ran(now)
+			r.originate()
 		}
 	}
-	for _, to := range slices.SortedFunc(maps.Keys(r.neighbours), mesh.NodeID.Compare) {
-		n := r.neighbours[to]
-		var batch wire.Flood
-		size := 0
-		for _, id := range slices.SortedFunc(maps.Keys(n.unacked), mesh.NodeID.Compare) {
-			p := n.unacked[id]
-			if now.Before(p.next) {
-				deadline = earlier(deadline, p.next)
-				continue
-			}
-			s := r.db.lsas[id].signed
-			if len(batch.LSAs) == floodBatch || size > 0 && size+len(s.Body)+len(s.Signature) > batchBytes {
-				out = append(out, Message{to, batch})
-				batch, size = wire.Flood{}, 0
-			}
-			batch.LSAs = append(batch.LSAs, s)
-			size += len(s.Body) + len(s.Signature)
-			p.next = now.Add(resendAfter)
-			n.unacked[id] = p
-			deadline = earlier(deadline, p.next)
+	if r.due {
+		if at := r.compute.due(now); at.After(now) {
+			deadline = earlier(deadline, at)
+		} else {
+			r.compute.ran(now)
+			r.recompute()
 		}
-		if len(batch.LSAs) > 0 {
-			out = append(out, Message{to, batch})
+	}
+	for _, n := range r.order {
+		r.admit(n)
+		if at := r.waited(n); !at.IsZero() {
+			deadline = earlier(deadline, at)
 		}
+		if !n.up {
+			continue
+		}
+		r.pump(n)
+		segs, at := n.session.Poll(now, n.rtt)
+		for i := range segs {
+			out = append(out, Message{n.id, segs[i]})
+		}
+		if !at.IsZero() {
+			deadline = earlier(deadline, at)
+		}
+	}
+	if now.Sub(r.collected) > collectAfter {
+		r.collected = now
+		r.lfi.Collect(r.routes.known)
+		if r.routes.retired {
+			r.db.replaced, r.due = true, true
+		}
+		r.order = slices.DeleteFunc(r.order, func(n *neighbour) bool {
+			if n.up || n.binding(r) || !n.idle(now) {
+				return false
+			}
+			r.lfi.RemovePeer(n.id)
+			delete(r.neighbours, n.id)
+			return true
+		})
 	}
 	return out, deadline
 }
 
-func (r *Router) originate(now time.Time) {
-	r.own = wire.LSA{
-		Mesh: r.cfg.Mesh, Origin: r.cfg.Self, Epoch: r.cfg.Epoch, Seq: r.own.Seq + 1,
-		NoTransit: r.noTransit, Prefixes: slices.Clone(r.prefixes),
-	}
-	for peer, cost := range r.adj {
-		r.own.Adjacencies = append(r.own.Adjacencies, wire.Adjacency{Peer: peer, Cost: min(max(cost, 1), mesh.Infinite-1)})
-	}
-	// Others refuse a longer announcement: the best adjacencies stay in.
-	slices.SortFunc(r.own.Adjacencies, func(a, b wire.Adjacency) int {
-		return cmp.Or(cmp.Compare(a.Cost, b.Cost), a.Peer.Compare(b.Peer))
-	})
-	r.own.Adjacencies = r.own.Adjacencies[:min(len(r.own.Adjacencies), wire.MaxAdjacencies)]
-	r.own.Prefixes = r.own.Prefixes[:min(len(r.own.Prefixes), wire.MaxPrefixes)]
-	signed := wire.Sign(r.own, r.cfg.Sign)
-	lsa, err := signed.LSA()
-	if err != nil {
-		panic("routing: own announcement does not decode: " + err.Error())
-	}
-	r.own = lsa
-	r.db.lsas[r.cfg.Self] = stored{signed, lsa}
-	r.stale, r.originated = false, now
-	r.version++
-	r.pass(lsa.Key(), r.cfg.Self)
-}
-
-// pass schedules an announcement for every neighbour but the one it came from.
-func (r *Router) pass(key wire.LSAKey, from mesh.NodeID) {
-	for id := range r.neighbours {
-		if id != from {
-			r.offerTo(id, key)
-		}
-	}
-	if n := r.neighbours[from]; n != nil {
-		delete(n.unacked, key.Origin) // it has this one or a newer
-	}
-}
-
-func (r *Router) offerTo(id mesh.NodeID, key wire.LSAKey) {
-	if n := r.neighbours[id]; n != nil {
-		n.unacked[key.Origin] = pending{key: key}
-	}
-}
-
 // Digest stands for the database in probes.
-func (r *Router) Digest() uint64 { return r.db.digest() }
+func (r *Router) Digest() uint64 { return r.db.digest }
 
-// Version grows whenever routes may have changed.
-func (r *Router) Version() uint64 { return r.version }
+// Version grows whenever the table or the admissions may have changed.
+func (r *Router) Version() uint64 { return r.version + r.lfi.Step() }
 
 // Dropped counts refused announcements by reason.
 func (r *Router) Dropped() map[string]uint64 { return maps.Clone(r.dropped) }
+
+// Announcements are all that is held, for repair by gossip.
+func (r *Router) Announcements() []wire.SignedLSA {
+	all := r.db.all()
+	slices.SortFunc(all, fragment.compare)
+	out := make([]wire.SignedLSA, len(all))
+	for i, f := range all {
+		s, _ := r.db.get(f)
+		out[i] = s.signed
+	}
+	return out
+}
+
+// Learn takes announcements that did not come from a neighbour.
+func (r *Router) Learn(now time.Time, list []wire.SignedLSA) {
+	r.now = now
+	for _, s := range list {
+		r.take(s, r.cfg.Self)
+	}
+}
+
+// take offers an announcement to the database and passes on what is new.
+func (r *Router) take(s wire.SignedLSA, from mesh.NodeID) {
+	key, dropped := r.db.offer(r.now, s)
+	name := fragment{key.Origin, key.Fragment}
+	switch dropped {
+	case "", DropConflict:
+		if dropped != "" {
+			r.dropped[dropped]++
+		}
+		r.due = true
+		r.pass(name, from)
+		if key.Origin == r.cfg.Self {
+			r.own.heard(key)
+		}
+	case DropOld:
+		if held, ok := r.db.get(name); ok && held.lsa.Key().Newer(key) {
+			if n := r.neighbours[from]; n != nil {
+				n.flood[name] = true // the neighbour is behind
+			}
+		}
+	default:
+		r.dropped[dropped]++
+	}
+}
+
+// pass schedules an announcement for every neighbour but the one it came from.
+func (r *Router) pass(name fragment, from mesh.NodeID) {
+	for _, n := range r.order {
+		if n.id == from {
+			delete(n.flood, name) // it has this one or a newer
+		} else {
+			n.flood[name] = true
+		}
+	}
+}
 
 func earlier(a, b time.Time) time.Time {
 	if a.IsZero() || b.Before(a) {

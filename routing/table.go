@@ -1,26 +1,29 @@
 package routing
 
 import (
+	"cmp"
+	"encoding/binary"
+	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"guywire/mesh"
+	"guywire/routing/lfi"
 	"guywire/routing/spf"
+	"guywire/routing/wire"
 )
 
-// A Destination is a set of prefixes with the same origins, and the
+// A Destination is a set of prefixes with the same origins and the same
 // neighbours that may carry traffic to them.
 type Destination struct {
-	Origins    []mesh.NodeID  // sorted; more than one: anycast
-	Prefixes   []netip.Prefix // sorted
-	Distance   mesh.Cost      // ours, from the database
-	Successors []Successor    // by total cost, then id; all are downstream of us
+	Key        wire.Destination // of the first of them
+	Origins    []mesh.NodeID    // sorted; more than one: anycast
+	Prefixes   []netip.Prefix   // sorted
+	Distance   mesh.Cost        // ours, from the database
+	Successors []Successor      // sorted by id; any subset of them, at any node, is free of loops
 }
 
-// A Successor is a neighbour whose own distance to the destination is below
-// ours. Any subset of the successors of every node is free of loops as long
-// as the nodes' databases agree.
+// A Successor is a neighbour that may carry traffic to a destination.
 type Successor struct {
 	Peer mesh.NodeID
 	// Rest is the neighbour's own distance to the destination; the cost of
@@ -28,112 +31,278 @@ type Successor struct {
 	Rest mesh.Cost
 }
 
-// A Table is the outcome of one computation.
+// A Table is what the kernel should forward by.
 type Table struct {
-	Destinations []Destination // sorted by origins
+	Step         uint64        // for Committed
+	Destinations []Destination // sorted by origins, then prefixes
 	// Behind holds, for each neighbour, the nodes that a path not through us
-	// joins to it: whose packets may arrive from there.
+	// joins to it: whose packets may arrive from there. Sorted; lists are
+	// shared.
 	Behind map[mesh.NodeID][]mesh.NodeID
 }
 
-// Compute gives the routes that follow from the database now.
-func (r *Router) Compute() Table {
-	g := spf.NewGraph()
-	self := g.Node(r.cfg.Self)
-	r.db.twoWay(g.AddEdge)
-	for id, s := range r.db.lsas {
-		if s.lsa.NoTransit {
-			g.SetStub(id)
-		}
-	}
-
-	fromSelf := g.Distances(self)
-	fromPeer := map[mesh.NodeID][]mesh.Cost{}
-	t := Table{Behind: map[mesh.NodeID][]mesh.NodeID{}}
-	for peer := range r.adj {
-		n, ok := g.Lookup(peer)
-		if !ok || fromSelf[n] >= mesh.Infinite {
-			continue // not yet announced by both ends
-		}
-		fromPeer[peer] = g.Distances(n)
-		for i, d := range g.DistancesWithout(n, self) {
-			if d < mesh.Infinite {
-				t.Behind[peer] = append(t.Behind[peer], g.ID(i))
-			}
-		}
-		slices.SortFunc(t.Behind[peer], mesh.NodeID.Compare)
-	}
-
-	for _, d := range r.destinations() {
-		if slices.Contains(d.Origins, r.cfg.Self) {
-			continue // ours: the kernel delivers it
-		}
-		d.Distance = nearest(g, fromSelf, d.Origins)
-		for peer, dist := range fromPeer {
-			rest := nearest(g, dist, d.Origins)
-			transit := !slices.Contains(d.Origins, peer)
-			if transit && r.db.lsas[peer].lsa.NoTransit {
-				continue
-			}
-			if rest < d.Distance {
-				d.Successors = append(d.Successors, Successor{peer, rest})
-			}
-		}
-		slices.SortFunc(d.Successors, func(a, b Successor) int {
-			return compareSuccessors(a, b, r.adj)
-		})
-		t.Destinations = append(t.Destinations, d)
-	}
-	return t
+// routes is what is computed from the database.
+type routes struct {
+	dests   []known
+	index   map[wire.Destination]int
+	retired bool // some are
 }
 
-func compareSuccessors(a, b Successor, adj map[mesh.NodeID]mesh.Cost) int {
-	x, y := a.Rest.Add(adj[a.Peer]), b.Rest.Add(adj[b.Peer])
-	if x != y {
-		return int(x) - int(y)
-	}
-	return a.Peer.Compare(b.Peer)
+// known is one destination that the database tells of, or told of. Such a
+// retired one stays until no neighbour's kernel sends us anything for it: a
+// packet must not meet a shorter prefix that leads back to where it came from.
+type known struct {
+	key      wire.Destination
+	number   int // in lfi
+	origins  []mesh.NodeID
+	nodes    []int // of origins, in the graph; none: retired
+	ours     bool
+	prefixes []netip.Prefix
+	dist     mesh.Cost
 }
 
-// nearest is the distance to the nearest of several origins.
-func nearest(g *spf.Graph, dist []mesh.Cost, origins []mesh.NodeID) mesh.Cost {
+func (r *routes) known(key wire.Destination) bool {
+	_, ok := r.index[key]
+	return ok
+}
+
+// recompute brings the advice up to the database.
+func (r *Router) recompute() {
+	r.due = false
+	r.version++
+	if r.db.replaced || r.routes.index == nil {
+		r.db.replaced = false
+		r.rebuild()
+	}
+	r.self.Update()
+	var near []*neighbour
+	for _, n := range r.order {
+		if n.tree != nil {
+			n.tree.Update()
+			if n.usable() {
+				near = append(near, n)
+			}
+		}
+	}
+	for i := range r.routes.dests {
+		d := &r.routes.dests[i]
+		d.dist = d.nearest(r.self)
+		switch {
+		case d.ours:
+			r.lfi.Advise(d.number, 0)
+		case r.own.noTransit:
+			r.lfi.Advise(d.number, mesh.Infinite) // nobody comes through here, so any neighbour will do
+		default:
+			r.lfi.Advise(d.number, r.slack(d, near))
+		}
+	}
+}
+
+// rebuild lists the destinations anew: each node, and each prefix of its own.
+// Prefixes are not grouped by origin here: two nodes may know different
+// origins of one prefix for a while, and what is safe for each of two groups
+// need not be safe for a packet that passes from one to the other. For the same
+// reason a new destination is a step: neighbours may send us packets for it
+// when the kernel has its prefixes, as unreachable if need be.
+func (r *Router) rebuild() {
+	old, added := r.routes, false
+	r.routes = routes{index: map[wire.Destination]int{}}
+	add := func(k known) {
+		k.number = r.lfi.Destination(k.key)
+		k.ours = slices.Contains(k.origins, r.cfg.Self)
+		for _, o := range k.origins {
+			k.nodes = append(k.nodes, r.db.graph.Node(o))
+		}
+		r.routes.index[k.key] = len(r.routes.dests)
+		r.routes.dests = append(r.routes.dests, k)
+		if !old.known(k.key) {
+			added = true
+		}
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(r.db.members), mesh.NodeID.Compare) {
+		add(known{key: wire.Destination{Node: id}, origins: []mesh.NodeID{id}, prefixes: r.db.members[id].Addrs})
+	}
+	origins, foreign := r.db.prefixOrigins()
+	if foreign > 0 {
+		r.dropped[DropForeignPrefix] = uint64(foreign)
+	}
+	for _, p := range slices.SortedFunc(maps.Keys(origins), netip.Prefix.Compare) {
+		add(known{key: wire.Destination{Prefix: p}, origins: origins[p], prefixes: []netip.Prefix{p}})
+	}
+	if added {
+		r.lfi.Touch()
+	}
+	for _, d := range old.dests {
+		if r.routes.known(d.key) {
+			continue
+		}
+		r.lfi.Advise(d.number, mesh.Infinite)
+		if v := r.lfi.View(d.number); v.Reported < mesh.Infinite || v.Feasible < mesh.Infinite {
+			d.nodes, d.ours, d.dist = nil, false, mesh.Infinite
+			r.routes.index[d.key] = len(r.routes.dests)
+			r.routes.dests = append(r.routes.dests, d)
+			r.routes.retired = true
+		}
+	}
+}
+
+// nearest is the distance to the nearest origin.
+func (d *known) nearest(t *spf.Tree) mesh.Cost {
 	best := mesh.Infinite
-	for _, o := range origins {
-		if n, ok := g.Lookup(o); ok {
-			best = min(best, dist[n])
-		}
+	for _, n := range d.nodes {
+		best = min(best, t.Distance(n))
 	}
 	return best
 }
 
-// destinations groups all prefixes that count by their set of origins.
-func (r *Router) destinations() []Destination {
-	origins := map[netip.Prefix][]mesh.NodeID{}
-	for _, id := range r.db.origins() { // sorted, so each list is sorted
-		for _, p := range r.db.prefixes(id) {
-			origins[p] = append(origins[p], id)
+// slack is the potential to go by: our distance, or, where only one neighbour
+// is nearer, as much more as makes a second one usable, but not so much that a
+// neighbour whose best path leads through us could not use us any more
+// (routing by any potential is safe; this one covers more single failures).
+func (r *Router) slack(d *known, near []*neighbour) mesh.Cost {
+	if d.dist >= mesh.Infinite {
+		return d.dist
+	}
+	downstream, second, limit := 0, mesh.Infinite, mesh.Infinite
+	through := d.dist
+	if self := r.db.origins[r.cfg.Self]; self != nil && self.overload {
+		through = through.Add(spf.Penalty)
+	}
+	for _, n := range near {
+		rest := d.nearest(n.tree)
+		switch toUs, ok := r.db.towards(n.id, r.cfg.Self); {
+		case rest < d.dist:
+			downstream++
+		case ok && rest == through.Add(toUs):
+			limit = min(limit, rest)
+		default:
+			second = min(second, rest)
 		}
 	}
-	group := map[string]*Destination{}
-	var out []*Destination
-	for p, ids := range origins {
-		var key strings.Builder
-		for _, id := range ids {
-			key.WriteString(string(id[:]))
-		}
-		d := group[key.String()]
-		if d == nil {
-			d = &Destination{Origins: ids}
-			group[key.String()] = d
-			out = append(out, d)
-		}
-		d.Prefixes = append(d.Prefixes, p)
+	if downstream == 1 && second < mesh.Infinite && second+1 < limit {
+		return second + 1
 	}
-	slices.SortFunc(out, func(a, b *Destination) int { return slices.CompareFunc(a.Origins, b.Origins, mesh.NodeID.Compare) })
-	dests := make([]Destination, len(out))
-	for i, d := range out {
-		slices.SortFunc(d.Prefixes, netip.Prefix.Compare)
-		dests[i] = *d
+	return d.dist
+}
+
+// Table gives what the kernel should forward by now.
+func (r *Router) Table() Table {
+	t := Table{Step: r.lfi.Step(), Behind: r.behind()}
+	type group struct{ at int }
+	groups := map[string]group{}
+	var key []byte
+	for i := range r.routes.dests {
+		d := &r.routes.dests[i]
+		if r.delivers(d) {
+			continue
+		}
+		key = key[:0]
+		for _, o := range d.origins {
+			key = append(key, o[:]...)
+		}
+		key = append(key, 0)
+		for id, reported := range r.lfi.Successors(d.number) {
+			key = append(key, id[:]...)
+			if r.unknown(id, d) {
+				key = binary.BigEndian.AppendUint32(key, uint32(reported))
+			}
+		}
+		g, ok := groups[string(key)]
+		if !ok {
+			g.at = len(t.Destinations)
+			groups[string(key)] = g
+			t.Destinations = append(t.Destinations, Destination{Key: d.key, Origins: d.origins, Distance: d.dist, Successors: r.successors(d)})
+		}
+		t.Destinations[g.at].Prefixes = append(t.Destinations[g.at].Prefixes, d.prefixes...)
 	}
-	return dests
+	for i := range t.Destinations {
+		slices.SortFunc(t.Destinations[i].Prefixes, netip.Prefix.Compare)
+	}
+	slices.SortFunc(t.Destinations, func(a, b Destination) int {
+		return cmp.Or(slices.CompareFunc(a.Origins, b.Origins, mesh.NodeID.Compare), slices.CompareFunc(a.Prefixes, b.Prefixes, netip.Prefix.Compare))
+	})
+	return t
+}
+
+// delivers reports whether the kernel has a place of its own for a
+// destination. One that we just gave up still comes to us for a while.
+func (r *Router) delivers(d *known) bool {
+	if d.key.Node == r.cfg.Self {
+		return true
+	}
+	_, ok := slices.BinarySearchFunc(r.own.prefixes, d.key.Prefix, netip.Prefix.Compare)
+	return ok
+}
+
+// unknown reports whether our database knows no path from a neighbour that
+// tells of one.
+func (r *Router) unknown(id mesh.NodeID, d *known) bool {
+	n := r.neighbours[id]
+	return n.tree == nil || d.nearest(n.tree) >= mesh.Infinite
+}
+
+func (r *Router) successors(d *known) []Successor {
+	var out []Successor
+	for id, reported := range r.lfi.Successors(d.number) {
+		rest := reported
+		if n := r.neighbours[id]; n.tree != nil {
+			if known := d.nearest(n.tree); known < mesh.Infinite {
+				rest = known
+			}
+		}
+		if o := r.db.origins[id]; o != nil && o.overload && !slices.Contains(d.origins, id) {
+			rest = min(rest.Add(DrainPenalty), mesh.Infinite-1)
+		}
+		out = append(out, Successor{id, rest})
+	}
+	return out
+}
+
+// behind lists who can be behind which neighbour.
+func (r *Router) behind() map[mesh.NodeID][]mesh.NodeID {
+	label := r.db.graph.Islands(r.db.graph.Node(r.cfg.Self))
+	members := map[int][]mesh.NodeID{}
+	for n, island := range label {
+		if id := r.db.graph.ID(n); id != r.cfg.Self {
+			members[island] = append(members[island], id)
+		}
+	}
+	for _, m := range members {
+		slices.SortFunc(m, mesh.NodeID.Compare)
+	}
+	out := map[mesh.NodeID][]mesh.NodeID{}
+	for id := range r.own.adj {
+		if n, ok := r.db.graph.Lookup(id); ok {
+			out[id] = members[label[n]]
+		}
+	}
+	return out
+}
+
+// A Feasibility is one destination's state in routing/lfi, for people.
+type Feasibility struct {
+	lfi.View
+	Reports []Report // sorted by id
+}
+
+// A Report is a neighbour's word on a destination.
+type Report struct {
+	Peer      mesh.NodeID
+	Distance  mesh.Cost
+	Successor bool
+}
+
+// Feasibility tells why each neighbour may or may not carry traffic to a
+// destination.
+func (r *Router) Feasibility(key wire.Destination) (Feasibility, bool) {
+	i, ok := r.lfi.Lookup(key)
+	if !ok {
+		return Feasibility{}, false
+	}
+	f := Feasibility{View: r.lfi.View(i)}
+	for _, n := range r.order {
+		d := r.lfi.Reported(n.id, i)
+		f.Reports = append(f.Reports, Report{n.id, d, n.usable() && d < f.Feasible})
+	}
+	return f, true
 }

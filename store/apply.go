@@ -65,7 +65,7 @@ func Apply(s *State, index uint64, c Command) (*State, Result) {
 // older states too and are replaced, never written to.
 func (s *State) apply(c Command) (*Node, *Refusal) {
 	c.Now = c.Now.UTC().Round(0)
-	if c.Version != Version {
+	if c.Version < c.since() || c.Version > Version {
 		return nil, refuse(CodeInvalid, "the command has version %d and this is version %d; run one version of Guywire on all voters", c.Version, Version)
 	}
 	if !validTime(c.Now) {
@@ -75,6 +75,7 @@ func (s *State) apply(c Command) (*Node, *Refusal) {
 	for _, set := range []bool{
 		c.Init != nil, c.AddToken != nil, c.RevokeToken != nil, c.Join != nil,
 		c.SetControl != nil, c.SetVoter != nil, c.Grant != nil, c.RemoveNode != nil,
+		c.SetTopology != nil, c.SetPairs != nil, c.SetNode != nil, c.SetDrain != nil,
 	} {
 		if set {
 			kinds++
@@ -107,6 +108,14 @@ func (s *State) apply(c Command) (*Node, *Refusal) {
 		return nil, s.addToken(c.AddToken.Token, c.Now)
 	case c.RevokeToken != nil:
 		return nil, s.revokeToken(c.RevokeToken.ID)
+	case c.SetTopology != nil:
+		return nil, s.setTopology(*c.SetTopology)
+	case c.SetPairs != nil:
+		return nil, s.setPairs(*c.SetPairs)
+	case c.SetNode != nil:
+		return s.setNode(*c.SetNode)
+	case c.SetDrain != nil:
+		return s.setDrain(*c.SetDrain, c.By, c.Now)
 	default:
 		return s.grant(*c.Grant)
 	}
@@ -222,6 +231,7 @@ func (s *State) removeNode(c RemoveNode, by Authority, now time.Time) (*Node, *R
 	}
 	s.Nodes = maps.Clone(s.Nodes)
 	delete(s.Nodes, n.ID)
+	s.forget(n.ID)
 	s.bury(n.ID, Tombstone{Name: n.Name, Identity: n.Identity, Keys: n.Keys, Addr4: n.Addr4, Addr6: n.Addr6, Revoked: c.Revoke, At: now})
 	return &n, nil
 }

@@ -307,6 +307,10 @@ func TestAuthority(t *testing.T) {
 		"voter":        {SetVoter: &SetVoter{a.id(), true}},
 		"remove":       {RemoveNode: &RemoveNode{Node: a.id()}},
 		"revoke":       {RemoveNode: &RemoveNode{Node: a.id(), Revoke: true}},
+		"topology":     {SetTopology: &SetTopology{Mode: TopologyFull}},
+		"pairs":        {SetPairs: &SetPairs{Pin: []Pair{{a.id(), b.id()}}}},
+		"set node":     {SetNode: &SetNode{Node: a.id(), Transit: new(false)}},
+		"drain":        {SetDrain: &SetDrain{Node: a.id(), Drain: true}},
 	}
 	authorities := map[string]Authority{
 		"nobody":           {},
@@ -321,7 +325,8 @@ func TestAuthority(t *testing.T) {
 	allowed := map[string][]string{
 		"add token": {"operator"}, "revoke token": {"operator"}, "grant": {"operator"}, "revoke": {"operator"},
 		"control": {"node", "operator", "other node"}, "voter": {"node", "operator", "other node"},
-		"remove": {"node", "operator"},
+		"remove":   {"node", "operator"},
+		"topology": {"operator"}, "pairs": {"operator"}, "set node": {"operator"}, "drain": {"operator"},
 	}
 	for what, c := range commands {
 		for who, by := range authorities {

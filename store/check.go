@@ -1,9 +1,11 @@
 package store
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"guywire/discovery/invite"
 	"guywire/mesh"
@@ -39,6 +41,9 @@ func (s *State) check() error {
 			return fmt.Errorf("removed node %s: %w", id, err)
 		}
 	}
+	if err := s.checkTopology(); err != nil {
+		return fmt.Errorf("topology: %w", err)
+	}
 	for id, t := range s.Tokens {
 		if id != t.ID || mesh.CheckName(id) != nil || t.Uses < 0 || t.Uses > MaxTokenUses || invite.CheckIdentityKey(t.Key) != nil {
 			return fmt.Errorf("token %q is not one that can be made", id)
@@ -72,7 +77,57 @@ func (u *uses) node(id mesh.NodeID, n Node) error {
 	if refused := checkControl(n.Control); refused != nil {
 		return refused
 	}
+	if err := u.state.checkPolicy(n); err != nil {
+		return err
+	}
 	return u.identity(id, n.Identity, n.Keys, n.Addr4, n.Addr6)
+}
+
+func (s *State) checkPolicy(n Node) error {
+	if refused := cmp.Or(checkTags(n.Tags), checkDegree(n.MaxDegree)); refused != nil {
+		return refused
+	}
+	if !slices.Equal(n.Tags, sortedTags(n.Tags)) {
+		return errors.New("its tags are not in order")
+	}
+	if len(n.Drains) > MaxDrains {
+		return fmt.Errorf("it has %d drains", len(n.Drains))
+	}
+	for i, d := range n.Drains {
+		if refused := s.checkDrain(n.ID, d); refused != nil {
+			return refused
+		}
+		if end, _ := named(n.ID, d); end != n.ID || i > 0 && n.Drains[i-1].target(d) >= 0 || !validTime(d.Since) {
+			return errors.New("its drains are not in order")
+		}
+	}
+	return nil
+}
+
+func (s *State) checkTopology() error {
+	t := s.Mesh.Topology
+	if refused := checkMode(t); refused != nil {
+		return refused
+	}
+	if len(t.Pinned)+len(t.Forbidden) > MaxPairs {
+		return fmt.Errorf("it has rules for %d pairs", len(t.Pinned)+len(t.Forbidden))
+	}
+	for _, list := range [][]Pair{t.Pinned, t.Forbidden} {
+		for i, p := range list {
+			if p.A.Compare(p.B) >= 0 || i > 0 && list[i-1].Compare(p) >= 0 {
+				return errors.New("its pairs are not in order")
+			}
+			for _, id := range []mesh.NodeID{p.A, p.B} {
+				if _, refused := s.live(id); refused != nil {
+					return refused
+				}
+			}
+		}
+	}
+	if i := slices.IndexFunc(t.Pinned, func(p Pair) bool { return holds(t.Forbidden, p) }); i >= 0 {
+		return fmt.Errorf("%s and %s are pinned and forbidden", t.Pinned[i].A, t.Pinned[i].B)
+	}
+	return nil
 }
 
 func (u *uses) identity(id mesh.NodeID, identity mesh.IdentityKey, keys []Key, addrs ...netip.Addr) error {

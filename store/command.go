@@ -22,6 +22,19 @@ type Command struct {
 	SetVoter    *SetVoter    `json:"set_voter,omitempty"`
 	Grant       *Grant       `json:"grant,omitempty"`
 	RemoveNode  *RemoveNode  `json:"remove_node,omitempty"`
+	SetTopology *SetTopology `json:"set_topology,omitempty"`
+	SetPairs    *SetPairs    `json:"set_pairs,omitempty"`
+	SetNode     *SetNode     `json:"set_node,omitempty"`
+	SetDrain    *SetDrain    `json:"set_drain,omitempty"`
+}
+
+// since is the first version that knows the command.
+func (c Command) since() int {
+	if c.SetTopology != nil || c.SetPairs != nil || c.SetNode != nil || c.SetDrain != nil ||
+		c.Init != nil && !c.Init.Settings.Topology.IsZero() {
+		return 2
+	}
+	return 1
 }
 
 // An Authority is who asked: an operator (local root on a member), or a node
@@ -83,6 +96,35 @@ type (
 		Node   mesh.NodeID `json:"node"`
 		Revoke bool        `json:"revoke"`
 	}
+	// SetTopology replaces how neighbours are chosen; single pairs keep their rules (operator).
+	SetTopology struct {
+		Mode  TopologyMode `json:"mode,omitempty"`
+		Hub   string       `json:"hub,omitempty"`
+		Dense bool         `json:"dense,omitempty"`
+	}
+	// SetPairs takes rules of single pairs away, then gives some (operator).
+	SetPairs struct {
+		Unpin  []Pair `json:"unpin,omitempty"`
+		Allow  []Pair `json:"allow,omitempty"` // forbidden no more
+		Pin    []Pair `json:"pin,omitempty"`
+		Forbid []Pair `json:"forbid,omitempty"`
+	}
+	// SetNode changes what an operator may decide about one node; nil stays as it is.
+	SetNode struct {
+		Node      mesh.NodeID `json:"node"`
+		Transit   *bool       `json:"transit,omitempty"`
+		MaxDegree *int        `json:"max_degree,omitempty"`
+		Tags      *[]string   `json:"tags,omitempty"`
+	}
+	// SetDrain takes a node, an uplink or a link out of use, or back into it
+	// (operator). The names are those of Drain, a link by either of its ends.
+	SetDrain struct {
+		Node   mesh.NodeID `json:"node"`
+		Uplink string      `json:"uplink,omitempty"`
+		Peer   mesh.NodeID `json:"peer,omitzero"`
+		Remote string      `json:"remote,omitempty"`
+		Drain  bool        `json:"drain"`
+	}
 )
 
 // A Result is what a command did. Refused is nil when it was applied.
@@ -121,4 +163,6 @@ const (
 	CodeInitialised   = "already-initialised"
 	CodePoolRefused   = "pool-refused"
 	CodeLastVoter     = "last-voter"
+	// CodeTopologyRefused is a rule that contradicts another, or the mesh.
+	CodeTopologyRefused = "topology-refused"
 )

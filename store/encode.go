@@ -16,18 +16,15 @@ const (
 	MaxSnapshotBytes = 64 << 20
 )
 
-// EncodeCommand gives the bytes for the log. A zero Version becomes the
-// current one, and Now becomes UTC. What DecodeCommand would not read back
-// (text that is not UTF-8, a prefix that is none) is refused here, before it
-// is in anyone's log.
+// EncodeCommand gives the bytes for the log. A Version up to the current one
+// becomes the lowest that knows the command, and Now becomes UTC. What
+// DecodeCommand would not read back (text that is not UTF-8, a prefix that is
+// none) is refused here, before it is in anyone's log.
 func EncodeCommand(c Command) ([]byte, error) {
-	if c.Version == 0 {
-		c.Version = Version
-	}
-	if c.Version != Version {
+	if c.Version > Version {
 		return nil, fmt.Errorf("encode command of version %d: this is version %d", c.Version, Version)
 	}
-	c.Now = c.Now.UTC()
+	c.Version, c.Now = c.since(), c.Now.UTC()
 	b, err := json.Marshal(c)
 	if err != nil {
 		return nil, fmt.Errorf("encode command: %w", err)
@@ -60,7 +57,7 @@ func DecodeCommand(b []byte) (Command, error) {
 	}
 	c.Now = c.Now.UTC()
 	again, err := json.Marshal(c)
-	if err != nil || c.Version != Version || !bytes.Equal(again, b) {
+	if err != nil || c.Version != c.since() || !bytes.Equal(again, b) {
 		return Command{}, fmt.Errorf("decode command: %w: it is not in the canonical form", ErrCorrupt)
 	}
 	return c, nil
@@ -80,7 +77,23 @@ func Snapshot(s *State) ([]byte, error) {
 	if len(body) > MaxSnapshotBytes {
 		return nil, fmt.Errorf("encode state of %d bytes: %w", len(body), ErrTooLarge)
 	}
-	return append(snapshotHeader(body), body...), nil
+	return append(snapshotHeader(s.since(), body), body...), nil
+}
+
+// since is the first version that can hold the state.
+func (s *State) since() int {
+	if s == nil {
+		return 1
+	}
+	if !s.Mesh.Topology.IsZero() {
+		return 2
+	}
+	for _, n := range s.Nodes {
+		if n.NoTransit || n.MaxDegree != 0 || len(n.Drains) > 0 {
+			return 2
+		}
+	}
+	return 1
 }
 
 // Restore reads what Snapshot wrote, and nothing else; the state then keeps
@@ -100,7 +113,7 @@ func Restore(b []byte) (*State, error) {
 		return nil, fmt.Errorf("restore state of version %d: %w", version, ErrNewer)
 	case len(body) > MaxSnapshotBytes:
 		return nil, fmt.Errorf("restore state of %d bytes: %w", len(body), ErrTooLarge)
-	case string(line)+"\n" != string(snapshotHeader(body)):
+	case string(line)+"\n" != string(snapshotHeader(version, body)):
 		return nil, fmt.Errorf("restore state: %w: its checksum is wrong", ErrCorrupt)
 	}
 	var s State
@@ -108,7 +121,7 @@ func Restore(b []byte) (*State, error) {
 		return nil, fmt.Errorf("restore state: %w: %w", ErrCorrupt, err)
 	}
 	again, err := encodeState(&s)
-	if err != nil || !bytes.Equal(again, body) {
+	if err != nil || s.Version != version || !bytes.Equal(again, body) {
 		return nil, fmt.Errorf("restore state: %w: it is not in the canonical form", ErrCorrupt)
 	}
 	if err := s.check(); err != nil {
@@ -128,15 +141,16 @@ func Hash(s *State) [32]byte {
 	return sha256.Sum256(body)
 }
 
-func snapshotHeader(body []byte) []byte {
+func snapshotHeader(version int, body []byte) []byte {
 	sum := sha256.Sum256(body)
-	return fmt.Appendf(nil, "%s%d %s\n", snapshotMagic, Version, hex.EncodeToString(sum[:]))
+	return fmt.Appendf(nil, "%s%d %s\n", snapshotMagic, version, hex.EncodeToString(sum[:]))
 }
 
 // encodeState writes the empty maps of New for nil ones, and encoding/json
 // sorts the keys of all.
 func encodeState(s *State) ([]byte, error) {
 	canonical := New()
+	canonical.Version = s.since()
 	if s != nil {
 		canonical.Index, canonical.Mesh = s.Index, s.Mesh
 		if s.Nodes != nil {

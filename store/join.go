@@ -26,6 +26,9 @@ func (s *State) init(c Init, now time.Time) (*Node, *Refusal) {
 	if len(m.CA) > MaxRoots || len(m.Roots) > MaxRoots {
 		return nil, refuse(CodeInvalid, "a mesh may have %d CA certificates; leave some out", MaxRoots)
 	}
+	if !m.Topology.IsZero() {
+		return nil, refuse(CodeInvalid, "a topology is chosen once there is a mesh; run meshctl init, then meshctl topology set")
+	}
 	if len(m.Secret) != SecretSize {
 		return nil, refuse(CodeInvalid, "the secret of a mesh has %d bytes, not %d", SecretSize, len(m.Secret))
 	}

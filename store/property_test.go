@@ -30,7 +30,7 @@ func (h *history) next(s *State) Command {
 	if h.IntN(8) > 0 {
 		c.By = Authority{Operator: h.IntN(6) > 0, Node: h.member(s)}
 	}
-	kind := h.IntN(14)
+	kind := h.IntN(18)
 	if len(s.Nodes) < 3 && (kind == 4 || kind == 8) {
 		kind = 9 // the mesh lives on
 	}
@@ -54,6 +54,35 @@ func (h *history) next(s *State) Command {
 	case 8: // a member leaves by itself
 		j := h.someone()
 		c.By, c.RemoveNode = Authority{Node: j.id()}, &RemoveNode{Node: j.id()}
+	case 14:
+		c.SetTopology = &SetTopology{Mode: []TopologyMode{TopologyAuto, TopologyFull, TopologyHub, "star"}[h.IntN(4)], Dense: h.IntN(4) == 0}
+		if c.SetTopology.Mode == TopologyHub || h.IntN(8) == 0 {
+			c.SetTopology.Hub = h.tags()[0]
+		}
+	case 15:
+		c.SetPairs = &SetPairs{Pin: h.pairs(s), Forbid: h.pairs(s), Unpin: h.pairs(s), Allow: h.pairs(s)}
+	case 16:
+		c.SetNode = &SetNode{Node: h.member(s)}
+		if h.IntN(2) == 0 {
+			c.SetNode.Transit = new(h.IntN(2) == 0)
+		}
+		if h.IntN(2) == 0 {
+			c.SetNode.MaxDegree = new(h.IntN(12) - 1)
+		}
+		if h.IntN(2) == 0 {
+			c.SetNode.Tags = new(h.tags()[h.IntN(3):])
+		}
+	case 17:
+		c.SetDrain = &SetDrain{Node: h.member(s), Drain: h.IntN(3) > 0}
+		switch h.IntN(4) {
+		case 0: // the whole node
+		case 1:
+			c.SetDrain.Uplink = h.uplink()
+		case 2:
+			c.SetDrain.Uplink, c.SetDrain.Peer, c.SetDrain.Remote = h.uplink(), h.member(s), h.uplink()
+		default:
+			c.SetDrain.Peer = h.member(s)
+		}
 	default:
 		j := h.someone()
 		if h.IntN(4) > 0 {
@@ -89,6 +118,21 @@ func (h *history) token() invite.Token {
 	return h.invites[max(0, len(h.invites)-1-h.IntN(4))]
 }
 
+func (h *history) pairs(s *State) (out []Pair) {
+	for range max(0, h.IntN(5)-2) {
+		out = append(out, Pair{h.member(s), h.member(s)})
+	}
+	return out
+}
+
+func (h *history) tags() []string {
+	tags := []string{"hub", "site", "branch"}
+	h.Shuffle(len(tags), func(i, j int) { tags[i], tags[j] = tags[j], tags[i] })
+	return tags
+}
+
+func (h *history) uplink() string { return []string{"wan", "lte", "", "isp2"}[h.IntN(4)] }
+
 func (h *history) prefixes() (out []netip.Prefix) {
 	for range h.IntN(3) {
 		a := netip.AddrFrom4([4]byte{192, 168, byte(h.IntN(256)), 0})
@@ -109,8 +153,8 @@ func TestHistories(t *testing.T) {
 		replica, _ := Apply(nil, 1, initCommand(w.root))
 		given := map[netip.Addr]mesh.NodeID{}
 		admitted, allowed := map[string]int{}, map[string]int{}
-		joined, left := 0, 0
-		for range 250 {
+		joined, left, policies := 0, 0, 0
+		for range 360 {
 			c := h.next(w.s)
 			known := false
 			if c.Join != nil {
@@ -142,6 +186,11 @@ func TestHistories(t *testing.T) {
 				allowed[c.AddToken.Token.ID] = c.AddToken.Token.Uses
 			case c.RemoveNode != nil:
 				left++
+				checkForgotten(t, w.s, c.RemoveNode.Node)
+			case c.SetTopology != nil, c.SetPairs != nil, c.SetNode != nil, c.SetDrain != nil:
+				policies++
+				again, _ := Apply(w.s, w.index+1, c)
+				checkSame(t, w.s, again, c)
 			case c.Join != nil && !known:
 				joined++
 				admitted[c.Join.Token]++
@@ -160,8 +209,8 @@ func TestHistories(t *testing.T) {
 				t.Errorf("seed %d: token %s allows %d, admitted %d, has %d left", seed, id, allowed[id], n, left)
 			}
 		}
-		if joined < 12 || left < 3 {
-			t.Errorf("seed %d: only %d joins and %d departures; the test proves little", seed, joined, left)
+		if joined < 12 || left < 3 || policies < 20 {
+			t.Errorf("seed %d: only %d joins, %d departures and %d changes of policy; the test proves little", seed, joined, left, policies)
 		}
 	}
 }

@@ -20,6 +20,10 @@ import (
 //	revoke-token NAME
 //	join NODE token=NAME [machine=SEED] [prefixes=(…)]   another machine than NODE's usual one
 //	leave NODE | remove NODE | revoke NODE
+//	topology MODE [tag=TAG] [dense]
+//	pairs [pin=(A/B …)] [forbid=(…)] [unpin=(…)] [allow=(…)]
+//	node NODE [transit=yes|no] [cap=N] [tags=(…)]
+//	drain NODE [uplink=NAME [peer=NODE remote=NAME]] [off]
 //	grant NODE prefixes=(…) | control NODE addrs=(…) | voter NODE [off]
 //	advance DURATION | snapshot | show
 //
@@ -96,6 +100,30 @@ func (s *script) run(d *datadriven.TestData) string {
 		c.SetControl = &SetControl{s.machine(name).id(), addrs}
 	case "voter":
 		c.SetVoter = &SetVoter{s.machine(name).id(), !d.HasArg("off")}
+	case "topology":
+		c.SetTopology = &SetTopology{Mode: TopologyMode(strings.TrimPrefix(name, "auto")), Dense: d.HasArg("dense")}
+		d.MaybeScanArgs(s, "tag", &c.SetTopology.Hub)
+	case "pairs":
+		c.SetPairs = &SetPairs{Pin: s.pairs(d, "pin"), Forbid: s.pairs(d, "forbid"), Unpin: s.pairs(d, "unpin"), Allow: s.pairs(d, "allow")}
+	case "node":
+		c.SetNode = &SetNode{Node: s.machine(name).id()}
+		if a, ok := d.Arg("transit"); ok {
+			c.SetNode.Transit = new(a.Vals[0] == "yes")
+		}
+		if d.HasArg("cap") {
+			c.SetNode.MaxDegree = new(int)
+			d.ScanArgs(s, "cap", c.SetNode.MaxDegree)
+		}
+		if d.HasArg("tags") {
+			c.SetNode.Tags = new(slices.DeleteFunc(append([]string{}, vals(d, "tags")...), func(tag string) bool { return tag == "" }))
+		}
+	case "drain":
+		c.SetDrain = &SetDrain{Node: s.machine(name).id(), Drain: !d.HasArg("off")}
+		d.MaybeScanArgs(s, "uplink", &c.SetDrain.Uplink)
+		d.MaybeScanArgs(s, "remote", &c.SetDrain.Remote)
+		if a, ok := d.Arg("peer"); ok {
+			c.SetDrain.Peer = s.machine(a.Vals[0]).id()
+		}
 	case "advance":
 		s.now = s.now.Add(s.duration(name))
 		return ""
@@ -123,6 +151,14 @@ func (s *script) run(d *datadriven.TestData) string {
 	return "ok\n"
 }
 
+func (s *script) pairs(d *datadriven.TestData, key string) (out []Pair) {
+	for _, v := range vals(d, key) {
+		a, b, _ := strings.Cut(v, "/")
+		out = append(out, Pair{s.machine(a).id(), s.machine(b).id()})
+	}
+	return out
+}
+
 func (s *script) machine(seed string) *joiner {
 	if s.machines[seed] == nil {
 		s.machines[seed] = newJoiner(seed, seed)
@@ -143,6 +179,18 @@ func (s *script) show() string {
 	fmt.Fprintf(&b, "mesh %s, index %d\n", s.s.Mesh.Name, s.s.Index)
 	for _, n := range s.nodes() {
 		fmt.Fprintln(&b, "node", describe(n))
+		for _, drain := range n.Drains {
+			fmt.Fprintf(&b, "  drained %s by %s since %s\n", s.target(drain), s.s.name(drain.By), drain.Since.Format(time.TimeOnly))
+		}
+	}
+	if t := s.s.Mesh.Topology; !t.IsZero() {
+		fmt.Fprintf(&b, "topology %q hub %q dense %v\n", t.Mode, t.Hub, t.Dense)
+		for _, p := range t.Pinned {
+			fmt.Fprintln(&b, "pinned", s.s.name(p.A), s.s.name(p.B))
+		}
+		for _, p := range t.Forbidden {
+			fmt.Fprintln(&b, "forbidden", s.s.name(p.A), s.s.name(p.B))
+		}
 	}
 	names := make([]string, 0, len(s.invites))
 	for name := range s.invites {
@@ -167,6 +215,18 @@ func (s *script) show() string {
 		fmt.Fprintf(&b, "%s %s %s %s\n", how, t.Name, t.Addr4, t.Addr6)
 	}
 	return b.String()
+}
+
+// target says what a drain is about.
+func (s *script) target(d Drain) string {
+	switch {
+	case d.Uplink == "":
+		return "wholly"
+	case d.Peer.IsZero():
+		return d.Uplink
+	default:
+		return fmt.Sprintf("%s:%s/%s", d.Uplink, s.s.name(d.Peer), d.Remote)
+	}
 }
 
 func (s *script) nodes() []Node {
@@ -194,6 +254,15 @@ func describe(n Node) string {
 	}
 	if n.Voter {
 		b.WriteString(" voter")
+	}
+	if n.NoTransit {
+		b.WriteString(" no transit")
+	}
+	if n.MaxDegree != 0 {
+		b.WriteString(fmt.Sprint(" cap ", n.MaxDegree))
+	}
+	if n.Drained() != nil {
+		b.WriteString(" drained")
 	}
 	return b.String()
 }

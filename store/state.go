@@ -1,5 +1,6 @@
 // Package store is the mesh's truth: who is a member, with which keys,
-// addresses, granted prefixes and tokens. Every voter applies the same
+// addresses, granted prefixes and tokens, and what the operators decided about
+// topology, transit and maintenance. Every voter applies the same
 // commands in the same order; followers apply the same stream.
 //
 // It is pure and deterministic: Apply reads no clock and no randomness,
@@ -15,13 +16,17 @@ import (
 	"guywire/mesh"
 )
 
-// Version of the state's encoding; a snapshot of a newer one is refused.
-const Version = 1
+// Version of the encodings of states and commands; what is newer is refused.
+// Each is written in the lowest version that can say it, so that while a mesh
+// is upgraded node by node, those that are still to come read on until an
+// operator asks for what they do not know. Version 2 brought the policy:
+// topology, transit, caps and drains.
+const Version = 2
 
 // A State is the whole truth at one index of the log.
 type State struct {
-	Version int                       `json:"version"`
-	Index   uint64                    `json:"index"` // of the last command applied
+	Version int                       `json:"version"` // of the encoding; Snapshot sets it
+	Index   uint64                    `json:"index"`   // of the last command applied
 	Mesh    Settings                  `json:"mesh"`
 	Nodes   map[mesh.NodeID]Node      `json:"nodes"`
 	Tokens  map[string]Token          `json:"tokens"` // by token id
@@ -41,6 +46,8 @@ type Settings struct {
 	// Secret is shared by the members and authenticates what is no more than
 	// a courtesy among them: STUN requests. It protects nothing else.
 	Secret []byte `json:"secret"`
+	// Topology is the policy on who gets links to whom.
+	Topology Topology `json:"topology,omitzero"`
 }
 
 // SecretSize is the length of Settings.Secret.
@@ -63,6 +70,12 @@ type Node struct {
 	Voter   bool             `json:"voter,omitempty"`
 	// Request is the idempotency key of the join that made the node.
 	Request string `json:"request"`
+	// NoTransit keeps the node reachable, but nothing is routed through it.
+	NoTransit bool `json:"no_transit,omitempty"`
+	// MaxDegree bounds the neighbours that the topology chooses for the node,
+	// MinDegreeCap to MaxDegreeCap; 0: the default.
+	MaxDegree int     `json:"max_degree,omitempty"`
+	Drains    []Drain `json:"drains,omitempty"` // sorted by what is drained
 }
 
 // A Key is one generation of a node's WireGuard key.

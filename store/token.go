@@ -27,13 +27,8 @@ func (s *State) addToken(t Token, now time.Time) *Refusal {
 			return refused
 		}
 	}
-	if len(t.Tags) > MaxTags {
-		return refuse(CodeInvalid, "a node may have %d tags and the token gives %d; leave some out", MaxTags, len(t.Tags))
-	}
-	for _, tag := range t.Tags {
-		if err := mesh.CheckName(tag); err != nil {
-			return refuse(CodeInvalid, "tag: %s; change --tag", err)
-		}
+	if refused := checkTags(t.Tags); refused != nil {
+		return refused
 	}
 	if len(t.Prefixes) > MaxPrefixes {
 		return refuse(CodePrefixRefused, "a token may allow %d prefixes, not %d; use shorter ones", MaxPrefixes, len(t.Prefixes))

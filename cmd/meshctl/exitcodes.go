@@ -19,10 +19,10 @@ var exitCodes = []struct {
 	{api.ExitUsage, "the command line or a value in it makes no sense"},
 	{api.ExitNotRunning, "meshd is not running here"},
 	{api.ExitRefused, "refused: a token that is wrong, used or expired; a missing right or privilege"},
-	{api.ExitNotFound, "there is no such node, link or token"},
+	{api.ExitNotFound, "there is no such node, uplink, link or token"},
 	{api.ExitUnreachable, "no answer in time: a node, the mesh's leader, or meshd itself"},
-	{api.ExitDegraded, "status: something is degraded or down; --check: not ready"},
-	{api.ExitConflict, "conflict: already in a mesh, in none, a name or prefix is taken, a port is in use"},
+	{api.ExitDegraded, "status: something is degraded or down; --check: not ready; drain: something still goes over it"},
+	{api.ExitConflict, "conflict: already in a mesh, in none, a name or prefix is taken, a port is in use, a rule of the topology against another"},
 }
 
 // exitCodesTopic is a help topic: meshctl help exit-codes.

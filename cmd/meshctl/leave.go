@@ -46,7 +46,12 @@ func (a *app) confirmLeave(ctx context.Context, client *api.Client) error {
 		sayTo(a.err, "%s leaves mesh %s: its tunnels, routes, keys and addresses go, and no one reaches %s through it.\n",
 			s.Node.Name, s.Mesh.Name, networks(s.Node))
 	}
-	sayTo(a.err, "Leave? [y/N] ")
+	return a.confirm("Leave?")
+}
+
+// confirm asks the person at the terminal; an exitError is no.
+func (a *app) confirm(question string) error {
+	sayTo(a.err, "%s [y/N] ", question)
 	answer, err := bufio.NewReader(io.LimitReader(a.in, 64)).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err

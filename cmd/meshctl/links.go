@@ -64,18 +64,25 @@ func (a *app) linksTable(links []api.Link, wide bool) *table {
 		if l.Endpoint.IsValid() {
 			endpoint = l.Endpoint.String()
 		}
-		r := row{paint: linkPaint(l.State), cells: []string{
-			l.Peer, flow(l), string(l.State), ms(l.RTTMs), ms(l.JitterMs), percent(l.LossOut) + "/" + percent(l.LossIn),
-			share(l.Share), mtu, a.since(&l.Since),
-		}}
+		state, colour := string(l.State), linkPaint(l.State)
 		why := l.Reason
 		if l.NextTry != nil {
 			why += "; next try " + a.until(*l.NextTry)
 		}
+		if l.Drain != nil {
+			why += "; " + a.sinceDrain(l.Drain)
+			if l.State == api.LinkUp || l.State == api.LinkDegraded {
+				state, colour = "drained", yellow
+			}
+		}
+		r := row{paint: colour, cells: []string{
+			l.Peer, flow(l), state, ms(l.RTTMs), ms(l.JitterMs), percent(l.LossOut) + "/" + percent(l.LossIn),
+			share(l.Share), mtu, a.since(&l.Since),
+		}}
 		switch {
 		case wide:
 			r.cells = append(r.cells, l.Device, fmt.Sprint(l.LocalPort), endpoint, size(l.TxBytes), size(l.RxBytes), why)
-		case l.State != api.LinkUp:
+		case l.State != api.LinkUp || l.Drain != nil:
 			r.notes = []string{why}
 		}
 		t.add(r)

@@ -86,6 +86,7 @@ func (a *app) root() *cobra.Command {
 		a.initCommand(), a.tokenCommand(), a.joinCommand(), a.leaveCommand(),
 		a.statusCommand(), a.nodesCommand(), a.linksCommand(), a.routesCommand(),
 		a.pingCommand(), a.pathCommand(), a.eventsCommand(),
+		a.drainCommand(), a.undrainCommand(), a.topologyCommand(), a.nodeCommand(),
 		a.versionCommand(), exitCodesTopic(),
 	)
 	return root

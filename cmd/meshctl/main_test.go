@@ -8,15 +8,18 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -84,6 +87,15 @@ func TestGolden(t *testing.T) {
 		{"links-wide", "links -w", "", 0, false},
 		{"links-peer", "links rome-1", "", 0, true},
 		{"routes", "routes", "", 0, true},
+		{"routes-successors", "routes --successors", "", 0, false},
+		{"drain", "drain lte", "", 0, true},
+		{"drain-list", "drain", "", 0, true},
+		{"undrain", "undrain berlin-1/lte", "", 0, true},
+		{"topology", "topology", "", 0, true},
+		{"topology-node", "topology --node rome-1", "", 0, false},
+		{"topology-set", "topology set hub --tag core", "", 0, true},
+		{"topology-pin", "topology pin paris-1 rome-1", "", 0, true},
+		{"node-set", "node set oslo-1 --transit no --cap 4 --tag a --tag b", "", 0, true},
 		{"ping", "ping paris-1 -c 4", "", 0, true},
 		{"path", "path berlin-1 oslo-lab-with-a-long-name-7", "", 0, true},
 		{"events", "events", "", 0, true},
@@ -195,6 +207,26 @@ func TestErrors(t *testing.T) {
 		{live, "join tok --file f", "", 2, "meshctl: give the token as an argument or in --file, not both…"},
 		{live, "join --file /does/not/exist", "", 2, "meshctl: read the token: open /does/not/exist…"},
 		{live, "leave", "", 2, "meshctl: leave asks before it acts: say --yes…"},
+		{live, "topology set", "", 2, "meshctl: accepts 1 arg(s), received 0…"},
+		{live, "topology set star", "", 2, "meshctl: The request is not valid: mode \"star\" is not auto, full or hub\n"},
+		{live, "topology set hub", "", 2, "meshctl: The request is not valid: mode hub, and no other, needs the tag of its hubs\n"},
+		{live, "topology pin a", "", 2, "meshctl: accepts 2 arg(s), received 1…"},
+		{live, "topology pin a a", "", 2, "meshctl: The request is not valid: a pair is two different nodes, and a is named twice\n"},
+		{live, "topology paris-1", "", 2, "meshctl: unknown command \"paris-1\" for \"meshctl topology\"…"},
+		{live, "topology --node nowhere", "", 5, "meshctl: There is no node nowhere\n  next: meshctl nodes lists all nodes\n"},
+		{live, "node", "", 2, "meshctl: say set…"},
+		{live, "node set", "", 2, "meshctl: accepts 1 arg(s), received 0…"},
+		{live, "node set a", "", 2, "meshctl: there is nothing to set: say --transit, --cap, --tag or --no-tags…"},
+		{live, "node set a --transit maybe", "", 2, "meshctl: --transit is \"maybe\" but must be yes or no…"},
+		{live, "node set a --cap many", "", 2, "meshctl: invalid argument \"many\"…"},
+		{live, "node set a --tag x --no-tags", "", 2, "meshctl: give --tag or --no-tags, not both…"},
+		{live, "drain a/b/c", "", 2, "meshctl: The request is not valid: target \"a/b/c\" is not NODE, UPLINK, NODE/UPLINK or UPLINK:NODE/UPLINK\n"},
+		{live, "drain lte --wait -1s", "", 2, "meshctl: drain can wait for 0s to 1m0s…"},
+		{live, "drain lte --wait 2m", "", 2, "meshctl: drain can wait for 0s to 1m0s…"},
+		{live, "undrain", "", 2, "meshctl: accepts 1 arg(s), received 0…"},
+		{refusing(api.CodeNotFound), "drain lte", "", 5, "meshctl: It is so\n  next: do this\n"},
+		{refusing(api.CodeNoLeader), "drain lte", "", 6, "meshctl: It is so\n  next: do this\n"},
+		{refusing(api.CodeTopologyRefused), "topology forbid a b", "", 8, "meshctl: It is so\n  next: do this\n"},
 	}
 	for _, tt := range tests {
 		r := meshctl(t.Context(), tt.socket, tt.stdin, strings.Fields(tt.args)...)
@@ -261,6 +293,116 @@ func TestLeaveAsks(t *testing.T) {
 		}
 		if !strings.HasPrefix(errs.String(), "berlin-1 leaves mesh acme: its tunnels, routes, keys and addresses go, and no one reaches 10.20.0.0/16 through it.\nLeave? [y/N] ") {
 			t.Errorf("asked %q", errs.String())
+		}
+	}
+}
+
+// Drain says what would move and asks, on a terminal only.
+func TestDrainAsks(t *testing.T) {
+	for answer, drained := range map[string]bool{"y\n": true, "n\n": false, "": false} {
+		b := apitest.New()
+		b.DrainedDoc.Draining = b.DrainsDoc.Drains[0]
+		var out, errs bytes.Buffer
+		a := &app{in: strings.NewReader(answer), out: &out, err: &errs, now: func() time.Time { return apitest.Now }, zone: time.UTC, typed: true}
+		code := a.run(t.Context(), []string{"--socket", apitest.Serve(t, b), "drain", "lte", "--wait", "0s"})
+		want := []any{api.DrainRequest{Target: "lte", DryRun: true}}
+		if drained {
+			want = append(want, api.DrainRequest{Target: "lte"})
+		}
+		if d := cmp.Diff(want, b.Calls()); d != "" || (code == 0) != drained {
+			t.Errorf("%q: exit code %d, %s", answer, code, d)
+		}
+		if !strings.HasPrefix(errs.String(), "This node sends 2 networks over berlin-1/lte: 10.40.0.0/16, 10.50.0.0/16. Nothing stands by for 10.50.0.0/16: that stays unless another way is found.\nDrain? [y/N] ") {
+			t.Errorf("asked %q", errs.String())
+		}
+	}
+	b := apitest.New()
+	a := &app{in: strings.NewReader(""), out: io.Discard, err: io.Discard, now: time.Now, zone: time.UTC, typed: true}
+	if code := a.run(t.Context(), []string{"--socket", apitest.Serve(t, b), "drain", "lte", "--yes"}); code != 0 || len(b.Calls()) != 1 {
+		t.Errorf("--yes: exit code %d, %v", code, b.Calls())
+	}
+}
+
+// What a drain came to, and whether the cable may be pulled.
+func TestDrainOutcomes(t *testing.T) {
+	for _, tt := range []struct {
+		args   string
+		change func(*api.Drained)
+		code   int
+		want   string
+	}{
+		{"drain lte", func(d *api.Drained) {}, 0, "berlin-1/lte is drained: nothing goes over it, and it can be unplugged.\n    next: meshctl undrain berlin-1/lte after the work\n"},
+		{
+			"drain kyiv-1", func(d *api.Drained) { d.Draining.Drain = api.Drain{Target: "kyiv-1", Node: "kyiv-1"} }, 0,
+			"kyiv-1 is drained: others are reached around it, and it stays reachable.\n    next: meshctl undrain kyiv-1 after the work\n",
+		},
+		{"drain lte", func(d *api.Drained) { d.Done, d.Draining.Carries = false, make([]netip.Prefix, 3) }, 7, "berlin-1/lte is drained: 3 networks still on the way to other links.\n    next: look again with meshctl drain\n"},
+		{"drain lte --wait 0s", func(d *api.Drained) { d.Done, d.Draining.Carries = false, make([]netip.Prefix, 1) }, 0, "berlin-1/lte is drained: 1 network still on the way to other links.\n    next: look again with meshctl drain\n"},
+		{
+			"drain lte", func(d *api.Drained) {
+				d.Draining.Carries = []netip.Prefix{netip.MustParsePrefix("10.50.0.0/16")}
+				d.Draining.NoOtherWay = d.Draining.Carries
+			}, 7,
+			"berlin-1/lte is drained: no other way leads to 10.50.0.0/16; that stays on it.\n    next: make another way before you unplug it\n",
+		},
+		{"drain lte --dry-run", func(d *api.Drained) {}, 0, "This node sends nothing over berlin-1/lte.\n"},
+		{
+			"drain lte --dry-run", func(d *api.Drained) {
+				d.Draining.Carries = slices.Repeat([]netip.Prefix{netip.MustParsePrefix("10.50.0.0/16")}, 6)
+			}, 0,
+			"This node sends 6 networks over berlin-1/lte: 10.50.0.0/16, 10.50.0.0/16, 10.50.0.0/16, 10.50.0.0/16 and 2 more.\n",
+		},
+	} {
+		b := apitest.New()
+		tt.change(&b.DrainedDoc)
+		r := meshctl(t.Context(), apitest.Serve(t, b), "", strings.Fields(tt.args)...)
+		if r.out != tt.want || r.code != tt.code || r.err != "" {
+			t.Errorf("%s: exit code %d, want %d\n%s%s\nwant\n%s", tt.args, r.code, tt.code, r.out, r.err, tt.want)
+		}
+	}
+}
+
+// Each row that a drain touches says so, by whom and since when.
+func TestDrainedRows(t *testing.T) {
+	b := apitest.New()
+	lte, kyiv := &b.DrainsDoc.Drains[0].Drain, &b.DrainsDoc.Drains[1].Drain
+	b.StatusDoc.Uplinks[1].Drain = lte
+	b.LinksDoc.Links[2].Drain, b.LinksDoc.Links[4].Drain, b.LinksDoc.Links[0].Drain = lte, lte, kyiv
+	b.LinksDoc.Links[1].Drain = &api.Drain{Target: "berlin-1/fibre:paris-1/wan", By: "rome-1", Since: apitest.Now.Add(-time.Hour)}
+	b.NodesDoc.Nodes[1].Drain, b.NodesDoc.Nodes[3].Transit = kyiv, false
+	b.NodesDoc.Nodes[4].Drain = &api.Drain{Target: "rome-1", By: "rome-1", Since: apitest.Now.Add(-time.Hour)}
+	socket := apitest.Serve(t, b)
+	for _, what := range []string{"links", "nodes", "status"} {
+		golden(t, what+"-drained.txt", meshctl(t.Context(), socket, "", what).out)
+	}
+}
+
+// Only what was named is asked for.
+func TestNodeSet(t *testing.T) {
+	for args, want := range map[string]api.NodeRequest{
+		"--transit=yes":     {Transit: new(true)},
+		"--transit no":      {Transit: new(false)},
+		"--cap 0":           {MaxDegree: new(0)},
+		"--tag b --tag a":   {Tags: &api.List[string]{"b", "a"}},
+		"--no-tags":         {Tags: &api.List[string]{}},
+		"--cap 9 --no-tags": {MaxDegree: new(9), Tags: &api.List[string]{}},
+	} {
+		b := apitest.New()
+		r := meshctl(t.Context(), apitest.Serve(t, b), "", append([]string{"node", "set", "oslo-1"}, strings.Fields(args)...)...)
+		want.Node = "oslo-1"
+		if d := cmp.Diff([]any{want}, b.Calls()); r.code != 0 || d != "" {
+			t.Errorf("%s: exit code %d, %s%s", args, r.code, r.err, d)
+		}
+	}
+}
+
+func TestPairs(t *testing.T) {
+	pair := []api.Pair{{A: "a", B: "b"}}
+	for verb, want := range map[string]api.PairsRequest{"pin": {Pin: pair}, "unpin": {Unpin: pair}, "forbid": {Forbid: pair}, "allow": {Allow: pair}} {
+		b := apitest.New()
+		r := meshctl(t.Context(), apitest.Serve(t, b), "", "topology", verb, "a", "b")
+		if d := cmp.Diff([]any{want}, b.Calls(), cmpopts.EquateEmpty()); r.code != 0 || d != "" {
+			t.Errorf("%s: exit code %d, %s%s", verb, r.code, r.err, d)
 		}
 	}
 }
@@ -408,7 +550,11 @@ func TestNothingEscapes(t *testing.T) {
 	b.Replies[0].Path = evil
 	b.Steps[0].Sentence = evil
 	socket := apitest.Serve(t, b)
-	for _, args := range []string{"status", "nodes", "links", "links -w", "events", "path a b", "ping x", "join"} {
+	b.Shape.Hub, b.Shape.Pinned[0].A, b.Shape.Nodes[0].Neighbours[0].Reason = evil, evil, evil
+	b.DrainsDoc.Drains[0].Drain.By, b.DrainedDoc.Draining.Drain.Target = evil, evil
+	b.LinksDoc.Links[1].Drain, b.NodesDoc.Nodes[1].Drain = &b.DrainedDoc.Draining.Drain, &b.DrainedDoc.Draining.Drain
+	b.RoutesDoc.Routes[1].Feasibility.Neighbours[0].Peer = evil
+	for _, args := range []string{"status", "nodes", "links", "links -w", "events", "path a b", "ping x", "join", "topology", "drain", "drain x", "drain x --dry-run", "routes -s"} {
 		r := meshctl(t.Context(), socket, "tok", strings.Fields(args)...)
 		for line := range strings.Lines(r.out + r.err) {
 			if strings.ContainsAny(line, "\x1b\r\u009b") || strings.HasPrefix(line, "meshctl: all is well") {

@@ -38,10 +38,6 @@ func (a *app) nodesTable(nodes []api.Node, wide bool) *table {
 		t.columns = append(t.columns, column{head: "TAGS"}, column{head: "ID"})
 	}
 	for _, n := range nodes {
-		role := unknown
-		if n.Voter {
-			role = "voter"
-		}
 		reached, p := reach(n)
 		addrs, networks := unknown, few(n.Prefixes)
 		if len(n.Addrs) > 0 {
@@ -55,14 +51,32 @@ func (a *app) nodesTable(nodes []api.Node, wide bool) *table {
 			links = unknown
 		}
 		cells := []string{
-			n.Name, addrs, networks, reached, ms(n.RTTMs), ms(n.CostMs), links, role, a.since(n.LastChange),
+			n.Name, addrs, networks, reached, ms(n.RTTMs), ms(n.CostMs), links, role(n), a.since(n.LastChange),
 		}
 		if wide {
 			cells = append(cells, all(n.Tags, ","), n.ID.String())
 		}
-		t.add(row{cells: cells, paint: p})
+		r := row{cells: cells, paint: p}
+		if n.Drain != nil {
+			r.notes = []string{a.sinceDrain(n.Drain)}
+		}
+		t.add(r)
 	}
 	return t
+}
+
+// role gives what a node does for others; a stub carries no traffic of theirs.
+func role(n api.Node) string {
+	switch {
+	case n.Voter && !n.Transit:
+		return "voter, stub"
+	case n.Voter:
+		return "voter"
+	case !n.Transit:
+		return "stub"
+	default:
+		return unknown
+	}
 }
 
 // reach gives how a node is reached, in words.

@@ -9,7 +9,8 @@ import (
 )
 
 func (a *app) routesCommand() *cobra.Command {
-	return a.jsonFlag(&cobra.Command{
+	var successors bool
+	c := a.jsonFlag(&cobra.Command{
 		Use:   "routes",
 		Short: "one row per prefix: next hops with their shares, and who would take over",
 		Args:  cobra.NoArgs,
@@ -18,9 +19,58 @@ func (a *app) routesCommand() *cobra.Command {
 				a.say("There are no routes.\n")
 				return
 			}
-			a.print(routesTable(d.Routes))
+			if successors {
+				a.print(successorsTable(d.Routes))
+			} else {
+				a.print(routesTable(d.Routes))
+			}
 		}),
 	})
+	c.Flags().BoolVarP(&successors, "successors", "s", false, "each neighbour's distance, and whether it is a loop-free next hop")
+	return c
+}
+
+// successorsTable has one row per neighbour of each destination.
+func successorsTable(routes []api.Route) *table {
+	t := &table{painted: 9, columns: []column{
+		{head: "PREFIX"},
+		{head: "ORIGIN", flex: true},
+		{head: "STATE"},
+		{head: "COST ms", right: true},
+		{head: "RD", right: true},
+		{head: "FD", right: true},
+		{head: "NEIGHBOUR", flex: true},
+		{head: "ITS RD", right: true},
+		{head: "THROUGH IT", right: true},
+		{head: "USE"},
+	}}
+	for _, r := range routes {
+		f := r.Feasibility
+		if f == nil {
+			t.add(row{cells: []string{r.Prefix.String(), all(r.Origins, ","), unknown, ms(r.CostMs), unknown, unknown, unknown, unknown, unknown, unknown}})
+			continue
+		}
+		state := "passive"
+		if f.Active {
+			state = "active"
+		}
+		cells := []string{r.Prefix.String(), all(r.Origins, ","), state, ms(f.DistanceMs), ms(f.ReportedMs), ms(f.FeasibleMs)}
+		if len(f.Neighbours) == 0 {
+			t.add(row{cells: append(cells, unknown, unknown, unknown, unknown)})
+		}
+		for _, s := range f.Neighbours {
+			use, colour := s.Use, green
+			switch {
+			case !s.Successor:
+				use, colour = "not closer", plain
+			case s.Use == api.UseNone:
+				use, colour = "not used", yellow
+			}
+			t.add(row{paint: colour, cells: append(cells, s.Peer, ms(s.ReportedMs), ms(s.ThroughMs), use)})
+			cells = make([]string, len(cells))
+		}
+	}
+	return t
 }
 
 // routesTable has one row per prefix, and one more for each further next hop.

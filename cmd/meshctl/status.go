@@ -142,7 +142,7 @@ func (a *app) aboutNode(s api.Status) {
 		if i == 0 {
 			what = "uplinks"
 		}
-		fact(what, "%s", uplink(u))
+		fact(what, "%s", a.uplink(u))
 	}
 	if s.Dataplane != "" {
 		fact("dataplane", "%s WireGuard, %s", s.Dataplane, a.revision(s.Kernel))
@@ -154,7 +154,7 @@ func (a *app) aboutNode(s api.Status) {
 }
 
 // uplink gives an uplink in words.
-func uplink(u api.Uplink) string {
+func (a *app) uplink(u api.Uplink) string {
 	words := []string{fmt.Sprintf("%s (%s)", u.Name, u.Interface)}
 	if u.Up {
 		words[0] += " up"
@@ -163,6 +163,9 @@ func uplink(u api.Uplink) string {
 	}
 	if u.Metered {
 		words = append(words, "metered")
+	}
+	if u.Drain != nil {
+		words = append(words, "drained since "+a.since(&u.Drain.Since))
 	}
 	words = append(words, natWords(u.NAT))
 	if len(u.Reflexive) > 0 {

@@ -148,7 +148,8 @@ func openKernel(c config.Config, k agent.KernelConfig) (agent.Kernel, error) {
 		Backends: [kernel.Parts]kernel.Backend{
 			kernel.PartTunnels: tunnels, kernel.PartForwarding: routes, kernel.PartFilter: filter, kernel.PartSysctls: sysctls,
 		},
-		Kind: func() string { return string(tunnels.Maker()) },
+		Kind:     func() string { return string(tunnels.Maker()) },
+		Counters: host.Counters,
 		Stats: func(ctx context.Context) (map[string]core.Traffic, error) {
 			stats, err := tunnels.Stats(ctx)
 			out := make(map[string]core.Traffic, len(stats))

@@ -41,6 +41,8 @@ type World struct {
 	// Delay gives the one-way delay between two uplinks of two nodes, and
 	// whether a packet gets through at all.
 	Delay func(from, to End) (time.Duration, bool)
+	// Traffic makes all links carry some, so that all are probed fast.
+	Traffic bool
 	// Check is called after every event that changed a kernel, when set.
 	Check   func(*World)
 	changed bool
@@ -69,6 +71,7 @@ type Node struct {
 	wakeup  uint64 // order of the wake-up that counts
 	pending bool   // a kernel write is on its way
 	records []core.Record
+	counts  map[string]core.Count
 }
 
 // New makes a world of nodes, node i having the uplinks uplinks[i]. Nodes do
@@ -125,7 +128,7 @@ func (w *World) Start(i int) {
 		Rand:    rand.New(rand.NewPCG(uint64(i), uint64(n.started))),
 		Records: records,
 	})
-	n.Running, n.pending = true, false
+	n.Running, n.pending, n.counts = true, false, map[string]core.Count{}
 	n.step(core.StateChanged{State: w.state})
 	n.step(core.HostChanged{Host: n.host})
 	for _, other := range w.Nodes {
@@ -133,6 +136,36 @@ func (w *World) Start(i int) {
 			n.step(core.FactsChanged{Facts: other.facts()})
 		}
 	}
+	if w.Traffic {
+		life := n.started
+		w.after(countEvery, func() { n.count(life) })
+	}
+}
+
+const (
+	countEvery = 100 * time.Millisecond
+	countBytes = 5000 // in each direction, every countEvery
+)
+
+// count lets the traffic of a moment pass and feeds the counters.
+func (n *Node) count(life int) {
+	if n.started != life || !n.Running {
+		return
+	}
+	devices := map[string]core.Count{}
+	for _, r := range n.records {
+		c := n.counts[r.Device]
+		c.Sent += countBytes
+		if peer, here, there, ok := n.ends(r.Device); ok && peer.up(there.Uplink) && n.up(here.Uplink) {
+			if _, passes := n.world.Delay(there, here); passes {
+				c.Received += countBytes
+			}
+		}
+		devices[r.Device] = c
+	}
+	n.counts = devices
+	n.step(core.Counted{Devices: devices})
+	n.world.after(countEvery, func() { n.count(life) })
 }
 
 // StartAll starts every node.
@@ -273,7 +306,9 @@ func (n *Node) install(want kernel.State, complete bool) {
 		}
 	}
 	merged.Routes = append(merged.Routes, n.Kernel.Routes...)
-	merged.Filter = n.Kernel.Filter
+	if !want.FilterComplete {
+		merged.Filter = n.Kernel.Filter
+	}
 	n.Kernel = merged
 }
 

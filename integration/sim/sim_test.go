@@ -35,6 +35,7 @@ func TestColdStart(t *testing.T) {
 	for _, n := range []int{2, 6, 12, 40} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			w := New(1, same(n, "isp1"))
+			w.Traffic = true
 			w.StartAll()
 			w.Run(15 * time.Second)
 			reachable(t, w)
@@ -45,6 +46,7 @@ func TestColdStart(t *testing.T) {
 func TestSameSeedSameRun(t *testing.T) {
 	run := func() string {
 		w := New(7, same(8, "isp1", "isp2"))
+		w.Traffic = true
 		w.StartAll()
 		w.Run(10 * time.Second)
 		w.SetUplink(3, "isp1", false)
@@ -65,6 +67,7 @@ func TestSilentCut(t *testing.T) {
 		pair := a.Node+b.Node == 1 // 0–1
 		return time.Duration(5+a.Node+b.Node) * time.Millisecond, !cut || !pair
 	}
+	w.Traffic = true
 	w.StartAll()
 	w.Run(10 * time.Second)
 	reachable(t, w)
@@ -82,6 +85,7 @@ func TestSilentCut(t *testing.T) {
 // Losing an uplink with its carrier moves everything before the next probe.
 func TestUplinkLost(t *testing.T) {
 	w := New(3, same(4, "isp1", "isp2"))
+	w.Traffic = true
 	w.StartAll()
 	w.Run(10 * time.Second)
 	w.SetUplink(2, "isp1", false)
@@ -105,6 +109,7 @@ func TestAgentRestartLosesNothing(t *testing.T) {
 			w.Delay = func(a, b End) (time.Duration, bool) {
 				return 10 * time.Millisecond, a.Node == 0 || b.Node == 0
 			}
+			w.Traffic = true
 			w.StartAll()
 			w.Run(10 * time.Second)
 			reachable(t, w)
@@ -128,6 +133,7 @@ func TestNodeDeath(t *testing.T) {
 		}
 		return d, a.Node != dead && b.Node != dead
 	}
+	w.Traffic = true
 	w.StartAll()
 	w.Run(10 * time.Second)
 	reachable(t, w)

@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -144,6 +146,7 @@ func (v view) findings() []api.Finding {
 	if r := v.revision(); r.Error != "" {
 		add(api.Degraded, "", "The kernel is not as wanted: %s", r.Error)
 	}
+	out = append(out, drainFindings(v.state, v.self)...)
 	seen := map[string]bool{}
 	return slices.DeleteFunc(out, func(f api.Finding) bool {
 		again := seen[f.Sentence]
@@ -187,6 +190,7 @@ func (m *member) uplinks() []api.Uplink {
 	if host == nil {
 		return nil
 	}
+	state := m.plane.State()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var out []api.Uplink
@@ -194,7 +198,7 @@ func (m *member) uplinks() []api.Uplink {
 		s := m.surveys[u.Name]
 		out = append(out, api.Uplink{
 			Name: u.Name, Interface: u.Interface, Addrs: u.Addrs, Up: u.Up, Metered: u.Metered,
-			NAT: natWord(s.NAT), Reflexive: s.Reflexive, MTU: u.MTU,
+			NAT: natWord(s.NAT), Reflexive: s.Reflexive, MTU: u.MTU, Drain: drainOfUplink(state, m.self, u.Name),
 		})
 	}
 	return out
@@ -256,6 +260,7 @@ func (v view) nodes() []api.Node {
 		node := api.Node{
 			ID: id, Name: n.Name, Addrs: addrsOf(n), Prefixes: n.Prefixes, Tags: n.Tags,
 			Voter: n.Voter, Joined: n.Joined, Reach: api.ReachNone,
+			Transit: !n.NoTransit, MaxDegree: n.MaxDegree, Drain: drainOfNode(v.state, id),
 		}
 		for _, l := range v.links {
 			if l.Record.Link.Peer != id || !l.Tunnel {
@@ -306,7 +311,7 @@ func (v view) link(l core.LinkView) api.Link {
 	r := l.Record
 	out := api.Link{
 		Peer: v.name(r.Link.Peer), PeerID: r.Link.Peer, Local: r.Link.Local, Remote: r.Link.Remote,
-		State: api.LinkIdle, Since: l.Since, Reason: l.Reason,
+		State: api.LinkIdle, Since: l.Since, Reason: l.Reason, Drain: drainOfLink(v.state, v.self, r.Link),
 	}
 	if !l.NextTry.IsZero() {
 		out.NextTry = new(l.NextTry)
@@ -378,7 +383,44 @@ func (v view) route(r core.RouteView, p netip.Prefix, installed bool) api.Route 
 	if len(r.Armed) > 0 {
 		out.RunnerUp = new(v.alternative(r.Armed[0]))
 	}
+	out.Feasibility = new(v.feasibility(r))
 	return out
+}
+
+// feasibility tells why each neighbour may or may not carry traffic there.
+func (v view) feasibility(r core.RouteView) api.Feasibility {
+	f := r.Feasibility
+	out := api.Feasibility{DistanceMs: finite(f.Distance), ReportedMs: finite(f.Reported), FeasibleMs: finite(f.Feasible), Active: f.Active}
+	for _, report := range f.Reports {
+		s := api.Successor{Peer: v.name(report.Peer), ReportedMs: finite(report.Distance), Successor: report.Successor, Use: api.UseNone}
+		for _, legs := range []struct {
+			list []core.LegView
+			use  string
+		}{{r.Armed, api.UseArmed}, {r.Carry, api.UseCarries}} {
+			for _, l := range legs.list {
+				if l.Link.Peer == report.Peer {
+					s.Use, s.ThroughMs = legs.use, finite(l.Cost)
+				}
+			}
+		}
+		out.Neighbours = append(out.Neighbours, s)
+	}
+	through := func(s api.Successor) float64 {
+		if s.ThroughMs == nil {
+			return math.Inf(1)
+		}
+		return *s.ThroughMs
+	}
+	slices.SortStableFunc(out.Neighbours, func(a, b api.Successor) int { return cmp.Compare(through(a), through(b)) })
+	return out
+}
+
+// finite is a cost in milliseconds; nil: there is no path.
+func finite(c mesh.Cost) *float64 {
+	if c >= mesh.Infinite {
+		return nil
+	}
+	return new(api.Millis(c.Duration()))
 }
 
 func (v view) alternative(l core.LegView) api.Alternative {

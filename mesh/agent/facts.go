@@ -84,7 +84,7 @@ func (m *member) publish() {
 	}
 	state := m.plane.State()
 	self := state.Nodes[m.self]
-	f := discovery.Facts{Mesh: state.Mesh.ID, Node: m.self, Version: m.agent.version, Control: self.Control}
+	f := discovery.Facts{Mesh: state.Mesh.ID, Node: m.self, Version: m.agent.version, Control: self.Control, Distances: m.distances}
 	for _, c := range self.Control {
 		if s := netip.AddrPortFrom(c.Addr(), mesh.StunPort); !slices.Contains(f.STUN, s) {
 			f.STUN = append(f.STUN, s)
@@ -108,7 +108,7 @@ func (m *member) publish() {
 		m.log.Error("own facts cannot be stated", mesh.LogError, err)
 		return
 	}
-	m.own, m.ownFacts = signed, f
+	m.own, m.ownFacts, m.newFacts = signed, f, true
 	m.spread(signed)
 }
 
@@ -169,13 +169,13 @@ func (m *member) spreadFacts(ctx context.Context) error {
 // saveFacts keeps what is known for a start without anybody.
 func (m *member) saveFacts() {
 	m.mu.Lock()
-	all, changed := m.directory.Signed(), m.newFacts
+	changed := m.newFacts
 	m.newFacts = false
 	m.mu.Unlock()
 	if !changed {
 		return
 	}
-	blob, err := json.Marshal(factsBody{Facts: all})
+	blob, err := json.Marshal(m.known())
 	if err == nil {
 		err = m.plane.Cache().SaveBlob(cache.Facts, blob)
 	}
@@ -198,9 +198,19 @@ func (m *member) loadFacts() {
 	}
 	state := m.plane.State()
 	for _, s := range b.Facts {
-		if id, _, err := s.Claimed(); err == nil {
-			if node, ok := state.Nodes[id]; ok {
-				_, _ = m.directory.Merge(time.Now(), s, node.Identity)
+		id, _, err := s.Claimed()
+		if err != nil {
+			continue
+		}
+		node, ok := state.Nodes[id]
+		switch {
+		case !ok:
+		case id != m.self:
+			_, _ = m.directory.Merge(time.Now(), s, node.Identity)
+		default:
+			// Where this node lies it need not find out anew.
+			if own, err := s.Open(node.Identity); err == nil {
+				m.distances, m.ownFacts.Serial = own.Distances, own.Serial
 			}
 		}
 	}

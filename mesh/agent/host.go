@@ -53,14 +53,13 @@ func (m *member) observe(ctx context.Context) (core.Host, error) {
 	}
 	for i := range seen.Uplinks {
 		u := &seen.Uplinks[i]
-		for _, c := range m.agent.config.Uplinks {
-			if c.Interface != u.Interface {
-				continue
-			}
-			u.Name, u.Metered, u.Bias = c.Name, c.Metered, c.Bias
-			if c.Disabled {
-				u.Slot = disabledSlot
-			}
+		c := m.agent.config.Uplink(u.Interface)
+		u.Metered, u.Bias, u.ProbeBudget = c.Metered, c.Bias, c.ProbeBudget
+		if c.Name != c.Interface { // named by the operator
+			u.Name = c.Name
+		}
+		if c.Disabled {
+			u.Slot = disabledSlot
 		}
 	}
 	disabled := func(u mesh.Uplink) bool { return u.Slot == disabledSlot }

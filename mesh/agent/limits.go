@@ -10,7 +10,10 @@ const (
 	batch = 256
 	// eventLog is how many events are remembered.
 	eventLog = 4096
-	// statsEvery is how often the tunnels' counters are read.
+	// countEvery is how often the devices' counters are read: an idle link that
+	// begins to be used is to be probed fast soon.
+	countEvery = 100 * time.Millisecond
+	// statsEvery is how often the tunnels are asked for their far ends.
 	statsEvery = 2 * time.Second
 	// lookAgain is when uplinks that could not be read are read again.
 	lookAgain = time.Second

@@ -65,6 +65,12 @@ func (m *member) step(ev core.Event) {
 	for _, f := range r.Facts {
 		m.record(f)
 	}
+	if r.Distances != nil {
+		m.mu.Lock()
+		m.distances = *r.Distances
+		m.mu.Unlock()
+		m.publish()
+	}
 	if r.Save {
 		m.records.Store(new(m.node.Records()))
 		signal(m.save)

@@ -22,6 +22,7 @@ import (
 	"guywire/mesh/kernel"
 	"guywire/mesh/reconcile"
 	"guywire/mesh/rendezvous"
+	"guywire/routing/topology/coordinate"
 	"guywire/store/cache"
 )
 
@@ -67,6 +68,8 @@ type member struct {
 	own       discovery.Signed
 	ownFacts  discovery.Facts
 	newFacts  bool // since the directory was saved
+	// distances is what this node last said of how far others are.
+	distances coordinate.Report
 }
 
 // open builds a member on an open control plane. Nothing runs and nothing in
@@ -107,7 +110,7 @@ func (a *Agent) open(plane *control.Plane) (_ *member, err error) {
 	m.node = core.New(now, core.Config{
 		Self: m.self, Mesh: state.Mesh.ID, Incarnation: uint64(now.UnixMicro()),
 		Sign: a.ring.Sign, Rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
-		Records: records, MTU: a.config.MTU,
+		Records: records, MTU: a.config.MTU, Distances: m.distances,
 	})
 	m.reconciler = m.newReconciler()
 	m.attempts = m.newAttempter()
@@ -167,7 +170,8 @@ func (m *member) run(ctx context.Context, stop context.CancelFunc) error {
 		start("gossip", m.gossip.Run)
 	}
 	start("state", m.followState)
-	start("counters", m.count)
+	start("tunnels", m.count)
+	start("counters", m.countBytes)
 	start("records", func(ctx context.Context) error {
 		defer endPlane()
 		return m.saveRecords(ctx)
@@ -231,6 +235,22 @@ func (m *member) count(ctx context.Context) error {
 		case <-tick.C:
 			if t, err := m.kernel.Stats(ctx); err == nil {
 				m.post(core.Measured{Tunnels: t})
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// countBytes feeds the devices' counters.
+func (m *member) countBytes(ctx context.Context) error {
+	tick := time.NewTicker(countEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if c, err := m.kernel.Counters(); err == nil {
+				m.offer(core.Counted{Devices: c})
 			}
 		case <-ctx.Done():
 			return nil

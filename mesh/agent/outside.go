@@ -52,7 +52,9 @@ type Kernel struct {
 	Backends [kernel.Parts]kernel.Backend
 	// Kind is "kernel" or "userspace".
 	Kind func() string
-	// Stats reads the tunnels' counters.
+	// Counters reads the tunnel devices' bytes; it is cheap.
+	Counters func() (map[string]core.Count, error)
+	// Stats asks the tunnels for their far ends and totals.
 	Stats func(ctx context.Context) (map[string]core.Traffic, error)
 	// Lookup asks the kernel by which device it would send to an address.
 	Lookup func(ctx context.Context, to netip.Addr) (Lookup, error)

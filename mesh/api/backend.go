@@ -7,7 +7,7 @@ import "context"
 // return or emit are not changed by the server and must not change later.
 //
 // Errors should be (or wrap) an *Error; any other is reported as internal.
-// The context of a change (Init, Join, tokens, Leave, Teardown) does not end
+// The context of a change (Init, Join, tokens, policy, Leave, Teardown) does not end
 // when the client leaves, only by time or when the daemon stops, so that no
 // change stays half done because someone pressed Ctrl-C.
 type Backend interface {
@@ -36,6 +36,15 @@ type Backend interface {
 	CreateToken(ctx context.Context, r TokenRequest) (CreatedToken, error)
 	Tokens(ctx context.Context) (Tokens, error)
 	RevokeToken(ctx context.Context, id string) (Done, error)
+	// Topology says who should have links to whom.
+	Topology(ctx context.Context) (Topology, error)
+	SetTopology(ctx context.Context, r TopologyRequest) (Done, error)
+	SetPairs(ctx context.Context, r PairsRequest) (Done, error)
+	SetNode(ctx context.Context, r NodeRequest) (Done, error)
+	Drains(ctx context.Context) (Drains, error)
+	// Drain returns when the request's wait is over, or the traffic has moved.
+	Drain(ctx context.Context, r DrainRequest) (Drained, error)
+	Undrain(ctx context.Context, target string) (Done, error)
 	// Leave takes the node out of the mesh and removes all that Guywire made on this host.
 	Leave(ctx context.Context) (Done, error)
 	// Teardown removes tunnels, routes, rules and filter from the kernel; the

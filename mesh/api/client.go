@@ -88,6 +88,41 @@ func (c *Client) RevokeToken(ctx context.Context, id string) (Done, error) {
 	return ask[Done](ctx, c, "DELETE", "/v1/tokens/"+url.PathEscape(id), nil)
 }
 
+// Topology asks who should have links to whom.
+func (c *Client) Topology(ctx context.Context) (Topology, error) {
+	return ask[Topology](ctx, c, "GET", "/v1/topology", nil)
+}
+
+// SetTopology chooses how neighbours are chosen.
+func (c *Client) SetTopology(ctx context.Context, r TopologyRequest) (Done, error) {
+	return ask[Done](ctx, c, "POST", "/v1/topology", r)
+}
+
+// SetPairs pins and forbids pairs of nodes.
+func (c *Client) SetPairs(ctx context.Context, r PairsRequest) (Done, error) {
+	return ask[Done](ctx, c, "POST", "/v1/topology/pairs", r)
+}
+
+// SetNode changes what operators decide about one node.
+func (c *Client) SetNode(ctx context.Context, r NodeRequest) (Done, error) {
+	return ask[Done](ctx, c, "POST", "/v1/node", r)
+}
+
+// Drains asks what is drained.
+func (c *Client) Drains(ctx context.Context) (Drains, error) {
+	return ask[Drains](ctx, c, "GET", "/v1/drains", nil)
+}
+
+// Drain takes something out of use and waits as long as r says.
+func (c *Client) Drain(ctx context.Context, r DrainRequest) (Drained, error) {
+	return ask[Drained](ctx, c, "POST", "/v1/drains", r)
+}
+
+// Undrain takes something back into use.
+func (c *Client) Undrain(ctx context.Context, target string) (Done, error) {
+	return ask[Done](ctx, c, "DELETE", "/v1/drains?"+parameters(UndrainQuery{target}).Encode(), nil)
+}
+
 // Leave takes the node out of the mesh.
 func (c *Client) Leave(ctx context.Context) (Done, error) {
 	return ask[Done](ctx, c, "POST", "/v1/leave", nil)

@@ -14,7 +14,7 @@ func TestStoreCodesAreKnown(t *testing.T) {
 		store.CodeTokenUnknown, store.CodeTokenUsed, store.CodeTokenExpired, store.CodeTokenProof, store.CodeNameTaken,
 		store.CodeNameInvalid, store.CodeIdentityTaken, store.CodeRevoked, store.CodePoolEmpty, store.CodePrefixTaken,
 		store.CodePrefixRefused, store.CodeForbidden, store.CodeNotFound, store.CodeInvalid, store.CodeInitialised,
-		store.CodePoolRefused, store.CodeLastVoter,
+		store.CodePoolRefused, store.CodeLastVoter, store.CodeTopologyRefused,
 	} {
 		e := api.Errorf(api.Code(code), "", "x")
 		if e.Status() == http.StatusInternalServerError || api.ExitCode(e) == api.ExitUnexpected {

@@ -68,6 +68,41 @@ func (b *countingBackend) RevokeToken(context.Context, string) (Done, error) {
 	return Done{}, nil
 }
 
+func (b *countingBackend) Topology(context.Context) (Topology, error) {
+	b.calls.Add(1)
+	return Topology{}, nil
+}
+
+func (b *countingBackend) SetTopology(context.Context, TopologyRequest) (Done, error) {
+	b.calls.Add(1)
+	return Done{}, nil
+}
+
+func (b *countingBackend) SetPairs(context.Context, PairsRequest) (Done, error) {
+	b.calls.Add(1)
+	return Done{}, nil
+}
+
+func (b *countingBackend) SetNode(context.Context, NodeRequest) (Done, error) {
+	b.calls.Add(1)
+	return Done{}, nil
+}
+
+func (b *countingBackend) Drains(context.Context) (Drains, error) {
+	b.calls.Add(1)
+	return Drains{}, nil
+}
+
+func (b *countingBackend) Drain(context.Context, DrainRequest) (Drained, error) {
+	b.calls.Add(1)
+	return Drained{}, nil
+}
+
+func (b *countingBackend) Undrain(context.Context, string) (Done, error) {
+	b.calls.Add(1)
+	return Done{}, nil
+}
+
 func (b *countingBackend) Leave(context.Context) (Done, error) {
 	b.calls.Add(1)
 	return Done{}, nil

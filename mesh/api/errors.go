@@ -43,7 +43,9 @@ const (
 	CodeJoinRunning   Code = "join-running"
 	CodePortInUse     Code = "port-in-use"
 	CodeLastVoter     Code = "last-voter"
-	CodeState         Code = "state" // the state directory is another mesh's, or readable by others
+	// CodeTopologyRefused is a rule that contradicts another, or parts the mesh.
+	CodeTopologyRefused Code = "topology-refused"
+	CodeState           Code = "state" // the state directory is another mesh's, or readable by others
 )
 
 // Exit codes of meshctl.
@@ -92,6 +94,8 @@ var codes = map[Code]struct{ status, exit int }{
 	CodeJoinRunning:   {http.StatusConflict, ExitConflict},
 	CodePortInUse:     {http.StatusConflict, ExitConflict},
 	CodeState:         {http.StatusConflict, ExitConflict},
+
+	CodeTopologyRefused: {http.StatusConflict, ExitConflict},
 }
 
 // ErrRunning is returned by Listen when another daemon answers on the socket.

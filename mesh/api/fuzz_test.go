@@ -15,15 +15,17 @@ import (
 // No body and no query of any route crashes the server or makes it answer with
 // anything but JSON; what is refused is refused as the client's fault.
 func FuzzRequest(f *testing.F) {
+	table := routes()
 	for _, body := range []string{
 		"", "{}", "null", "[]", "{\"token\":\"t\"}", `{"mesh":"acme","pool4":"10.86.0.0/16","pool6":"fd00::/48"}`,
 		`{"uses":-1}`, `{"ttl_ms":1e308}`, `{"prefixes":["10.0.0.0/8","10.0.0.0/8"]}`, `{"x":1}`, `{} {}`, `{"pool4":"::/0"}`,
 		"to=a&from=b", "node=x&count=99999999999", "since=-1", "node=x&interval_ms=NaN", "follow=perhaps", "to=a&to=b", "%zz",
+		`{"mode":"hub","hub":"x"}`, `{"pin":[{"a":"x","b":"y"}]}`, `{"node":"x","tags":null,"max_degree":-1}`, `{"target":"a:b/c","wait_ms":1}`, "target=a%2Fb",
 	} {
-		f.Add(uint8(0), []byte(body))
-		f.Add(uint8(9), []byte(body))
+		for i := range table {
+			f.Add(uint8(i), []byte(body))
+		}
 	}
-	table := routes()
 	f.Fuzz(func(t *testing.T, which uint8, input []byte) {
 		r := table[int(which)%len(table)]
 		req := httptest.NewRequest(r.method, strings.ReplaceAll(r.path, "{id}", "k7"), bytes.NewReader(input))

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"reflect"
 	"strconv"
+	"strings"
 
 	"guywire/mesh"
 )
@@ -237,6 +238,90 @@ func (r TokenRequest) check() error {
 func (q TokenQuery) check() error {
 	if q.ID == "" {
 		return errors.New("the id of the token is missing")
+	}
+	return nil
+}
+
+func (r TopologyRequest) check() error {
+	if r.Mode != TopologyAuto && r.Mode != TopologyFull && r.Mode != TopologyHub {
+		return fmt.Errorf("mode %.40q is not auto, full or hub", r.Mode)
+	}
+	if (r.Mode == TopologyHub) != (r.Hub != "") {
+		return errors.New("mode hub, and no other, needs the tag of its hubs")
+	}
+	if r.Dense && r.Mode != TopologyAuto {
+		return errors.New("only mode auto can be dense")
+	}
+	return checkOptionalName(r.Hub)
+}
+
+func (r PairsRequest) check() error {
+	pairs := 0
+	for _, list := range []List[Pair]{r.Pin, r.Unpin, r.Forbid, r.Allow} {
+		pairs += len(list)
+		for _, p := range list {
+			for _, node := range []string{p.A, p.B} {
+				if err := mesh.CheckName(node); err != nil { // an id is one, too
+					return err
+				}
+			}
+			if p.A == p.B {
+				return fmt.Errorf("a pair is two different nodes, and %s is named twice", p.A)
+			}
+		}
+	}
+	if pairs == 0 || pairs > maxList {
+		return fmt.Errorf("%d pairs are not from 1 to %d", pairs, maxList)
+	}
+	return nil
+}
+
+func (r NodeRequest) check() error {
+	if r.Node == "" {
+		return errors.New("\"node\" is missing")
+	}
+	if r.Tags == nil {
+		return mesh.CheckName(r.Node)
+	}
+	if len(*r.Tags) > maxList {
+		return fmt.Errorf("%d tags are more than %d", len(*r.Tags), maxList)
+	}
+	for _, name := range append([]string{r.Node}, *r.Tags...) {
+		if err := mesh.CheckName(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r DrainRequest) check() error {
+	if err := checkTarget(r.Target); err != nil {
+		return err
+	}
+	return checkMillis("wait_ms", r.WaitMs, 0, MaxDrainMs)
+}
+
+func (q UndrainQuery) check() error { return checkTarget(q.Target) }
+
+// checkTarget accepts [NODE/]UPLINK, NODE, and two ends with a colon between.
+func checkTarget(s string) error {
+	if s == "" {
+		return errors.New("\"target\" is missing")
+	}
+	ends := strings.Split(s, ":")
+	if len(ends) > 2 {
+		return fmt.Errorf("target %.80q is not NODE, UPLINK, NODE/UPLINK or UPLINK:NODE/UPLINK", s)
+	}
+	for _, end := range ends {
+		names := strings.Split(end, "/")
+		if len(names) > 2 {
+			return fmt.Errorf("target %.80q is not NODE, UPLINK, NODE/UPLINK or UPLINK:NODE/UPLINK", s)
+		}
+		for _, name := range names {
+			if err := mesh.CheckName(name); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

@@ -41,6 +41,15 @@ func TestRightOfPeers(t *testing.T) {
 	}
 }
 
+// bodies are valid requests of the calls that do not take an empty one.
+var bodies = map[string]string{
+	"/v1/join":           `{"token":"t"}`,
+	"/v1/topology":       `{"mode":"auto"}`,
+	"/v1/topology/pairs": `{"pin":[{"a":"x","b":"y"}]}`,
+	"/v1/node":           `{"node":"x"}`,
+	"/v1/drains":         `{"target":"x"}`,
+}
+
 // Every route, for every kind of peer: refused exactly when the peer lacks the
 // right, and then before the backend hears of it.
 func TestRightsMatrix(t *testing.T) {
@@ -62,13 +71,17 @@ func TestRightsMatrix(t *testing.T) {
 			if r.method == http.MethodPost {
 				body = `{}`
 			}
-			if r.path == "/v1/join" && r.method == http.MethodPost {
-				body = `{"token":"t"}`
+			if b, needs := bodies[r.path]; needs && r.method == http.MethodPost {
+				body = b
 			}
 			target := strings.ReplaceAll(r.path, "{id}", "k7")
 			switch r.path {
 			case "/v1/path":
 				target += "?to=x"
+			case "/v1/drains":
+				if r.method == http.MethodDelete {
+					target += "?target=x"
+				}
 			case "/v1/ping":
 				target += "?node=x&count=1"
 			}

@@ -74,6 +74,24 @@ func routes() []route {
 			func(s *Server, ctx context.Context, q TokenQuery) (Done, error) {
 				return s.backend.RevokeToken(ctx, q.ID)
 			}),
+		call("GET", "/v1/topology", Read, "Which nodes should have links to each other, and why",
+			func(s *Server, ctx context.Context, _ none) (Topology, error) { return s.backend.Topology(ctx) }),
+		call("POST", "/v1/topology", Change, "Choose how neighbours are chosen",
+			func(s *Server, ctx context.Context, r TopologyRequest) (Done, error) {
+				return s.backend.SetTopology(ctx, r)
+			}),
+		call("POST", "/v1/topology/pairs", Change, "Pin pairs of nodes, forbid them, or take that back",
+			func(s *Server, ctx context.Context, r PairsRequest) (Done, error) { return s.backend.SetPairs(ctx, r) }),
+		call("POST", "/v1/node", Change, "Set transit, cap and tags of a node",
+			func(s *Server, ctx context.Context, r NodeRequest) (Done, error) { return s.backend.SetNode(ctx, r) }),
+		call("GET", "/v1/drains", Read, "What is drained, and what this node still sends over it",
+			func(s *Server, ctx context.Context, _ none) (Drains, error) { return s.backend.Drains(ctx) }),
+		call("POST", "/v1/drains", Change, "Take a node, an uplink or a link out of use; traffic moves first",
+			func(s *Server, ctx context.Context, r DrainRequest) (Drained, error) { return s.backend.Drain(ctx, r) }),
+		call("DELETE", "/v1/drains", Change, "Take what was drained back into use",
+			func(s *Server, ctx context.Context, q UndrainQuery) (Done, error) {
+				return s.backend.Undrain(ctx, q.Target)
+			}),
 		call("POST", "/v1/leave", Change, "Leave the mesh and remove all that was made here",
 			func(s *Server, ctx context.Context, _ none) (Done, error) { return s.backend.Leave(ctx) }),
 		call("POST", "/v1/teardown", Change, "Remove tunnels, routes and filter; the node stays a member",

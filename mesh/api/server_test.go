@@ -64,6 +64,21 @@ func TestDocuments(t *testing.T) {
 	same("token", "oslo-1 gw1-not-a-real-token", created.Token.Name+" "+created.Text, err)
 	done, err := c.RevokeToken(ctx, "k7m2")
 	same("revoke", "token k7m2 is revoked", done.Sentence, err)
+	topology, err := c.Topology(ctx)
+	same("topology", b.Shape, topology, err)
+	_, err = c.SetTopology(ctx, api.TopologyRequest{Mode: "hub", Hub: "core"})
+	same("set topology", nil, nil, err)
+	pairs := api.PairsRequest{Pin: []api.Pair{{A: "oslo", B: "paris-1"}}, Allow: []api.Pair{{A: "kyiv-1", B: "0000000000000001"}}}
+	_, err = c.SetPairs(ctx, pairs)
+	same("set pairs", nil, nil, err)
+	_, err = c.SetNode(ctx, api.NodeRequest{Node: "oslo", MaxDegree: new(0), Tags: new(api.List[string]{})})
+	same("set node", nil, nil, err)
+	drains, err := c.Drains(ctx)
+	same("drains", b.DrainsDoc, drains, err)
+	drained, err := c.Drain(ctx, api.DrainRequest{Target: "lte:paris-1/wan", WaitMs: 500})
+	same("drain", b.DrainedDoc, drained, err)
+	done, err = c.Undrain(ctx, "berlin-1/lte:paris-1/wan")
+	same("undrain", true, done.Sentence != "", err)
 	done, err = c.Leave(ctx)
 	same("leave", true, done.Sentence != "", err)
 	done, err = c.Teardown(ctx)
@@ -73,7 +88,13 @@ func TestDocuments(t *testing.T) {
 		api.PathQuery{From: "berlin-1", To: "oslo"},
 		api.InitRequest{Mesh: "acme", Pool4: &pool},
 		api.TokenRequest{Name: "oslo-1", TTLMs: 60_000},
-		"k7m2", "leave", "teardown",
+		"k7m2",
+		api.TopologyRequest{Mode: "hub", Hub: "core"},
+		pairs,
+		api.NodeRequest{Node: "oslo", MaxDegree: new(0), Tags: new(api.List[string]{})},
+		api.DrainRequest{Target: "lte:paris-1/wan", WaitMs: 500},
+		"berlin-1/lte:paris-1/wan",
+		"leave", "teardown",
 	}, b.Calls(), nil)
 }
 

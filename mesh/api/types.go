@@ -100,6 +100,7 @@ type Uplink struct {
 	NAT       string               `json:"nat" enum:"unknown,none,endpoint-independent,address-dependent,symmetric,blocked"`
 	Reflexive List[netip.AddrPort] `json:"reflexive"` // as others see it
 	MTU       int                  `json:"mtu"`
+	Drain     *Drain               `json:"drain"` // null: it is in use
 }
 
 // A Revision compares what the kernel should hold with what it holds.
@@ -132,6 +133,9 @@ type Node struct {
 	Prefixes   List[netip.Prefix] `json:"prefixes"`
 	Tags       List[string]       `json:"tags"`
 	Voter      bool               `json:"voter"`
+	Transit    bool               `json:"transit"`    // others may be reached through it
+	MaxDegree  int                `json:"max_degree"` // bound of its neighbours; 0: the default
+	Drain      *Drain             `json:"drain"`      // of the whole node; null: it is in use
 	Reach      string             `json:"reach" enum:"self,direct,transit,none"`
 	Via        string             `json:"via"`     // first neighbour on the best path, with transit
 	CostMs     *float64           `json:"cost_ms"` // of the best path
@@ -181,6 +185,7 @@ type Link struct {
 	MTU       int            `json:"mtu"`           // 0: not probed yet
 	TxBytes   uint64         `json:"tx_bytes"`
 	RxBytes   uint64         `json:"rx_bytes"`
+	Drain     *Drain         `json:"drain"` // of the link, or an uplink or node at its ends; null: it is in use
 }
 
 // Routes lists all prefixes of the mesh, sorted.
@@ -198,6 +203,9 @@ type Route struct {
 	RunnerUp  *Alternative  `json:"runner_up"` // takes over first; null: there is none
 	Installed bool          `json:"installed"` // in the kernel, as computed
 	Why       string        `json:"why"`       // this choice, or why there is none
+	// Feasibility is of the destination that the prefix belongs to; null:
+	// this node is the destination, or knows none.
+	Feasibility *Feasibility `json:"feasibility"`
 }
 
 // A NextHop is one leg of a route.

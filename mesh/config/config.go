@@ -3,6 +3,7 @@ package config
 import (
 	_ "embed"
 	"net/netip"
+	"slices"
 
 	"guywire/mesh"
 )
@@ -18,7 +19,7 @@ type Config struct {
 	Ports           Ports
 	// Uplinks are settings of single uplinks, in the order of the file. An
 	// interface with a default route that is not listed is an uplink all the
-	// same, with no bias and not metered.
+	// same: Uplink gives the settings of both.
 	Uplinks  []Uplink
 	Prefixes []netip.Prefix // of this site, sorted, disjoint; empty: only the node itself
 	Tags     []string       // sorted, unique
@@ -66,6 +67,18 @@ type Uplink struct {
 	Metered   bool
 	Bias      mesh.Cost // added to the cost of every link on it
 	Disabled  bool      // never used, although it has a default route
+	// ProbeBudget bounds what this node sends of probes over the uplink, all
+	// its links together, in bits per second of the uplink: tunnel headers
+	// included. Never 0: when it is small, probes are slow.
+	ProbeBudget int
+}
+
+// Uplink gives the settings of an interface, listed in the file or not.
+func (c Config) Uplink(iface string) Uplink {
+	if i := slices.IndexFunc(c.Uplinks, func(u Uplink) bool { return u.Interface == iface }); i >= 0 {
+		return c.Uplinks[i]
+	}
+	return Uplink{Name: iface, Interface: iface, ProbeBudget: DefaultProbeBudget}
 }
 
 // Bounds of what a file may say.
@@ -76,6 +89,16 @@ const (
 	MinMTU      = 1280 // the IPv6 minimum, RFC 8200 section 5
 	MaxMTU      = 65535
 	MinPorts    = 16 // each link takes a port, each attempt a fresh one
+
+	// Budgets of probes, in bits per second. A probe takes about 1,250 bits on
+	// an uplink, so the smallest budget is one in a second or two. The default
+	// lets 30 links be probed each 40 ms; a metered uplink's keeps below 6 GB
+	// in a month.
+	DefaultProbeBudget = 1_000_000
+	MeteredProbeBudget = 16_000
+	MinProbeBudget     = 1_000
+	MaxProbeBudget     = 1_000_000_000
+
 	maxPath     = 106
 	maxBiasSecs = 10
 )

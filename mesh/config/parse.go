@@ -177,9 +177,17 @@ func (d *decoder) uplinks(n ast.Node) (uplinks []Uplink) {
 			field{"metered", d.flag(&u.Metered, "metered")},
 			field{"bias", d.bias(&u.Bias)},
 			field{"disabled", d.flag(&u.Disabled, "disabled")},
+			field{"probe_budget", d.rate(&u.ProbeBudget, "probe_budget", MinProbeBudget, MaxProbeBudget)},
 		)
 		if len(d.faults) > before {
 			return
+		}
+		switch {
+		case u.ProbeBudget != 0:
+		case u.Metered:
+			u.ProbeBudget = MeteredProbeBudget
+		default:
+			u.ProbeBudget = DefaultProbeBudget
 		}
 		if u.Interface == "" {
 			d.fault(n, "an uplink needs its interface, such as \"interface: eth0\"")
@@ -218,6 +226,42 @@ func (d *decoder) bias(to *mesh.Cost) func(ast.Node) {
 		}
 		*to = mesh.Cost(v.Microseconds())
 	}
+}
+
+// rate reads bits per second, in the decimal units of network equipment.
+func (d *decoder) rate(to *int, what string, low, high uint64) func(ast.Node) {
+	return func(n ast.Node) {
+		s, ok := d.scalar(n, what)
+		if !ok {
+			return
+		}
+		digits, factor := s, uint64(1)
+		for _, unit := range []struct {
+			name   string
+			factor uint64
+		}{{"kbit", 1000}, {"Mbit", 1000_000}, {"Gbit", 1000_000_000}} {
+			if number, has := strings.CutSuffix(s, unit.name); has {
+				digits, factor = number, unit.factor
+			}
+		}
+		v, err := parseNumber(digits, 0, high/factor)
+		if err != nil || v*factor < low {
+			d.fault(n, "%s %q is not a rate from %s to %s, such as 16kbit or 1Mbit", what, s, bits(low), bits(high))
+			return
+		}
+		*to = int(v * factor)
+	}
+}
+
+// bits writes a rate as rate reads it.
+func bits(v uint64) string {
+	for _, unit := range []string{"", "kbit", "Mbit"} {
+		if v%1000 != 0 || v == 0 {
+			return strconv.FormatUint(v, 10) + unit
+		}
+		v /= 1000
+	}
+	return strconv.FormatUint(v, 10) + "Gbit"
 }
 
 func (d *decoder) prefixes(n ast.Node) (prefixes []netip.Prefix) {

@@ -88,9 +88,9 @@ func TestReference(t *testing.T) {
 		},
 		Ports: config.Ports{First: 40000, Last: 40999},
 		Uplinks: []config.Uplink{
-			{Name: "fibre", Interface: "eth0"},
-			{Name: "lte", Interface: "wwan0", Metered: true, Bias: mesh.Cost(20_000)},
-			{Name: "eth9", Interface: "eth9", Disabled: true},
+			{Name: "fibre", Interface: "eth0", ProbeBudget: 1_000_000},
+			{Name: "lte", Interface: "wwan0", Metered: true, Bias: mesh.Cost(20_000), ProbeBudget: 64_000},
+			{Name: "eth9", Interface: "eth9", Disabled: true, ProbeBudget: 1_000_000},
 		},
 		Prefixes: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16"), netip.MustParsePrefix("2001:db8:20::/48")},
 		Tags:     []string{"hub", "office"}, MTU: 1380, LogLevel: config.Debug,
@@ -203,6 +203,21 @@ func TestRefused(t *testing.T) {
 		{"uplinks: [{interface: eth0, bias: 5}]", "not a delay"},
 		{"uplinks: [{interface: eth0, bias: -5ms}]", "not a delay"},
 		{"uplinks: [{interface: eth0, bias: 2h}]", "not a delay"},
+		{"uplinks: [{interface: eth0, probe_budget: 0}]", "not a rate from 1kbit to 1Gbit"},
+		{"uplinks: [{interface: eth0, probe_budget: -1}]", "not a rate"},
+		{"uplinks: [{interface: eth0, probe_budget: 0kbit}]", "not a rate"},
+		{"uplinks: [{interface: eth0, probe_budget: 999}]", "not a rate"},
+		{"uplinks: [{interface: eth0, probe_budget: 1000000001}]", "not a rate"},
+		{"uplinks: [{interface: eth0, probe_budget: 2Gbit}]", "not a rate"},
+		{"uplinks: [{interface: eth0, probe_budget: 18446744073709551615}]", "not a rate"},
+		{"uplinks: [{interface: eth0, probe_budget: 18446744073709551Mbit}]", "not a rate"},
+		{"uplinks: [{interface: eth0, probe_budget: 99999999999999999999kbit}]", "not a rate"},
+		{"uplinks: [{interface: eth0, probe_budget: 1mbit}]", "not a rate"},
+		{"uplinks: [{interface: eth0, probe_budget: 1.5Mbit}]", "not a rate"},
+		{"uplinks: [{interface: eth0, probe_budget: 016kbit}]", "not a rate"},
+		{"uplinks: [{interface: eth0, probe_budget: 16 kbit}]", "not a rate"},
+		{"uplinks: [{interface: eth0, probe_budget: kbit}]", "not a rate"},
+		{"uplinks: [{interface: eth0, probe_budget: [1]}]", "single value"},
 		{"uplinks: [" + strings.Repeat("{interface: e},", 31) + "{interface: f}]", "31 entries"},
 		{"prefixes: [10.0.0.1/8]", "did you mean 10.0.0.0/8"},
 		{"prefixes: [10.0.0.1]", "write 10.0.0.1/32"},
@@ -241,6 +256,34 @@ func TestAccepted(t *testing.T) {
 	} {
 		if _, err := config.Parse(strings.NewReader(src)); err != nil {
 			t.Errorf("%q: %v", src, err)
+		}
+	}
+}
+
+func TestProbeBudget(t *testing.T) {
+	for settings, want := range map[string]int{
+		"":                                      config.DefaultProbeBudget,
+		"metered: true":                         config.MeteredProbeBudget,
+		"metered: true, probe_budget: 1Mbit":    1_000_000,
+		"probe_budget: 1kbit":                   1000,
+		"probe_budget: 1000":                    1000,
+		"probe_budget: 1Gbit":                   1_000_000_000,
+		"probe_budget: 1000000000":              1_000_000_000,
+		"probe_budget: 12345":                   12345,
+		"probe_budget: \"64kbit\", bias: 1ms":   64_000,
+		"probe_budget: , metered: true":         config.MeteredProbeBudget,
+		"disabled: true, probe_budget: 999kbit": 999_000,
+	} {
+		c, err := config.Parse(strings.NewReader("uplinks: [{interface: wwan0, name: lte, " + settings + "}]"))
+		if err != nil {
+			t.Errorf("%s: %v", settings, err)
+			continue
+		}
+		if got := c.Uplink("wwan0"); got.ProbeBudget != want || got.Name != "lte" {
+			t.Errorf("%s: %+v, want %d", settings, got, want)
+		}
+		if got := c.Uplink("eth0"); got != (config.Uplink{Name: "eth0", Interface: "eth0", ProbeBudget: config.DefaultProbeBudget}) {
+			t.Errorf("an interface that is not listed has %+v", got)
 		}
 	}
 }
@@ -321,7 +364,8 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 		for _, u := range c.Uplinks {
-			if u.Interface == "" || mesh.CheckName(u.Name) != nil || u.Bias >= mesh.Infinite {
+			if u.Interface == "" || mesh.CheckName(u.Name) != nil || u.Bias >= mesh.Infinite ||
+				u.ProbeBudget < config.MinProbeBudget || u.ProbeBudget > config.MaxProbeBudget {
 				t.Fatalf("accepted %+v", u)
 			}
 		}

@@ -34,6 +34,17 @@ func (p *Plane) Propose(ctx context.Context, command store.Command) (store.Resul
 	return result, nil
 }
 
+// Operate is Propose in the name of the operator on this machine, with a
+// refusal as the error.
+func (p *Plane) Operate(ctx context.Context, command store.Command) (store.Result, error) {
+	command.By.Operator = true
+	result, err := p.Propose(ctx, command)
+	if err == nil && result.Refused != nil {
+		err = result.Refused
+	}
+	return result, err
+}
+
 func (p *Plane) propose(ctx context.Context, command store.Command) (store.Result, error) {
 	if p.voter.store() != nil {
 		return p.submit(ctx, command)

@@ -12,7 +12,7 @@ import (
 	"guywire/discovery"
 	"guywire/mesh"
 	"guywire/mesh/kernel"
-	"guywire/routing"
+	"guywire/mesh/link"
 	"guywire/store"
 )
 
@@ -259,30 +259,41 @@ func TestMeteredCostsMore(t *testing.T) {
 }
 
 func TestUsedPrefersSureLegsAndKeepsTheLast(t *testing.T) {
-	l := func(total mesh.Cost, sure bool) leg { return leg{total: total, sure: sure} }
+	n := node(state(2, 1, 2))
+	up, suspect, down := link.Adopt(start, 0), link.Adopt(start, 0), link.Adopt(start, 0)
+	suspect.Silent(start)
+	down.Fail(start, "cut")
+	if up.State() != link.Up || suspect.State() != link.Suspect {
+		t.Fatalf("states %s %s", up.State(), suspect.State())
+	}
+	l := func(total mesh.Cost, judge *link.Link) leg { return leg{&entry{judge: judge}, total} }
 	for name, c := range map[string]struct {
-		legs  []leg
-		carry int
+		legs         []leg
+		carry, armed int
 	}{
-		"within 1.4":               {[]leg{l(1000, true), l(1400, true), l(1401, true)}, 2},
-		"suspects wait":            {[]leg{l(1000, true), l(900, false)}, 1},
-		"only suspects: they must": {[]leg{l(900, false), l(1000, false)}, 2},
-		"none":                     {nil, 0},
+		"within 1.4":               {[]leg{l(1000, up), l(1400, up), l(1401, up)}, 2, 1},
+		"suspects wait":            {[]leg{l(900, suspect), l(1000, up)}, 1, 1},
+		"only suspects: they must": {[]leg{l(900, suspect), l(1000, suspect)}, 2, 0},
+		"the dead are out":         {[]leg{l(900, down), l(1000, up)}, 1, 0},
+		"none":                     {nil, 0, 0},
 	} {
-		if carry, armed := used(c.legs); len(carry) != c.carry || len(carry)+len(armed) != len(c.legs) {
+		carry, armed := n.used(c.legs)
+		if len(carry) != c.carry || len(armed) != c.armed {
 			t.Errorf("%s: %d carry, %d wait", name, len(carry), len(armed))
+		}
+		if len(carry) > 0 && carry[0].total > 1000 {
+			t.Errorf("%s: the best is not first", name)
 		}
 	}
 }
 
 func TestGroupIDsAreStableAndDistinct(t *testing.T) {
-	d := routing.Destination{Origins: []mesh.NodeID{id(2)}}
 	taken := map[uint32]bool{}
-	first := groupID(d, taken)
-	if again := groupID(d, map[uint32]bool{}); again != first {
-		t.Error("the same destination got another id")
+	first := groupID("legs", taken)
+	if again := groupID("legs", map[uint32]bool{}); again != first {
+		t.Error("the same legs got another id")
 	}
-	if second := groupID(d, taken); second == first || second < groupBase || second >= mesh.NextHopEnd {
+	if second := groupID("legs", taken); second == first || second < groupBase || second >= mesh.NextHopEnd {
 		t.Errorf("a collision gave %#x after %#x", second, first)
 	}
 }

@@ -6,6 +6,7 @@ import (
 
 	"guywire/discovery"
 	"guywire/mesh"
+	"guywire/routing/topology/coordinate"
 	"guywire/routing/wire"
 	"guywire/store"
 )
@@ -48,8 +49,10 @@ type (
 	KernelDone struct{ Revision uint64 }
 	// TunnelFailed is hard evidence against a link: a send error or a vanished device.
 	TunnelFailed struct{ Device, Reason string }
-	// Measured brings counters of the tunnels.
+	// Measured brings what the tunnels know of their far ends, every few seconds.
 	Measured struct{ Tunnels map[string]Traffic }
+	// Counted brings the devices' counters, several times a second.
+	Counted struct{ Devices map[string]Count }
 	// Stopping asks the node to say goodbye: it is about to tear down.
 	Stopping struct{}
 )
@@ -60,6 +63,9 @@ type Traffic struct {
 	Endpoint       netip.AddrPort
 	Handshake      time.Time
 }
+
+// A Count is the bytes that came out of a tunnel and went into it.
+type Count struct{ Received, Sent uint64 }
 
 // A Host is what the machine looks like.
 type Host struct {
@@ -84,6 +90,7 @@ func (AttemptDone) isEvent()  {}
 func (KernelDone) isEvent()   {}
 func (TunnelFailed) isEvent() {}
 func (Measured) isEvent()     {}
+func (Counted) isEvent()      {}
 func (Stopping) isEvent()     {}
 
 // A Ready is what the outside must do next.
@@ -95,6 +102,8 @@ type Ready struct {
 	Save     bool       // Records changed: keep them on disk
 	Deadline time.Time  // Step(now, Tick{}) no later than this; zero: never
 	Facts    []Fact
+	// Distances are to be published among our facts; nil: as before.
+	Distances *coordinate.Report
 }
 
 // A Datagram goes through a tunnel to the far end's ProbePort.

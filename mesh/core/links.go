@@ -5,8 +5,10 @@ import (
 	"slices"
 	"time"
 
+	"guywire/discovery"
 	"guywire/mesh"
 	"guywire/mesh/link"
+	"guywire/routing/wire"
 )
 
 const (
@@ -19,6 +21,11 @@ const (
 	// deferFor is how long the end that is not the initiator waits before it
 	// tries itself.
 	deferFor = 20 * time.Second
+	// standby is how many armed legs of a group in use are probed fast.
+	standby = 2
+	// silenceEvery is the pause between two words to the far end that it is
+	// not heard.
+	silenceEvery = 100 * time.Millisecond
 )
 
 // entry is a wanted link: before its first success only retry and failures
@@ -33,6 +40,15 @@ type entry struct {
 	failures   int
 	why        string // the last attempt failed
 	attempting bool
+	told       time.Time // when the far end was last told that it is not heard
+	seen       worth     // as the routes last took it
+}
+
+// worth is what routes depend on, besides a link's state.
+type worth struct {
+	cost   mesh.Cost
+	mtu    int
+	damped bool
 }
 
 func (e *entry) target() Target { return Target{e.rec.Device, e.rec.Link.Peer.LinkLocal()} }
@@ -51,32 +67,20 @@ func (n *Node) restore(r Record) {
 	} else {
 		e.judge = link.New(n.now, n.first(r.Link.Peer), n.phase)
 	}
-	n.entries[r.Link] = e
+	n.entries[r.Link], n.order = e, nil
 	n.byDevice[r.Device] = e
-	p := n.peer(r.Link.Peer)
-	if r.Alive {
-		p.admitted, n.inKernel, n.revision = 1, 1, 1 // as the kernel was left
-	}
+	n.peers[r.Link.Peer] = true
 }
 
 // first says which end of a new tunnel sends first.
 func (n *Node) first(peer mesh.NodeID) bool { return n.cfg.Self.Compare(peer) < 0 }
-
-func (n *Node) peer(id mesh.NodeID) *peer {
-	p := n.peers[id]
-	if p == nil {
-		p = &peer{}
-		n.peers[id] = p
-	}
-	return p
-}
 
 // plan makes the set of entries equal to the wanted links.
 func (n *Node) plan() {
 	if n.state == nil {
 		return
 	}
-	neighbours := n.neighbours()
+	neighbours := n.wanted()
 	for _, id := range neighbours {
 		facts, known := n.facts[id]
 		if !known {
@@ -86,8 +90,9 @@ func (n *Node) plan() {
 			for _, remote := range facts.Uplinks {
 				link := mesh.LinkID{Peer: id, Local: local.Name, Remote: remote.Name}
 				if n.entries[link] == nil {
+					n.order = nil
 					n.entries[link] = &entry{rec: Record{Link: link}, wanted: n.now, retry: n.now}
-					n.peer(id)
+					n.peers[id] = true
 				}
 			}
 		}
@@ -97,10 +102,20 @@ func (n *Node) plan() {
 			n.remove(id, why)
 		}
 	}
+	n.sizeTunnels()
 	for id := range n.peers {
 		if !slices.ContainsFunc(n.sorted(), func(l mesh.LinkID) bool { return l.Peer == id }) {
-			n.router.DropAdjacency(id)
+			n.router.DropNeighbour(id)
 			delete(n.peers, id)
+		}
+	}
+}
+
+// sizeTunnels tells every link how large its device's packets can be.
+func (n *Node) sizeTunnels() {
+	for id, e := range n.entries {
+		if u, ok := n.uplink(id.Local); ok && e.judge != nil {
+			e.judge.SetMTU(n.mtu(u))
 		}
 	}
 }
@@ -131,6 +146,7 @@ func (n *Node) unwanted(id mesh.LinkID, neighbours []mesh.NodeID) string {
 func (n *Node) remove(id mesh.LinkID, why string) {
 	e := n.entries[id]
 	delete(n.entries, id)
+	n.order = nil
 	if e.judge == nil {
 		return
 	}
@@ -211,6 +227,7 @@ func (n *Node) attempted(ev AttemptDone) {
 	case e.judge.State() != link.Up:
 		e.judge = link.Renew(n.now, first, e.judge)
 	}
+	n.sizeTunnels()
 	n.ready.Dirty, n.ready.Save = true, true
 	n.fact(Fact{Kind: LinkMade, Node: ev.Link.Peer, Link: ev.Link, Sentence: "tunnel to " + n.name(ev.Link.Peer) + " by " + ev.Link.Local + " → " + ev.Link.Remote + " at " + ev.Endpoint.String()})
 }
@@ -253,17 +270,88 @@ func (n *Node) measured(tunnels map[string]Traffic) {
 	}
 }
 
+// counted takes the devices' counters: links that are used are probed fast, and
+// those that would take over from them as well.
+func (n *Node) counted(devices map[string]Count) {
+	for _, id := range n.sorted() {
+		e := n.entries[id]
+		if c, ok := devices[e.rec.Device]; ok && e.judge != nil {
+			n.judged(e, func() { e.judge.Traffic(n.now, c.Received, c.Sent) })
+			n.due(e.judge.Deadline(n.now))
+		}
+	}
+	n.setPaces()
+}
+
+// weigh looks whether a link is worth more or less to the routes than before.
+func (n *Node) weigh(e *entry) {
+	w := worth{cost: n.legCost(e), damped: e.judge.Damped(n.now)}
+	w.mtu, _ = e.judge.MTU()
+	if w == e.seen {
+		return
+	}
+	n.routes.stale = n.routes.stale || w.cost != e.seen.cost || w.mtu != e.seen.mtu
+	e.seen, n.ready.Dirty = w, true
+}
+
+// setPaces says what each link is used for.
+func (n *Node) setPaces() {
+	pace := map[*entry]link.Pace{}
+	for i := range n.routes.groups {
+		g := &n.routes.groups[i]
+		if !slices.ContainsFunc(g.carry, func(l leg) bool { return l.e.judge.Busy(n.now) }) {
+			continue
+		}
+		for i, l := range g.legs {
+			if i < len(g.carry)+standby {
+				pace[l.e] = max(pace[l.e], link.Backup)
+			}
+		}
+	}
+	quick := map[string]int{} // links of each uplink that are probed fast
+	for _, e := range n.entries {
+		if e.judge == nil {
+			continue
+		}
+		if e.judge.Busy(n.now) {
+			pace[e] = link.Carrying
+		}
+		if pace[e] != link.Idle {
+			quick[e.rec.Link.Local]++
+		}
+	}
+	for _, id := range n.sorted() {
+		e := n.entries[id]
+		if e.judge == nil {
+			continue
+		}
+		u, _ := n.uplink(id.Local)
+		e.judge.SetPace(n.now, pace[e], n.metered(id), link.Floor(quick[id.Local], u.ProbeBudget/8))
+		n.due(e.judge.Deadline(n.now))
+	}
+}
+
+// metered reports whether an uplink at either end of the link is.
+func (n *Node) metered(id mesh.LinkID) bool {
+	u, ok := n.uplink(id.Local)
+	return ok && u.Metered || slices.ContainsFunc(n.facts[id.Peer].Uplinks, func(f discovery.Uplink) bool {
+		return f.Name == id.Remote && f.Metered
+	})
+}
+
 // judged runs a change of a link's verdict and tells of what came of it.
 func (n *Node) judged(e *entry, change func()) {
-	before, usable, admits := e.judge.State(), e.judge.Usable(), e.judge.Admits()
+	before := e.judge.State()
 	change()
 	after := e.judge.State()
-	if usable != e.judge.Usable() || admits != e.judge.Admits() || before != after {
-		n.ready.Dirty = true
-		n.due(n.now)
-	}
 	if before == after {
 		return
+	}
+	n.due(n.now)
+	n.routes.changed(before, after)
+	n.ready.Dirty = true
+	if before == link.Up {
+		n.router.Nudge(e.rec.Link.Peer)
 	}
 	kind := map[link.State]FactKind{link.Up: LinkUp, link.Suspect: LinkSuspect, link.Headless: LinkHeadless, link.Down: LinkDown}[after]
 	sentence := "link to " + n.name(e.rec.Link.Peer) + " by " + e.rec.Link.Local + " → " + e.rec.Link.Remote + " is " + after.String()
@@ -287,4 +375,19 @@ func latest(a, b time.Time) time.Time {
 		return a
 	}
 	return b
+}
+
+// tellSilence tells a neighbour, over every other link, that we hear nothing
+// on this one: it may be dead in one direction only.
+func (n *Node) tellSilence(deaf *entry) {
+	if !deaf.judge.Deaf(n.now) || n.now.Sub(deaf.told) < silenceEvery {
+		return
+	}
+	deaf.told = n.now
+	l := deaf.rec.Link
+	for _, id := range n.sorted() {
+		if e := n.entries[id]; e != deaf && id.Peer == l.Peer && e.judge != nil && e.judge.State() == link.Up {
+			n.send(e, wire.Silence{Links: []wire.LinkName{{Local: l.Local, Remote: l.Remote}}})
+		}
+	}
 }

@@ -13,19 +13,23 @@ import (
 	"guywire/mesh/link"
 	"guywire/routing"
 	"guywire/routing/topology"
+	"guywire/routing/topology/coordinate"
 	"guywire/routing/wire"
 	"guywire/store"
 )
 
 const (
-	// stallSlack is how late the outside may call Step before the node
-	// concludes that it was starved and excuses its neighbours' silence.
+	// stallSlack is how late the outside may call Step before that is noticed
+	// in front of everything else.
 	stallSlack = 20 * time.Millisecond
 	// adoptPatience bounds the wait for adopted links to be measured before
 	// the node speaks about itself; settlePatience bounds the wait for the
 	// neighbours' databases before it touches the routes it found.
 	adoptPatience  = 3 * time.Second
 	settlePatience = 6 * time.Second
+	// urgentPatience bounds the wait for an urgent change to be in the kernel
+	// before the rest follows it.
+	urgentPatience = 100 * time.Millisecond
 	// meteredPenalty makes a link with a metered uplink at either end carry
 	// traffic only where nothing else does.
 	meteredPenalty mesh.Cost = 500_000
@@ -44,7 +48,10 @@ type Config struct {
 	Rand        *rand.Rand                  // jitter of retries
 	Records     []Record                    // of links known before
 	MTU         int                         // of tunnels; 0: from the uplink
-	NoTransit   bool
+	Distances   coordinate.Report           // as last published; zero: never
+	// Build makes the wanted mesh; nil: topology.Build. A simulation shares one
+	// answer among all its nodes.
+	Build func([]topology.Node, topology.Policy) *topology.Graph
 }
 
 // A Node is one member of the mesh, as a value that events change. It is not
@@ -58,60 +65,74 @@ type Node struct {
 	state  *store.State
 	host   Host
 	facts  map[mesh.NodeID]discovery.Facts
+	pools  []netip.Prefix // of the whole mesh, aggregated; nil: to be gathered
 	router *routing.Router
+	guard  link.Guard
+
+	shape     shape
+	distances coordinate.Report // as published
 
 	entries  map[mesh.LinkID]*entry
+	order    []mesh.LinkID // of entries; another length: out of date
 	byDevice map[string]*entry
-	peers    map[mesh.NodeID]*peer
+	peers    map[mesh.NodeID]bool // neighbours: those with a wanted link
 
-	table        routing.Table
-	tableVersion uint64
-	chosen       map[string]string // destination → next hops in words, to see changes
-	lastCause    string
+	routes    routes
+	version   uint64            // of the router, as last looked at
+	chosen    map[string]string // destination → next hops in words, to see changes
+	lastCause string
 
-	revision, inKernel uint64
-	adopted            bool // tunnels were found at start
-	speaking           bool // we originate announcements
-	settled            bool // the database is believed complete once
+	revision uint64
+	steps    []step // revisions on their way to the kernel
+	adopted  bool   // tunnels were found at start
+	speaking bool   // we originate announcements
+	complete bool   // the database is believed complete once
+	settled  bool   // the routes are ours to decide
 
 	deadline time.Time
 	ready    Ready
 }
 
-// peer is what the node keeps about a neighbour as a whole.
-type peer struct {
-	incarnation uint64
-	// admitted is the revision in which the filter first let its transit in;
-	// 0 while it is held down.
-	admitted uint64
-}
+// A step says which of the router's steps a revision holds.
+type step struct{ revision, step uint64 }
 
 // New makes a node. It does nothing until the first Step.
 func New(now time.Time, cfg Config) *Node {
 	n := &Node{
 		cfg: cfg, now: now, started: now,
-		phase:    time.Duration(binary.BigEndian.Uint32(cfg.Self[:4])) % link.Interval,
+		phase:    time.Duration(binary.BigEndian.Uint32(cfg.Self[:4])),
 		facts:    map[mesh.NodeID]discovery.Facts{},
 		entries:  map[mesh.LinkID]*entry{},
 		byDevice: map[string]*entry{},
-		peers:    map[mesh.NodeID]*peer{},
+		peers:    map[mesh.NodeID]bool{},
 		chosen:   map[string]string{},
-		router: routing.New(routing.Config{
-			Self: cfg.Self, Mesh: cfg.Mesh, Epoch: cfg.Incarnation, Sign: cfg.Sign,
-		}),
 	}
-	n.router.SetNoTransit(cfg.NoTransit)
+	var warm []mesh.NodeID
 	for _, r := range cfg.Records {
 		n.restore(r)
+		if r.Alive && !slices.Contains(warm, r.Link.Peer) {
+			warm = append(warm, r.Link.Peer)
+		}
 	}
+	n.router = routing.New(routing.Config{
+		Self: cfg.Self, Mesh: cfg.Mesh, Epoch: cfg.Incarnation, Sign: cfg.Sign, Warm: warm,
+	})
 	n.speaking = !n.adopted
+	if n.cfg.Build == nil {
+		n.cfg.Build = topology.Build
+	}
+	n.distances = cfg.Distances
+	n.shape.publisher = coordinate.NewPublisher(now, cfg.Rand, cfg.Distances)
 	return n
 }
 
 // Step feeds one event to the node and returns what the outside must do next.
 func (n *Node) Step(now time.Time, ev Event) Ready {
-	n.excuse(now)
 	n.now = now
+	if !n.deadline.IsZero() && now.Sub(n.deadline) > stallSlack {
+		n.watch(now)
+		n.deadline = now
+	}
 	urgent := true
 	switch ev := ev.(type) {
 	case Tick:
@@ -134,13 +155,17 @@ func (n *Node) Step(now time.Time, ev Event) Ready {
 	case AttemptDone:
 		n.attempted(ev)
 	case KernelDone:
-		n.inKernel = max(n.inKernel, ev.Revision)
+		n.kernelDone(ev.Revision)
 	case TunnelFailed:
 		if e := n.byDevice[ev.Device]; e != nil {
 			n.judged(e, func() { e.judge.Fail(now, ev.Reason) })
 		}
 	case Measured:
 		n.measured(ev.Tunnels)
+		urgent = false
+	case Counted:
+		n.counted(ev.Devices)
+		urgent = false
 	case Stopping:
 		n.goodbye()
 	}
@@ -153,29 +178,28 @@ func (n *Node) Step(now time.Time, ev Event) Ready {
 	return out
 }
 
-// excuse notices that the outside called late and gives every link the lost
-// time, so that a starving agent does not take its neighbours down.
-func (n *Node) excuse(now time.Time) {
-	if n.deadline.IsZero() {
-		return
+// watch notices that the outside called late, or that all neighbours fell
+// silent at once: then it is this node that did not run.
+func (n *Node) watch(now time.Time) {
+	late := time.Duration(0)
+	if !n.deadline.IsZero() {
+		late = now.Sub(n.deadline)
 	}
-	stall := now.Sub(n.deadline)
-	if stall < stallSlack {
-		return
-	}
-	for _, e := range n.entries {
-		if e.judge != nil {
-			e.judge.Excuse(now, stall)
+	judges := make([]*link.Link, 0, len(n.entries))
+	for _, id := range n.sorted() {
+		if e := n.entries[id]; e.judge != nil {
+			judges = append(judges, e.judge)
 		}
 	}
-	n.deadline = now
-	if stall > 500*time.Millisecond {
-		n.fact(Fact{Kind: Starved, Sentence: "this agent did not run for " + stall.Round(time.Millisecond).String(), Cause: "the machine is overloaded or was suspended"})
+	n.guard.Watch(now, late, judges)
+	if late > 500*time.Millisecond {
+		n.fact(Fact{Kind: Starved, Sentence: "this agent did not run for " + late.Round(time.Millisecond).String(), Cause: "the machine is overloaded or was suspended"})
 	}
 }
 
 // advance does everything that is due and sets the next deadline.
 func (n *Node) advance() {
+	n.watch(n.now)
 	n.deadline = n.now.Add(idleTick)
 	n.speakIfReady()
 	digest := n.router.Digest()
@@ -186,27 +210,49 @@ func (n *Node) advance() {
 			if e.judge.Echo(n.now) {
 				n.ready.Echo = append(n.ready.Echo, e.target())
 			}
-			if p, due := e.judge.Probe(n.now, n.admits(id.Peer), digest); due {
+			n.tellSilence(e)
+			if p, due := e.judge.Probe(n.now, digest, n.router.Header(id.Peer)); due {
 				n.send(e, p)
 			}
 			n.due(e.judge.Deadline(n.now))
+			n.weigh(e)
 		}
 		n.attemptIfDue(e)
 	}
 	n.announce()
-	if n.speaking {
-		messages, deadline := n.router.Poll(n.now)
-		for _, m := range messages {
-			n.sendTo(m.To, m.Body)
-		}
-		if !deadline.IsZero() {
-			n.due(deadline)
+	if n.complete && !n.settled && n.speaking && n.router.Settle() {
+		n.settled = true
+	}
+	n.router.SetSpeaking(n.speaking)
+	n.locate()
+	messages, deadline := n.router.Poll(n.now)
+	for _, m := range messages {
+		n.sendTo(m.To, m.Body)
+	}
+	if !deadline.IsZero() {
+		n.due(deadline)
+	}
+	if v := n.router.Version(); v != n.version {
+		n.version, n.routes.stale, n.ready.Dirty = v, true, true
+	}
+	if n.routes.stale && !n.routes.until.IsZero() {
+		// Only what had to be quick is on its way to the kernel.
+		if n.now.Before(n.routes.until) {
+			n.due(n.routes.until)
+		} else {
+			n.routes.until, n.ready.Dirty = time.Time{}, true
 		}
 	}
-	if v := n.router.Version(); v != n.tableVersion {
-		n.tableVersion = v
-		n.table = n.router.Compute()
-		n.ready.Dirty = true
+}
+
+// kernelDone takes the news that a revision is in the kernel.
+func (n *Node) kernelDone(revision uint64) {
+	for len(n.steps) > 0 && n.steps[0].revision <= revision {
+		n.router.Committed(n.steps[0].step)
+		n.steps = n.steps[1:]
+	}
+	if n.routes.stale && !n.routes.until.IsZero() && n.revision <= revision {
+		n.routes.until, n.ready.Dirty = time.Time{}, true
 	}
 }
 
@@ -222,7 +268,7 @@ func (n *Node) speakIfReady() {
 			n.speaking = true
 		}
 	}
-	if n.settled || n.state == nil {
+	if n.complete || n.state == nil {
 		return
 	}
 	alone := len(n.state.Nodes) == 1
@@ -231,50 +277,62 @@ func (n *Node) speakIfReady() {
 	headless := slices.ContainsFunc(slices.Collect(maps.Values(n.entries)), func(e *entry) bool {
 		return e.rec.Alive && e.judge != nil && e.judge.State() == link.Headless
 	})
-	if alone || n.now.Sub(n.started) > settlePatience && !headless {
-		n.settle()
-	}
-}
-
-func (n *Node) settle() {
-	if n.speaking && !n.settled {
-		n.settled, n.ready.Dirty = true, true
-	}
+	n.complete = alone || n.now.Sub(n.started) > settlePatience && !headless
 }
 
 // announce tells the router which neighbours we have and at which cost.
 func (n *Node) announce() {
-	best := map[mesh.NodeID]mesh.Cost{}
+	type best struct {
+		cost    mesh.Cost
+		rtt     time.Duration
+		drained bool
+	}
+	found := map[mesh.NodeID]*best{}
 	for id, e := range n.entries {
 		if e.judge == nil || !e.judge.Usable() {
 			continue
 		}
-		c := n.legCost(e)
-		if old, ok := best[id.Peer]; !ok || c < old {
-			best[id.Peer] = c
+		c, drained := n.linkCost(e), n.drained(id)
+		b := found[id.Peer]
+		switch {
+		case b == nil:
+			b = &best{cost: c, rtt: e.judge.RTT(), drained: drained}
+			found[id.Peer] = b
+		case b.drained && !drained, b.drained == drained && c < b.cost:
+			b.cost, b.rtt, b.drained = c, e.judge.RTT(), drained
 		}
 	}
-	for id := range n.peers {
-		cost, up := best[id]
-		if up {
-			n.router.SetAdjacency(id, cost)
-		} else {
-			n.router.DropAdjacency(id)
+	for _, id := range slices.SortedFunc(maps.Keys(n.peers), mesh.NodeID.Compare) {
+		b := found[id]
+		if b == nil {
+			n.router.DropNeighbour(id)
+			continue
 		}
+		n.router.SetNeighbour(id, b.cost, b.drained, b.rtt)
 	}
 }
 
-// legCost is the cost of one link with the operator's wishes for its uplinks.
+// legCost is linkCost with the operator's drains.
 func (n *Node) legCost(e *entry) mesh.Cost {
+	if n.drained(e.rec.Link) {
+		return n.linkCost(e).Add(routing.DrainPenalty)
+	}
+	return n.linkCost(e)
+}
+
+// drained reports whether the operator has drained the link, or an uplink that
+// it uses at either end.
+func (n *Node) drained(id mesh.LinkID) bool {
+	return n.state != nil && n.state.LinkDrain(n.cfg.Self, id) != nil
+}
+
+// linkCost is the cost of one link with the operator's wishes for its uplinks.
+func (n *Node) linkCost(e *entry) mesh.Cost {
 	c := e.judge.Cost(n.now)
-	u, ok := n.uplink(e.rec.Link.Local)
-	if ok {
+	if u, ok := n.uplink(e.rec.Link.Local); ok {
 		c = c.Add(u.Bias)
 	}
-	metered := ok && u.Metered || slices.ContainsFunc(n.facts[e.rec.Link.Peer].Uplinks, func(f discovery.Uplink) bool {
-		return f.Name == e.rec.Link.Remote && f.Metered
-	})
-	if metered {
+	if n.metered(e.rec.Link) {
 		c = c.Add(meteredPenalty)
 	}
 	return c
@@ -286,33 +344,31 @@ func (n *Node) receive(ev Received) (urgent bool) {
 		return false
 	}
 	id := e.rec.Link.Peer
-	p := n.peers[id]
-	if ev.Message.Incarnation != p.incarnation {
-		if p.incarnation != 0 {
-			n.router.Resync(id) // its agent restarted and has lost its database
-		}
-		p.incarnation = ev.Message.Incarnation
-	}
 	switch body := ev.Message.Body.(type) {
 	case wire.Probe:
 		before := e.judge.Usable()
 		n.judged(e, func() { e.judge.Receive(ev.At, ev.Message.Incarnation, body) })
 		n.due(e.judge.Deadline(n.now)) // the first probe of a link makes us answer
-		n.router.PeerDigest(n.now, id, body.Digest)
+		step := n.router.Version()
+		n.router.Hear(n.now, id, body.Session, body.Digest)
 		if e.judge.Usable() && body.Digest == n.router.Digest() {
-			n.settle()
+			n.complete = true
 		}
-		return before != e.judge.Usable()
+		return before != e.judge.Usable() || step != n.router.Version() || !n.settled
+	case wire.Silence:
+		for _, l := range body.Links {
+			if other := n.entries[mesh.LinkID{Peer: id, Local: l.Remote, Remote: l.Local}]; other != nil && other.judge != nil {
+				n.judged(other, func() { other.judge.Silent(n.now) })
+			}
+		}
 	case wire.Goodbye:
 		for _, other := range n.entries {
 			if other.rec.Link.Peer == id && other.judge != nil {
 				n.judged(other, func() { other.judge.Fail(n.now, "the far end said goodbye") })
 			}
 		}
-	default:
-		for _, m := range n.router.Receive(id, body) {
-			n.sendTo(m.To, m.Body)
-		}
+	case wire.Segment:
+		n.router.Receive(n.now, id, body)
 	}
 	return true
 }
@@ -344,12 +400,14 @@ func (n *Node) setState(s *store.State) {
 	for id, node := range s.Nodes {
 		members[id] = routing.Member{Identity: node.Identity, Addrs: hostPrefixes(node), Prefixes: node.Prefixes}
 	}
+	n.shape.members = true
 	n.router.SetMembers(members)
 	if self, ok := s.Nodes[n.cfg.Self]; ok {
 		n.router.SetPrefixes(self.Prefixes)
+		n.router.SetTransit(self.NoTransit, self.Drained() != nil)
 	}
 	n.plan()
-	n.ready.Dirty = true
+	n.pools, n.routes.stale, n.ready.Dirty = nil, true, true
 }
 
 func hostPrefixes(node store.Node) []netip.Prefix {
@@ -388,7 +446,7 @@ func (n *Node) setHost(h Host) {
 		}
 	}
 	n.plan()
-	n.ready.Dirty = true
+	n.pools, n.routes.stale, n.ready.Dirty = nil, true, true
 }
 
 func (n *Node) uplink(name string) (mesh.Uplink, bool) {
@@ -397,15 +455,6 @@ func (n *Node) uplink(name string) (mesh.Uplink, bool) {
 		return mesh.Uplink{}, false
 	}
 	return n.host.Uplinks[i], true
-}
-
-// neighbours is who deserves a link from us.
-func (n *Node) neighbours() []mesh.NodeID {
-	nodes := make([]topology.Node, 0, len(n.state.Nodes))
-	for id, node := range n.state.Nodes {
-		nodes = append(nodes, topology.Node{ID: id, Reachable: len(node.Control) > 0})
-	}
-	return topology.Neighbours(n.cfg.Self, nodes)
 }
 
 // goodbye tells every neighbour over every link.
@@ -452,8 +501,13 @@ func (n *Node) fact(f Fact) {
 	n.ready.Facts = append(n.ready.Facts, f)
 }
 
+// sorted is the wanted links in order. The slice is not to be changed, and
+// stays as it is while links come and go.
 func (n *Node) sorted() []mesh.LinkID {
-	return slices.SortedFunc(maps.Keys(n.entries), mesh.LinkID.Compare)
+	if len(n.order) != len(n.entries) {
+		n.order = slices.SortedFunc(maps.Keys(n.entries), mesh.LinkID.Compare)
+	}
+	return n.order
 }
 
 // name is a node's name, or its id when the log does not know it.
@@ -464,10 +518,4 @@ func (n *Node) name(id mesh.NodeID) string {
 		}
 	}
 	return id.String()
-}
-
-// admits reports whether the kernel lets transit from the neighbour in.
-func (n *Node) admits(id mesh.NodeID) bool {
-	p := n.peers[id]
-	return p != nil && p.admitted != 0 && n.inKernel >= p.admitted
 }

@@ -6,6 +6,7 @@ import (
 
 	"guywire/mesh"
 	"guywire/mesh/link"
+	"guywire/routing"
 )
 
 // A LinkView is one wanted link as people see it.
@@ -31,11 +32,11 @@ type LinkView struct {
 // Links views all wanted links, in order.
 func (n *Node) Links() []LinkView {
 	share := map[mesh.LinkID]float64{}
-	for _, d := range n.table.Destinations {
+	for _, d := range n.routes.dests {
 		if len(d.Origins) != 1 {
 			continue
 		}
-		carry, _ := used(n.legs(d))
+		carry, _ := n.used(n.routes.groups[d.group].legs)
 		for i, s := range shares(carry) {
 			if id := carry[i].e.rec.Link; id.Peer == d.Origins[0] {
 				share[id] = s
@@ -48,12 +49,11 @@ func (n *Node) Links() []LinkView {
 		v := LinkView{Record: e.rec, Trying: e.attempting, Share: share[id], Since: e.wanted, Reason: e.why, Traffic: e.traffic}
 		if e.judge != nil {
 			v.Tunnel, v.State, v.Since, v.Reason = true, e.judge.State(), e.judge.Since(), e.judge.Reason()
-			v.Usable, v.RTT, v.Jitter = e.judge.Usable(), e.judge.RTT(), e.judge.Jitter()
+			v.Usable = e.judge.Usable() && n.router.Usable(id.Peer)
+			v.RTT, v.Jitter = e.judge.RTT(), e.judge.Jitter()
+			v.MTU, _ = e.judge.MTU()
 			v.LossIn, v.LossOut = e.judge.Loss()
 			v.Cost = n.legCost(e)
-			if u, ok := n.uplink(id.Local); ok {
-				v.MTU = n.mtu(u)
-			}
 			if v.State == link.Down && e.why != "" {
 				v.Reason += "; " + e.why
 			}
@@ -73,6 +73,8 @@ type RouteView struct {
 	Cost     mesh.Cost // of the best path; Infinite: none
 	Carry    []LegView
 	Armed    []LegView // in the order in which they would take over
+	// Why each neighbour may or may not carry traffic there.
+	Feasibility routing.Feasibility
 }
 
 // A LegView is one leg of a route.
@@ -88,24 +90,25 @@ type LegView struct {
 // Routes views all destinations.
 func (n *Node) Routes() []RouteView {
 	var out []RouteView
-	for _, d := range n.table.Destinations {
-		carry, armed := used(n.legs(d))
+	for _, d := range n.routes.dests {
+		carry, armed := n.used(n.routes.groups[d.group].legs)
 		v := RouteView{Origins: d.Origins, Prefixes: d.Prefixes, Cost: mesh.Infinite}
+		v.Feasibility, _ = n.router.Feasibility(d.Key)
 		s := shares(carry)
 		for i, l := range carry {
-			v.Carry = append(v.Carry, legView(l, int(weight(l, carry[0])), s[i]))
+			v.Carry = append(v.Carry, n.legView(l, int(weight(l, carry[0])), s[i]))
 			v.Cost = min(v.Cost, l.total)
 		}
 		for _, l := range armed {
-			v.Armed = append(v.Armed, legView(l, 0, 0))
+			v.Armed = append(v.Armed, n.legView(l, 0, 0))
 		}
 		out = append(out, v)
 	}
 	return out
 }
 
-func legView(l leg, weight int, share float64) LegView {
-	return LegView{Link: l.e.rec.Link, Device: l.e.rec.Device, Weight: weight, Share: share, Cost: l.total, Sure: l.sure}
+func (n *Node) legView(l leg, weight int, share float64) LegView {
+	return LegView{Link: l.e.rec.Link, Device: l.e.rec.Device, Weight: weight, Share: share, Cost: l.total, Sure: n.sure(l)}
 }
 
 // shares gives each leg's part of the flows.

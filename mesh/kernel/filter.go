@@ -34,6 +34,11 @@ func (f Filter) holding(g Filter) Filter {
 // at all.
 func (f Filter) guarded(want Filter) bool { return f.holding(want).Equal(f) }
 
+// lifts reports whether f holds a link that g lets in.
+func (f Filter) lifts(g Filter) bool {
+	return slices.ContainsFunc(g.Links, func(l FilterLink) bool { return !l.Held && f.holds(l.Device) })
+}
+
 // widened gives f with all that g allows on top; holds are those of g where
 // g knows the link. An incomplete desired state must not take away what an
 // earlier run admitted.
@@ -66,10 +71,10 @@ type filters struct{ guard, admit, lift Filter }
 // that equals the one before needs no operation.
 func (m *Model) filters(want State) filters {
 	have, goal := m.filter, want.Filter
-	if goal.IsZero() {
+	if goal.IsZero() || have.Equal(goal) {
 		return filters{have, have, have}
 	}
-	if !want.Complete && !have.IsZero() {
+	if !want.Complete && !want.FilterComplete && !have.IsZero() {
 		goal = have.widened(goal)
 	}
 	base := have

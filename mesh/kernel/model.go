@@ -32,12 +32,10 @@ type Model struct {
 	tunnels map[string]Tunnel
 	addrs   map[netip.Prefix]bool
 	hops    map[uint32]NextHop
-	routes  map[RouteKey]Route
-	onHop   map[uint32]int // how many routes use a next hop directly
+	routes  table
 	rules   map[int]Rule
 	filter  Filter
 	sysctls map[string]string
-	agreed  []Route // desired routes that equal routes, if not nil
 }
 
 // NewModel gives the model of s. It shares the slices inside the objects of
@@ -68,12 +66,7 @@ func (m *Model) Observe(part Part, s State) {
 		for _, n := range s.NextHops {
 			m.hops[n.ID] = n
 		}
-		m.routes = make(map[RouteKey]Route, len(s.Routes))
-		m.onHop = make(map[uint32]int, len(s.NextHops))
-		m.agreed = nil
-		for _, r := range s.Routes {
-			m.putRoute(r)
-		}
+		m.routes = newTable(s.Routes)
 		m.rules = make(map[int]Rule, len(s.Rules))
 		for _, r := range s.Rules {
 			m.rules[r.Priority] = r
@@ -95,7 +88,7 @@ func (m *Model) State() State {
 		Tunnels:  slices.SortedFunc(maps.Values(m.tunnels), func(a, b Tunnel) int { return strings.Compare(a.Name, b.Name) }),
 		Addrs:    slices.SortedFunc(maps.Keys(m.addrs), netip.Prefix.Compare),
 		NextHops: slices.SortedFunc(maps.Values(m.hops), func(a, b NextHop) int { return cmp.Compare(a.ID, b.ID) }),
-		Routes:   slices.SortedFunc(maps.Values(m.routes), compareRoutes),
+		Routes:   slices.SortedFunc(m.routes.all(), compareRoutes),
 		Rules:    slices.SortedFunc(maps.Values(m.rules), func(a, b Rule) int { return cmp.Compare(a.Priority, b.Priority) }),
 		Filter:   m.filter,
 	}
@@ -129,9 +122,9 @@ func (m *Model) Apply(op Op) {
 	case DeleteNextHop:
 		m.deleteHop(op.ID)
 	case PutRoute:
-		m.putRoute(op.Route)
+		m.routes.put(op.Route)
 	case DeleteRoute:
-		m.deleteRoute(op.Route.Key())
+		m.routes.delete(op.Route.Key())
 	case PutRule:
 		m.rules[op.Rule.Priority] = op.Rule
 	case DeleteRule:
@@ -147,35 +140,29 @@ func (m *Model) Apply(op Op) {
 	}
 }
 
-func (m *Model) putRoute(r Route) {
-	m.deleteRoute(r.Key())
-	m.routes[r.Key()] = r
-	m.agreed = nil
-	if r.NextHop != 0 {
-		m.onHop[r.NextHop]++
-	}
-}
-
-func (m *Model) deleteRoute(k RouteKey) {
-	if old, ok := m.routes[k]; ok {
-		delete(m.routes, k)
-		m.agreed = nil
-		if old.NextHop != 0 {
-			m.onHop[old.NextHop]--
-		}
-	}
-}
-
 func (m *Model) deleteHop(id uint32) {
 	gone := without(m.hops, id)
-	if !slices.ContainsFunc(gone, func(id uint32) bool { return m.onHop[id] > 0 }) {
-		return
+	for _, r := range m.routesOver(gone) {
+		m.routes.delete(r.Key())
 	}
-	for k, r := range m.routes {
-		if slices.Contains(gone, r.NextHop) {
-			m.deleteRoute(k)
+}
+
+// routesOver gives the routes that use one of the next hops directly.
+func (m *Model) routesOver(ids []uint32) []Route {
+	n := 0
+	for _, id := range ids {
+		n += m.routes.users[id]
+	}
+	if n == 0 {
+		return nil // the common case, and the urgent one
+	}
+	out := make([]Route, 0, n)
+	for r := range m.routes.all() {
+		if r.NextHop != 0 && slices.Contains(ids, r.NextHop) {
+			out = append(out, r)
 		}
 	}
+	return out
 }
 
 // flushDevice is what the kernel does, without a word, when a device goes
@@ -190,15 +177,19 @@ func (m *Model) flushDevice(name string) {
 
 func (m *Model) deleteAddr(a netip.Prefix) {
 	delete(m.addrs, a)
-	for k, r := range m.routes {
-		switch {
-		case r.Source != a.Addr():
-		case a.Addr().Is4():
-			m.deleteRoute(k)
-		default:
-			r.Source = netip.Addr{}
-			m.putRoute(r)
+	var sourced []Route
+	for r := range m.routes.all() {
+		if r.Source == a.Addr() {
+			sourced = append(sourced, r)
 		}
+	}
+	for _, r := range sourced {
+		if a.Addr().Is4() {
+			m.routes.delete(r.Key())
+			continue
+		}
+		r.Source = netip.Addr{}
+		m.routes.put(r)
 	}
 }
 

@@ -22,7 +22,13 @@ func (r Route) Key() RouteKey { return RouteKey{r.Table, r.Prefix, r.Metric} }
 
 // Compare orders keys by table, prefix, metric.
 func (k RouteKey) Compare(l RouteKey) int {
-	return cmp.Or(cmp.Compare(k.Table, l.Table), k.Prefix.Compare(l.Prefix), cmp.Compare(k.Metric, l.Metric))
+	if order := cmp.Compare(k.Table, l.Table); order != 0 {
+		return order
+	}
+	if order := k.Prefix.Compare(l.Prefix); order != 0 {
+		return order
+	}
+	return cmp.Compare(k.Metric, l.Metric)
 }
 
 func compareRoutes(a, b Route) int { return a.Key().Compare(b.Key()) }
@@ -58,12 +64,7 @@ func (f Filter) Equal(g Filter) bool {
 
 // samePrefixes is slices.Equal with a short cut: successive desired states
 // share most of their lists.
-func samePrefixes(a, b []netip.Prefix) bool {
-	if len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) {
-		return true
-	}
-	return slices.Equal(a, b)
-}
+func samePrefixes(a, b []netip.Prefix) bool { return sameList(a, b) || slices.Equal(a, b) }
 
 // Sort brings the slices of s into the order that equal states share. It
 // sorts in place.

@@ -22,20 +22,24 @@ func (m *Model) Plan(want State) []Op {
 	p := newPlanner(m, want)
 	filters := m.filters(want)
 
-	p.filter(m.filter, filters.guard)
 	if want.Complete {
 		p.revoke()
-		p.cutDead()
+		p.findDead()
+		p.deleteDead()
 	}
+	p.filter(m.filter, filters.guard)
+	p.heal()
 	p.shrink()
-	p.putRoutes(true)
+	p.forward()
+	p.putRoutes(Route.ofUplink)
 	p.putRules(true)
 	p.putSysctls(false)
 	p.putTunnels()
 	p.putSysctls(true)
 	p.putAddrs()
-	p.putHops()
-	p.putRoutes(false)
+	p.made = true
+	p.forward()
+	p.force()
 	p.putRules(false)
 	p.filter(filters.guard, filters.admit)
 	if want.Complete {
@@ -65,10 +69,16 @@ type planner struct {
 	goal     map[uint32]NextHop // the wanted ones
 	wanted   map[uint32]int     // how many wanted routes and groups use an id
 	carries  map[uint32]int     // how many routes now on an id are to stay, on it or on another
+	leaving  map[uint32]int     // how many routes on an id are to leave it, and are still on it
 	vanished map[uint32]bool    // ids that went, and their routes with them
-	put      []Route            // wanted routes that are missing or differ
-	gone     []Route            // routes that are not wanted
+	missed   bool               // routes that are to stay vanished, and are not in put yet
+	put      []difference       // routes that are missing or differ, and were not put so far
+	gone     []difference       // routes that are not wanted
 	revoked  map[string]bool    // tunnels already deleted
+	made     bool               // the wanted tunnels and addresses are there
+	groups   map[uint32]int     // how many groups had a single next hop at first
+	dead     map[uint32]bool    // single next hops to delete, see findDead
+	needy    []uint32           // groups that need wanted legs before that
 }
 
 func newPlanner(m *Model, want State) *planner {
@@ -76,10 +86,13 @@ func newPlanner(m *Model, want State) *planner {
 		have: m, want: want,
 		hops:     maps.Clone(m.hops),
 		goal:     make(map[uint32]NextHop, len(want.NextHops)),
-		wanted:   maps.Clone(m.onHop),
-		carries:  maps.Clone(m.onHop),
+		wanted:   maps.Clone(m.routes.users),
+		carries:  maps.Clone(m.routes.users),
+		leaving:  map[uint32]int{},
 		vanished: map[uint32]bool{},
 		revoked:  map[string]bool{},
+		groups:   map[uint32]int{},
+		dead:     map[uint32]bool{},
 	}
 	for _, n := range want.NextHops {
 		p.goal[n.ID] = n
@@ -87,92 +100,21 @@ func newPlanner(m *Model, want State) *planner {
 			p.wanted[leg.ID]++
 		}
 	}
-	p.diffRoutes()
+	m.routes.rebase(want.Routes)
+	p.put, p.gone = m.routes.differences()
+	for _, list := range [][]difference{p.put, p.gone} {
+		for _, d := range list {
+			if d.leaves() {
+				p.leaving[d.have.NextHop]++
+			}
+			p.wanted[d.have.NextHop]--
+			p.wanted[d.want.NextHop]++
+		}
+	}
+	for _, d := range p.gone {
+		p.carries[d.have.NextHop]--
+	}
 	return p
-}
-
-// diffRoutes finds the routes to put and those that are gone from want. In
-// the common case the model equals the routes of an earlier desired state,
-// and ten thousand of them are compared as two sorted lists.
-func (p *planner) diffRoutes() {
-	if p.have.agreed != nil {
-		p.diffSorted(p.have.agreed, p.want.Routes)
-	} else {
-		p.diffIndexed()
-	}
-	if len(p.put)+len(p.gone) == 0 && len(p.want.Routes) > 0 {
-		p.have.agreed = p.want.Routes
-	}
-}
-
-func (p *planner) diffSorted(have, want []Route) {
-	if len(have) == len(want) && &have[0] == &want[0] {
-		return
-	}
-	for len(have) > 0 && len(want) > 0 {
-		if have[0] == want[0] {
-			have, want = have[1:], want[1:]
-			continue
-		}
-		switch order := compareRoutes(have[0], want[0]); {
-		case order < 0:
-			p.drop(have[0])
-			have = have[1:]
-		case order > 0:
-			p.add(want[0])
-			want = want[1:]
-		default:
-			p.change(have[0], want[0])
-			have, want = have[1:], want[1:]
-		}
-	}
-	for _, r := range have {
-		p.drop(r)
-	}
-	for _, r := range want {
-		p.add(r)
-	}
-}
-
-func (p *planner) diffIndexed() {
-	matched := 0
-	for i := range p.want.Routes {
-		r := &p.want.Routes[i]
-		old, ok := p.have.routes[r.Key()]
-		if ok {
-			matched++
-		}
-		switch {
-		case !ok:
-			p.add(*r)
-		case old != *r:
-			p.change(old, *r)
-		}
-	}
-	if matched == len(p.have.routes) {
-		return
-	}
-	for k, r := range p.have.routes {
-		if !p.want.hasRoute(k) {
-			p.drop(r)
-		}
-	}
-}
-
-func (p *planner) add(r Route) {
-	p.put = append(p.put, r)
-	p.wanted[r.NextHop]++
-}
-
-func (p *planner) change(from, to Route) {
-	p.add(to)
-	p.wanted[from.NextHop]--
-}
-
-func (p *planner) drop(r Route) {
-	p.gone = append(p.gone, r)
-	p.wanted[r.NextHop]--
-	p.carries[r.NextHop]--
 }
 
 func (p *planner) emit(op Op) { p.ops = append(p.ops, op) }
@@ -197,6 +139,7 @@ func (p *planner) deleteHop(id uint32) {
 func (p *planner) lose(id uint32) {
 	for _, gone := range without(p.hops, id) {
 		p.vanished[gone] = true
+		p.missed = p.missed || p.carries[gone] > 0
 	}
 }
 
@@ -211,11 +154,6 @@ func (p *planner) sortedHops(groups bool) []uint32 {
 	}
 	slices.Sort(ids)
 	return ids
-}
-
-// groupsWith gives the existing groups that have a leg, by id.
-func (p *planner) groupsWith(leg uint32) []uint32 {
-	return slices.DeleteFunc(p.sortedHops(true), func(id uint32) bool { return !p.hops[id].has(leg) })
 }
 
 // revoke deletes the tunnels of revoked peers, whatever still uses them.
@@ -234,65 +172,120 @@ func (p *planner) revoke() {
 	}
 }
 
-// cutDead deletes the single next hops that nothing wanted uses, the one with
-// the most groups first: one message heals them all. A next hop that stays as
-// a spare is deleted and made again when that is cheaper than to reshape its
-// groups.
-func (p *planner) cutDead() {
-	type leg struct {
-		id     uint32
-		groups int
+// findDead finds the single next hops that are to be deleted at once: nothing
+// wanted uses them, or their id is to stand for another device. One message
+// then heals all their groups. A next hop that stays as a spare is deleted and
+// made again when that is cheaper than to reshape its groups.
+//
+// It also finds the groups whose routes are to stay and which the kernel would
+// drop, or leave without any leg they are to have. They are given wanted legs
+// before; where there is none yet, or routes are on the group that may not use
+// them, its legs are not dead so far.
+func (p *planner) findDead() {
+	groups := p.sortedHops(true)
+	for _, id := range groups {
+		for _, leg := range p.hops[id].Members {
+			p.groups[leg.ID]++
+		}
 	}
-	var dead []leg
 	for _, id := range p.sortedHops(false) {
-		if p.wanted[id] > 0 {
-			continue
-		}
-		n := len(p.groupsWith(id))
-		if _, spare := p.goal[id]; !spare || n > 2 {
-			dead = append(dead, leg{id, n})
+		_, spare := p.goal[id]
+		if p.unwanted(id) && p.carries[id] <= 0 && (!spare || p.displaced(id) || p.groups[id] > 2) {
+			p.dead[id] = true
 		}
 	}
-	slices.SortStableFunc(dead, func(a, b leg) int { return cmp.Compare(b.groups, a.groups) })
-	for _, d := range dead {
-		if p.freed(d.id) {
-			p.deleteHop(d.id)
+	for _, id := range groups {
+		if p.bereft(id) && (len(p.possible(id).Members) == 0 || p.leaving[id] > 0) {
+			for _, leg := range p.hops[id].Members {
+				delete(p.dead, leg.ID)
+			}
+		}
+	}
+	for _, id := range groups {
+		if p.bereft(id) {
+			p.needy = append(p.needy, id)
 		}
 	}
 }
 
-// freed reports whether deleting the next hop takes no wanted route along. A
-// group of which it is the last leg is given its wanted legs before, if they
-// exist.
-func (p *planner) freed(id uint32) bool {
-	if p.carries[id] > 0 {
+// unwanted reports whether no route or group is to use a single next hop as it
+// is now.
+func (p *planner) unwanted(id uint32) bool { return p.wanted[id] <= 0 || p.displaced(id) }
+
+// displaced reports whether an existing id is to stand for something else:
+// another device, or an object of the other kind. It is deleted before it is
+// made anew, lest its groups forward where nobody wants them to.
+func (p *planner) displaced(id uint32) bool {
+	have, exists := p.hops[id]
+	goal, ok := p.goal[id]
+	return exists && ok && !have.alike(goal)
+}
+
+// alike reports whether n and o are groups, or single next hops of one device.
+func (n NextHop) alike(o NextHop) bool { return n.Device == o.Device }
+
+// bereft reports whether a group carries routes that are to stay, and without
+// its dead legs has none that anything, or the group itself, is to have.
+func (p *planner) bereft(id uint32) bool {
+	if p.carries[id] <= 0 || !slices.ContainsFunc(p.hops[id].Members, func(leg Member) bool { return p.dead[leg.ID] }) {
 		return false
 	}
-	for _, gid := range p.groupsWith(id) {
-		if len(p.hops[gid].Members) > 1 || p.carries[gid] <= 0 {
-			continue
-		}
-		goal, ok := p.goal[gid]
-		if !ok || !p.legsExist(goal) {
-			return false
-		}
-		p.putHop(goal)
-	}
-	return true
+	goal, ok := p.goal[id]
+	return !slices.ContainsFunc(p.hops[id].Members, func(leg Member) bool {
+		return !p.unwanted(leg.ID) && (!ok || goal.has(leg.ID))
+	})
 }
 
-// legsExist reports whether n is a group that could be made now.
-func (p *planner) legsExist(n NextHop) bool {
-	for _, leg := range n.Members {
-		if have, ok := p.hops[leg.ID]; !ok || have.IsGroup() || have.Device != p.goal[leg.ID].Device {
-			return false
+// possible gives a wanted group with those of its legs that exist by now; the
+// zero NextHop if it is not wanted.
+func (p *planner) possible(id uint32) NextHop {
+	goal := p.goal[id]
+	goal.Members = slices.DeleteFunc(slices.Clone(goal.Members), func(leg Member) bool { return !p.exists(leg.ID) })
+	return goal
+}
+
+// exists reports whether a single next hop is there as it is wanted.
+func (p *planner) exists(id uint32) bool {
+	n, ok := p.hops[id]
+	return ok && !n.IsGroup() && n.Equal(p.goal[id])
+}
+
+// complete reports whether n is a group all of whose legs exist.
+func (p *planner) complete(n NextHop) bool {
+	return n.IsGroup() && !slices.ContainsFunc(n.Members, func(leg Member) bool { return !p.exists(leg.ID) })
+}
+
+// deleteDead deletes the dead next hops that no needy group has, the one with
+// the most groups first.
+func (p *planner) deleteDead() {
+	keep := map[uint32]bool{}
+	for _, id := range p.needy {
+		for _, leg := range p.hops[id].Members {
+			keep[leg.ID] = true
 		}
 	}
-	return n.IsGroup()
+	for _, id := range slices.SortedFunc(maps.Keys(p.dead), func(a, b uint32) int {
+		return cmp.Or(cmp.Compare(p.groups[b], p.groups[a]), cmp.Compare(a, b))
+	}) {
+		if !keep[id] {
+			delete(p.dead, id)
+			p.deleteHop(id)
+		}
+	}
+}
+
+// heal gives needy groups their legs, as far as these exist, and deletes the
+// dead next hops that waited for that.
+func (p *planner) heal() {
+	for _, id := range p.needy {
+		p.putHop(p.possible(id))
+	}
+	p.needy = nil
+	p.deleteDead()
 }
 
 // shrink takes legs out of the groups that lose some and win none, and legs
-// that nothing wants out of all groups, where cutDead could not.
+// that nothing wants out of all groups, where no deletion did.
 func (p *planner) shrink() {
 	for _, id := range p.sortedHops(true) {
 		group := p.hops[id]
@@ -300,7 +293,7 @@ func (p *planner) shrink() {
 		if ok && group.Equal(goal) {
 			continue
 		}
-		if ok && loses(group, goal) && p.legsExist(goal) {
+		if ok && loses(group, goal) && p.complete(goal) {
 			p.putHop(goal)
 			continue
 		}
@@ -308,10 +301,10 @@ func (p *planner) shrink() {
 			continue
 		}
 		rest := group
-		rest.Members = slices.DeleteFunc(slices.Clone(group.Members), func(leg Member) bool { return p.wanted[leg.ID] <= 0 })
+		rest.Members = slices.DeleteFunc(slices.Clone(group.Members), func(leg Member) bool { return p.unwanted(leg.ID) })
 		switch {
 		case len(rest.Members) == len(group.Members) || len(rest.Members) == 0:
-		case ok && p.legsExist(goal):
+		case ok && p.complete(goal) && p.leaving[id] == 0:
 			p.putHop(goal)
 		default:
 			p.putHop(rest)
@@ -325,21 +318,131 @@ func loses(from, to NextHop) bool {
 		!slices.ContainsFunc(to.Members, func(leg Member) bool { return !from.has(leg.ID) })
 }
 
-// putRoutes adds and replaces the routes of the uplink tables, or those of
-// the mesh table. Routes that refuse or step aside come first: neither an
-// uplink's traffic nor a connected prefix may leave by a wider route.
-func (p *planner) putRoutes(uplinks bool) {
-	put := slices.DeleteFunc(slices.Clone(p.put), func(r Route) bool { return r.ofUplink() != uplinks })
-	if len(p.vanished) > 0 && !uplinks {
-		for _, r := range p.want.Routes {
-			if old, ok := p.have.routes[r.Key()]; ok && old == r && p.vanished[r.NextHop] {
-				put = append(put, r)
+// forward puts what can be put of next hops, groups and routes of the mesh
+// table. It comes early, for no path shall wait until a device is made, and
+// again when the devices are there.
+func (p *planner) forward() {
+	for again := false; ; again = true {
+		before := len(p.ops)
+		for _, groups := range []bool{false, true} {
+			for _, n := range p.want.NextHops {
+				if n.IsGroup() == groups {
+					p.putWanted(n)
+				}
 			}
 		}
+		if p.missed {
+			p.missed = false
+			for _, r := range p.want.Routes {
+				if old, ok := p.have.routes.get(r.Key()); ok && old == r && p.vanished[r.NextHop] {
+					p.put = append(p.put, difference{want: r})
+				}
+			}
+		}
+		if again && before == len(p.ops) {
+			return
+		}
+		p.putRoutes(func(r Route) bool { return !r.ofUplink() && p.ready(r) })
 	}
-	slices.SortStableFunc(put, func(a, b Route) int { return -cmp.Compare(min(a.Kind, 1), min(b.Kind, 1)) })
-	for _, r := range put {
-		p.emit(PutRoute{r})
+}
+
+// putWanted adds or replaces one wanted next hop, if that is possible.
+func (p *planner) putWanted(n NextHop) {
+	old, ok := p.hops[n.ID]
+	switch {
+	case ok && old.Equal(n), p.displaced(n.ID):
+	case !n.IsGroup():
+		if p.made || !p.revoked[n.Device] && p.have.isUp(p.want, n.Device) {
+			p.putHop(n)
+		}
+	case !p.complete(n):
+	case !ok || p.leaving[n.ID] == 0 || n.within(old):
+		p.putHop(n)
+	case !old.within(n):
+		// Other routes wait for it to be theirs, and may do with less.
+		n.Members = slices.DeleteFunc(slices.Clone(n.Members), func(leg Member) bool { return !old.has(leg.ID) })
+		if len(n.Members) > 0 {
+			p.putHop(n)
+		}
+	}
+}
+
+// within reports whether a next hop has no leg that another does not have.
+func (n NextHop) within(o NextHop) bool {
+	return n.alike(o) && !slices.ContainsFunc(n.Members, func(leg Member) bool { return !o.has(leg.ID) })
+}
+
+// ready reports whether a route of the mesh table needs nothing that is still
+// to be made.
+func (p *planner) ready(r Route) bool {
+	if r.Kind == Forward {
+		n, ok := p.hops[r.NextHop]
+		goal := p.goal[r.NextHop]
+		if !ok || !n.within(goal) || !n.IsGroup() && !p.exists(n.ID) || n.IsGroup() && !p.complete(n) {
+			return false
+		}
+	}
+	return p.made || !p.have.missingAddr(p.want, r).IsValid()
+}
+
+// force does what forward could not, at the price of packets: it frees
+// displaced ids, and makes routes refuse that stand in the way of a group they
+// are to leave. That happens only when ids change their meaning.
+func (p *planner) force() {
+	if !p.want.Complete {
+		return // nothing is taken away so far
+	}
+	for _, n := range p.want.NextHops {
+		if p.displaced(n.ID) {
+			p.deleteHop(n.ID)
+		}
+	}
+	for _, n := range p.want.NextHops {
+		if old, ok := p.hops[n.ID]; ok && !old.Equal(n) && p.leaving[n.ID] > 0 {
+			p.refuse(p.put, n.ID)
+			p.refuse(p.gone, n.ID)
+		}
+	}
+	p.forward()
+	// What is left cannot be right, as a group whose leg is not wanted: it
+	// has to show among what waits.
+	for _, n := range p.want.NextHops {
+		if old, ok := p.hops[n.ID]; !ok || !old.Equal(n) {
+			p.putHop(n)
+		}
+	}
+	p.putRoutes(func(r Route) bool { return !r.ofUplink() })
+}
+
+// refuse makes the routes of a list that are still on a next hop unreachable.
+func (p *planner) refuse(list []difference, id uint32) {
+	for i, d := range list {
+		if d.have.NextHop == id && d.leaves() {
+			p.leaving[id]--
+			list[i].have = Route{Table: d.have.Table, Prefix: d.have.Prefix, Metric: d.have.Metric, Kind: Unreachable}
+			p.emit(PutRoute{list[i].have})
+		}
+	}
+}
+
+// putRoutes puts those of the routes that are still to be put. Routes that
+// refuse or step aside come first: neither an uplink's traffic nor a connected
+// prefix may leave by a wider route.
+func (p *planner) putRoutes(which func(Route) bool) {
+	var now []difference
+	p.put = slices.DeleteFunc(p.put, func(d difference) bool {
+		ok := which(d.want)
+		if ok {
+			now = append(now, d)
+		}
+		return ok
+	})
+	slices.SortStableFunc(now, func(a, b difference) int { return -cmp.Compare(min(a.want.Kind, 1), min(b.want.Kind, 1)) })
+	for _, d := range now {
+		if d.leaves() {
+			p.leaving[d.have.NextHop]--
+		}
+		p.emit(PutRoute{d.want})
 	}
 }
 
@@ -396,27 +499,6 @@ func (p *planner) putAddrs() {
 	}
 }
 
-// putHops adds and replaces single next hops, then groups. An id that others
-// gave to an object of the other kind is freed first; its routes are made
-// again.
-func (p *planner) putHops() {
-	for _, groups := range []bool{false, true} {
-		for _, n := range p.want.NextHops {
-			if n.IsGroup() != groups {
-				continue
-			}
-			old, ok := p.hops[n.ID]
-			if ok && old.Equal(n) {
-				continue
-			}
-			if ok && old.IsGroup() != groups {
-				p.deleteHop(n.ID)
-			}
-			p.putHop(n)
-		}
-	}
-}
-
 func (p *planner) deleteRules(marked bool) {
 	for _, priority := range slices.Sorted(maps.Keys(p.have.rules)) {
 		r := p.have.rules[priority]
@@ -429,20 +511,18 @@ func (p *planner) deleteRules(marked bool) {
 // deleteRoutes deletes what is not wanted, forward routes first, the reverse
 // of putRoutes.
 func (p *planner) deleteRoutes(uplinks bool) {
-	gone := slices.DeleteFunc(slices.Clone(p.gone), func(r Route) bool {
-		return r.ofUplink() != uplinks || p.vanished[r.NextHop]
-	})
+	var gone []Route
+	for _, d := range p.gone {
+		if d.have.ofUplink() == uplinks && !p.vanished[d.have.NextHop] {
+			gone = append(gone, d.have)
+		}
+	}
 	slices.SortFunc(gone, func(a, b Route) int {
 		return cmp.Or(cmp.Compare(min(a.Kind, 1), min(b.Kind, 1)), compareRoutes(a, b))
 	})
 	for _, r := range gone {
 		p.emit(DeleteRoute{r})
 	}
-}
-
-func (s State) hasRoute(k RouteKey) bool {
-	_, ok := slices.BinarySearchFunc(s.Routes, k, func(r Route, k RouteKey) int { return r.Key().Compare(k) })
-	return ok
 }
 
 // deleteHops deletes unwanted groups, then unwanted single next hops.

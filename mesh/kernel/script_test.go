@@ -13,7 +13,8 @@ import (
 )
 
 // TestScripts runs testdata: `have` and `want` set the states, `plan` prints
-// the operations, `apply` does them on a Fake and prints what is there then.
+// the operations, `apply` does them on a Fake and prints what is there then,
+// `safe` says whether have is safe for want.
 func TestScripts(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
 		var have, want State
@@ -24,7 +25,7 @@ func TestScripts(t *testing.T) {
 				return ""
 			case "want":
 				want = parseState(t, d.Input)
-				want.Complete = !d.HasArg("incomplete")
+				want.Complete, want.FilterComplete = !d.HasArg("incomplete"), d.HasArg("filter")
 				return ""
 			case "plan":
 				var b strings.Builder
@@ -32,6 +33,17 @@ func TestScripts(t *testing.T) {
 					fmt.Fprintln(&b, describe(op))
 				}
 				return b.String()
+			case "safe":
+				m := NewModel(have)
+				switch {
+				case m.Safe(want):
+					return "yes"
+				case m.beyond(want) != "":
+					return "no, for " + m.beyond(want)
+				case !m.Filtered(want):
+					return "no, for the filter"
+				}
+				return "no, it is not complete"
 			case "apply":
 				fake := NewFake(have)
 				for _, op := range Plan(have, want) {

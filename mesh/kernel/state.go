@@ -16,6 +16,11 @@ type State struct {
 	// first such state (store view loaded, routes computed) nothing that an
 	// earlier run left is deleted, and its filter is only widened.
 	Complete bool
+	// FilterComplete says that Filter is all that is wanted, although the rest
+	// may not be: it comes into force as it is, holds and sources alike, and
+	// its new holds ahead of everything that is added. A Complete state needs
+	// no FilterComplete.
+	FilterComplete bool
 	// Revoked are peers whose tunnels go before anything is added, without
 	// regard to the routes that still use them. Desired states only.
 	Revoked  []mesh.WireGuardKey

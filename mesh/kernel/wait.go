@@ -3,6 +3,7 @@ package kernel
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -90,13 +91,17 @@ func (m *Model) Waits(want State, op Op) string {
 		return m.hopWaits(want, op.NextHop)
 	case PutRoute:
 		return m.routeWaits(want, op.Route)
+	case SetFilter:
+		if want.Complete && m.filter.lifts(op.Filter) {
+			return m.beyond(want)
+		}
 	case SetSysctl:
 		if name := op.Sysctl.device(); name != "" && !m.hasTunnel(name) {
 			return "tunnel " + name
 		}
 	case DeleteNextHop:
-		// An object of the wrong kind, made by others, goes with its routes.
-		if i := hopIndex(want, op.ID); i >= 0 && want.NextHops[i].IsGroup() != m.hops[op.ID].IsGroup() {
+		// What stands where another object is wanted goes with its routes.
+		if goal, ok := want.nextHop(op.ID); ok && !m.hops[op.ID].alike(goal) {
 			return ""
 		}
 		if k, ok := m.carried(want, op.ID); ok {
@@ -105,8 +110,11 @@ func (m *Model) Waits(want State, op Op) string {
 	case DeleteTunnel:
 		return m.tunnelWaits(want, op.Name)
 	case DeleteAddr:
+		if !op.Addr.Addr().Is4() {
+			break
+		}
 		for _, r := range want.Routes {
-			if old, ok := m.routes[r.Key()]; ok && old.Source == op.Addr.Addr() && old.Source.Is4() {
+			if old, ok := m.routes.get(r.Key()); ok && old.Source == op.Addr.Addr() {
 				return r.Key().String() + " to move"
 			}
 		}
@@ -133,7 +141,7 @@ func (m *Model) isUp(want State, device string) bool {
 
 func (m *Model) hopWaits(want State, n NextHop) string {
 	old, ok := m.hops[n.ID]
-	if ok && old.IsGroup() != n.IsGroup() {
+	if ok && !old.alike(n) {
 		return "its earlier object to go"
 	}
 	if !m.filter.guarded(want.Filter) && !loses(old, n) {
@@ -143,8 +151,22 @@ func (m *Model) hopWaits(want State, n NextHop) string {
 		return "tunnel " + n.Device
 	}
 	for _, leg := range n.Members {
-		if have, ok := m.hops[leg.ID]; !ok || have.IsGroup() {
+		have, ok := m.hops[leg.ID]
+		if goal, wanted := want.nextHop(leg.ID); !ok || have.IsGroup() || wanted && !have.alike(goal) {
 			return hopName(leg.ID)
+		}
+	}
+	if ok && m.routes.users[n.ID] > 0 && !n.within(old) {
+		m.routes.rebase(want.Routes)
+		var leave []RouteKey
+		for k, have := range m.routes.over {
+			goal, _ := find(want.Routes, k)
+			if d := (difference{have, goal}); have.NextHop == n.ID && d.leaves() {
+				leave = append(leave, k)
+			}
+		}
+		if len(leave) > 0 {
+			return slices.MinFunc(leave, RouteKey.Compare).String() + " to leave it"
 		}
 	}
 	return ""
@@ -152,54 +174,53 @@ func (m *Model) hopWaits(want State, n NextHop) string {
 
 func (m *Model) routeWaits(want State, r Route) string {
 	if r.NextHop != 0 {
-		if _, ok := m.hops[r.NextHop]; !ok {
-			return hopName(r.NextHop)
-		}
-		if i := hopIndex(want, r.NextHop); i >= 0 && !r.ofUplink() && !m.within(want.NextHops[i]) {
+		if _, ok := m.hops[r.NextHop]; !ok || !r.ofUplink() && !m.legs(r).within(want.legs(r)) {
 			return hopName(r.NextHop)
 		}
 	}
 	if !r.ofUplink() && !m.filter.guarded(want.Filter) {
 		return "filter"
 	}
-	for _, a := range want.Addrs {
-		if a.Addr() == r.Source && !m.addrs[a] {
-			return "address " + a.String()
-		}
+	if a := m.missingAddr(want, r); a.IsValid() {
+		return "address " + a.String()
 	}
 	return ""
 }
 
-func hopIndex(s State, id uint32) int {
-	i, ok := slices.BinarySearchFunc(s.NextHops, id, func(n NextHop, id uint32) int { return int(int64(n.ID) - int64(id)) })
-	if !ok {
-		return -1
+// missingAddr gives the wanted address that a route needs as its source and
+// that is not there; the zero Prefix if there is none such.
+func (m *Model) missingAddr(want State, r Route) netip.Prefix {
+	for _, a := range want.Addrs {
+		if a.Addr() == r.Source && !m.addrs[a] {
+			return a
+		}
 	}
-	return i
-}
-
-// within reports whether the next hop as it is forwards nowhere that n does
-// not: a route may be put on it before its missing legs are there.
-func (m *Model) within(n NextHop) bool {
-	have := m.hops[n.ID]
-	return have.Device == n.Device && !slices.ContainsFunc(have.Members, func(leg Member) bool { return !n.has(leg.ID) })
+	return netip.Prefix{}
 }
 
 // carried gives a wanted route that would vanish with a next hop.
 func (m *Model) carried(want State, id uint32) (RouteKey, bool) {
 	gone := []uint32{id}
-	users := m.onHop[id]
 	for gid, g := range m.hops {
 		if len(g.Members) == 1 && g.has(id) {
 			gone = append(gone, gid)
-			users += m.onHop[gid]
+		}
+	}
+	users := 0
+	for _, id := range gone {
+		users += m.routes.users[id]
+	}
+	m.routes.rebase(want.Routes)
+	for k, r := range m.routes.over {
+		if _, wanted := find(want.Routes, k); !wanted && slices.Contains(gone, r.NextHop) {
+			users--
 		}
 	}
 	if users == 0 {
 		return RouteKey{}, false
 	}
 	for _, r := range want.Routes {
-		if old, ok := m.routes[r.Key()]; ok && slices.Contains(gone, old.NextHop) {
+		if old, ok := m.routes.get(r.Key()); ok && slices.Contains(gone, old.NextHop) {
 			return r.Key(), true
 		}
 	}
@@ -210,8 +231,8 @@ func (m *Model) tunnelWaits(want State, name string) string {
 	if slices.Contains(want.Revoked, m.tunnels[name].Peer) {
 		return ""
 	}
-	for id, n := range m.hops {
-		if n.Device != name {
+	for _, id := range slices.Sorted(maps.Keys(m.hops)) {
+		if m.hops[id].Device != name {
 			continue
 		}
 		if k, ok := m.carried(want, id); ok {
@@ -250,55 +271,4 @@ func (m *Model) tableUsed(r Route) string {
 		}
 	}
 	return ""
-}
-
-// Safe reports whether the model forwards nothing that want does not: no
-// leg, route or tunnel of a revoked peer beyond it, every hold in place.
-// Whatever is then still to be done only adds, or tidies up what carries no
-// packets. This, not the full revision, is what a loop-free routing
-// acknowledgement has to wait for: a single tunnel that cannot be made must
-// not stop the protocol.
-func (m *Model) Safe(want State) bool {
-	if !want.Complete || !m.filter.guarded(want.Filter) {
-		return false
-	}
-	for _, t := range m.tunnels {
-		if slices.Contains(want.Revoked, t.Peer) {
-			return false
-		}
-	}
-	matched := 0
-	for i := range want.Routes {
-		r := &want.Routes[i]
-		old, ok := m.routes[r.Key()]
-		if !ok {
-			continue
-		}
-		matched++
-		if !r.ofUplink() && (old.Kind != r.Kind || old.NextHop != r.NextHop) {
-			return false
-		}
-	}
-	if matched != len(m.routes) {
-		for k, r := range m.routes {
-			if !r.ofUplink() && !want.hasRoute(k) {
-				return false
-			}
-		}
-	}
-	for id, users := range m.onHop {
-		if users == 0 {
-			continue
-		}
-		i := hopIndex(want, id)
-		if i < 0 || !m.within(want.NextHops[i]) {
-			return false
-		}
-		for _, leg := range m.hops[id].Members {
-			if j := hopIndex(want, leg.ID); j < 0 || m.hops[leg.ID].Device != want.NextHops[j].Device {
-				return false
-			}
-		}
-	}
-	return true
 }

@@ -1,120 +1,151 @@
 package link
 
-import (
-	"math/bits"
-	"time"
-
-	"guywire/mesh"
-)
-
-const (
-	// costStep quantises announced costs, so that noise is not news.
-	costStep mesh.Cost = 250
-	// costSettle is how long a measured cost must differ before it is announced.
-	costSettle = 5 * time.Second
-	// lossPenalty is added per unit of loss: 1 % costs as much as 5 ms.
-	lossPenalty = 500_000
-)
+import "time"
 
 // measure takes a round trip time.
 func (l *Link) measure(at time.Time, rtt time.Duration) {
 	if l.last != 0 {
-		d := rtt - l.last
-		if d < 0 {
-			d = -d
-		}
+		// One outlier is not jitter: what counts of it is bounded by what is
+		// usual, so that only a run of them raises the mean.
+		d := min((rtt - l.last).Abs(), 4*l.jitter+time.Millisecond)
 		l.jitter += (d - l.jitter) / 16
 	}
 	l.last = rtt
-	l.rtt.add(l.clock(at)/int64(time.Second), rtt)
+	l.rtt.add(l.clock(at), int64(rtt))
+	l.recent.add(l.clock(at), int64(rtt))
 }
 
-// Cost is the link's metric: half the smallest recent round trip plus a
-// penalty for loss, in steps of 250 µs. It changes only after the measurement
-// has differed by more than a tenth and a millisecond for five seconds.
-func (l *Link) Cost(now time.Time) mesh.Cost {
-	loss := max(l.loss.share(), l.txLoss)
-	if loss < 0.005 {
-		loss = 0
-	}
-	measured := mesh.Cost(l.rtt.min()/2/time.Microsecond) + mesh.Cost(loss*lossPenalty)
-	measured = max((measured+costStep/2)/costStep*costStep, costStep)
-	diff := max(measured, l.cost) - min(measured, l.cost)
-	switch {
-	case l.rtt.min() == 0:
-		return max(l.cost, costStep) // nothing measured yet
-	case l.cost == 0, measured < l.cost && now.Sub(l.since) < costSettle:
-		// The first probes of a link wait for its handshake and measure too
-		// much; what a young link does better counts at once.
-		l.cost = measured
-	case diff <= max(l.cost/10, 1000):
-		l.costMoved = time.Time{}
-	case l.costMoved.IsZero():
-		l.costMoved = now
-	case now.Sub(l.costMoved) >= costSettle:
-		l.cost, l.costMoved = measured, time.Time{}
-	}
-	if l.state == Headless && now.Sub(l.since) > headlessPatience {
-		return l.cost.Add(headlessPenalty)
-	}
-	return l.cost
+// A window keeps the extremes of recent values, in a ring of buckets. A bucket
+// begins with a value and takes all others of its span. So a window covers
+// about buckets × span while values are frequent, and as many values as it has
+// buckets while they are rare.
+type window struct {
+	span    int64 // ns
+	count   int
+	newest  int
+	filled  int
+	buckets [10]struct{ from, min, max int64 }
 }
 
-// A minFilter keeps the minimum of about the last ten seconds, in ten buckets.
-type minFilter struct {
-	buckets [10]struct {
-		second int64
-		min    time.Duration
-	}
-	newest int64
+func newWindow(buckets int, span time.Duration) window {
+	return window{count: buckets, span: int64(span)}
 }
 
-func (f *minFilter) add(second int64, v time.Duration) {
-	b := &f.buckets[second%int64(len(f.buckets))]
-	if b.second != second || v < b.min {
-		b.second, b.min = second, v
+func (w *window) add(at, v int64) {
+	b := &w.buckets[w.newest]
+	if w.filled > 0 && at-b.from < w.span {
+		b.min, b.max = min(b.min, v), max(b.max, v)
+		return
 	}
-	f.newest = max(f.newest, second)
+	if w.filled > 0 {
+		w.newest = (w.newest + 1) % w.count
+	}
+	w.filled = min(w.filled+1, w.count)
+	b = &w.buckets[w.newest]
+	b.from, b.min, b.max = at, v, v
 }
 
-func (f *minFilter) min() time.Duration {
-	var best time.Duration
-	for _, b := range f.buckets {
-		if b.min != 0 && b.second > f.newest-int64(len(f.buckets)) && (best == 0 || b.min < best) {
-			best = b.min
-		}
+// min is the smallest value, 0 if there is none.
+func (w *window) min() int64 {
+	if w.filled == 0 {
+		return 0
+	}
+	best := w.buckets[0].min
+	for _, b := range w.buckets[1:w.filled] {
+		best = min(best, b.min)
 	}
 	return best
 }
 
-// A lossWindow counts which of the last 256 probes arrived.
+// max is the largest value, 0 if there is none.
+func (w *window) max() int64 {
+	var best int64
+	for _, b := range w.buckets[:w.filled] {
+		best = max(best, b.max)
+	}
+	return best
+}
+
+func (w *window) full() bool { return w.filled == w.count }
+
+// The lengths of the two windows of loss, in probes.
+const (
+	lossFast = 128
+	lossSlow = 1024
+)
+
+// A lossWindow counts which of the last probes arrived.
 type lossWindow struct {
-	bits [4]uint64 // 1: lost
-	seen int
+	lost   [lossSlow]bool
+	next   int // place of the oldest
+	seen   int
+	fast   int // lost among the last lossFast
+	slow   int // lost among the last lossSlow
+	bursts int // losses among those that follow no other loss
 }
 
 // add records that, after step-1 lost probes, one arrived.
 func (w *lossWindow) add(step uint32) {
-	for range min(step-1, 256) {
-		w.shift(1)
+	for range step - 1 {
+		w.push(true)
 	}
-	w.shift(0)
+	w.push(false)
 }
 
-func (w *lossWindow) shift(bit uint64) {
-	for i := range w.bits {
-		w.bits[i], bit = w.bits[i]<<1|bit, w.bits[i]>>63
+// found takes back the loss of a probe that others have overtaken: it is as
+// many before the newest.
+func (w *lossWindow) found(before uint32) {
+	back := int(before) + 1
+	if back >= lossSlow || !*w.at(back) {
+		return
 	}
-	w.seen = min(w.seen+1, 256)
+	*w.at(back) = false
+	w.slow--
+	if back <= lossFast {
+		w.fast--
+	}
+	switch older, newer := back+1 < lossSlow && *w.at(back + 1), *w.at(back - 1); {
+	case older && newer:
+		w.bursts++
+	case !older && !newer:
+		w.bursts--
+	}
 }
 
-func (w *lossWindow) share() float64 {
-	if w.seen == 0 {
-		return 0
+// at is the place of the probe that is so many back; 1 is the newest.
+func (w *lossWindow) at(back int) *bool { return &w.lost[(w.next+lossSlow-back)%lossSlow] }
+
+func (w *lossWindow) push(lost bool) {
+	if *w.at(lossFast) {
+		w.fast--
 	}
-	lost := 0
-	for _, b := range w.bits {
-		lost += bits.OnesCount64(b)
+	if *w.at(lossSlow) {
+		w.slow--
+		if !*w.at(lossSlow - 1) {
+			w.bursts-- // its last loss leaves
+		}
 	}
-	return float64(lost) / float64(w.seen)
+	if lost {
+		w.fast++
+		w.slow++
+		if !*w.at(1) {
+			w.bursts++
+		}
+	}
+	*w.at(0) = lost
+	w.next = (w.next + 1) % lossSlow
+	w.seen = min(w.seen+1, lossSlow)
+}
+
+// share is the part lost of the last lossFast probes; a shorter history counts
+// as preceded by success.
+func (w *lossWindow) share() float64 { return float64(w.fast) / lossFast }
+
+// slowShare is the part lost of the last lossSlow probes.
+func (w *lossWindow) slowShare() float64 { return float64(w.slow) / float64(max(w.seen, lossFast)) }
+
+// shape is the share lost, now or over a longer time, whichever is worse, and
+// the mean length of a burst of losses.
+func (w *lossWindow) shape() (share, burst float64) {
+	return max(w.share(), w.slowShare()), float64(max(w.slow, 1)) / float64(max(w.bursts, 1))
 }

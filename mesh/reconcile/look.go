@@ -127,6 +127,9 @@ func (l *loop) observed(ctx context.Context, res result) {
 		return
 	}
 	k.spoilt, k.wait, k.retry = 0, 0, time.Time{}
+	for _, f := range l.failures {
+		f.doubt = f.doubt && kernel.PartOf(f.op) != res.part
+	}
 	before := l.pending()
 	l.model.Observe(res.part, res.state)
 	l.r.update(func(s *Status) {

@@ -28,11 +28,13 @@ type loop struct {
 
 // A failure is an object whose operation failed.
 type failure struct {
-	op    kernel.Op
-	set   uint64 // the desired state it was for
-	err   error
-	wait  time.Duration
-	retry time.Time // zero: when what it waits for is there
+	op     kernel.Op
+	set    uint64 // the desired state it was for
+	err    error
+	wait   time.Duration
+	retry  time.Time // zero: when what it waits for is there
+	doubt  bool      // it may have been done all the same: nobody looked since
+	wanted bool      // the latest plan holds the very operation
 }
 
 func newLoop(r *Reconciler) *loop {
@@ -98,16 +100,23 @@ func (l *loop) pass(ctx context.Context) {
 func (l *loop) do(ctx context.Context, ops []kernel.Op) (waiting []Object, did int, complete bool) {
 	now := time.Now()
 	planned := make(map[string]bool, len(ops))
+	for _, f := range l.failures {
+		f.wanted = false
+	}
 	for _, op := range ops {
 		if l.r.sets.Load() != l.set || ctx.Err() != nil {
 			return nil, did, false
 		}
 		name := kernel.Object(op)
 		planned[name] = true
-		object := Object{Name: name, Part: kernel.PartOf(op), Op: op.String()}
+		object := Object{Name: name, Part: kernel.PartOf(op)}
 		failed := l.failures[name]
-		if failed != nil && failed.set != l.set && !reflect.DeepEqual(failed.op, op) {
-			failed = nil // this is another operation, which may well succeed
+		if failed != nil {
+			same := reflect.DeepEqual(failed.op, op)
+			failed.wanted = failed.wanted || same
+			if failed.set != l.set && !same {
+				failed = nil // this is another operation, which may well succeed
+			}
 		}
 		switch {
 		case failed != nil && now.Before(failed.retry):
@@ -127,8 +136,10 @@ func (l *loop) do(ctx context.Context, ops []kernel.Op) (waiting []Object, did i
 			f := l.failures[name]
 			object.Error, object.Retry = f.err.Error(), f.retry
 		}
+		object.Op = op.String()
 		waiting = append(waiting, object)
 	}
+	waiting = append(waiting, l.doubts()...)
 	l.tidy(now, planned, waiting)
 	return waiting, did, true
 }
@@ -164,6 +175,7 @@ func (l *loop) doOne(ctx context.Context, op kernel.Op) error {
 	}
 	f.wait = min(max(2*f.wait, retryFirst), retryLast)
 	f.op, f.set, f.err, f.retry = op, l.set, err, time.Now().Add(f.wait)
+	f.doubt, f.wanted = true, true
 	l.looks[part].wanted = true // whatever is there now is not what we thought
 	l.r.update(func(s *Status) { s.Parts[part].Failures++ })
 	return err
@@ -176,7 +188,7 @@ func (l *loop) tidy(now time.Time, planned map[string]bool, waiting []Object) {
 		if !f.retry.After(now) {
 			f.retry = time.Time{} // was due and was not tried: the clock will not tell when
 		}
-		return !planned[name]
+		return !planned[name] && !f.doubt
 	})
 	waits := make(map[string]bool, len(waiting))
 	for i, o := range waiting {
@@ -189,13 +201,34 @@ func (l *loop) tidy(now time.Time, planned map[string]bool, waiting []Object) {
 	maps.DeleteFunc(l.since, func(name string, _ time.Time) bool { return !waits[name] })
 }
 
+// doubts gives the objects of failed operations that are not wanted any more
+// and may have been done all the same, say when only the answer was lost. As
+// long as nobody looked, the model says nothing certain of these. While the
+// same operation is still wanted there is no harm: no operation of a plan
+// makes anything forward that must not.
+func (l *loop) doubts() []Object {
+	var out []Object
+	for _, name := range slices.Sorted(maps.Keys(l.failures)) {
+		if f := l.failures[name]; f.doubt && !f.wanted {
+			out = append(out, Object{
+				Name: name, Part: kernel.PartOf(f.op), Op: f.op.String(), Error: f.err.Error(), Needs: "a look at it",
+			})
+		}
+	}
+	return out
+}
+
 // report tells how far the desired state is, if that has changed.
 func (l *loop) report(waiting []Object) {
 	done := len(waiting) == 0
 	rep := Report{
 		Revision: l.want.Revision, Done: done,
-		Safe:    done && l.want.Complete || !done && l.model.Safe(l.want),
+		Safe: l.model.Safe(l.want), Filtered: l.model.Filtered(l.want),
 		Waiting: slices.Clone(waiting[:min(len(waiting), listMax)]),
+	}
+	for _, doubt := range l.doubts() {
+		rep.Safe = false
+		rep.Filtered = rep.Filtered && doubt.Part != kernel.PartFilter
 	}
 	l.r.update(func(s *Status) {
 		s.Safe, s.Pending, s.Objects = rep.Safe, len(waiting), rep.Waiting

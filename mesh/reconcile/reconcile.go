@@ -47,10 +47,14 @@ type Report struct {
 	Revision uint64
 	// Done: everything is as wanted.
 	Done bool
-	// Safe: nothing forwards beyond what is wanted, and all holds are in
-	// place; only additions are missing. A loop-free acknowledgement waits
-	// for this and not for Done. See kernel.Model.Safe.
+	// Safe: the kernel has confirmed that nothing forwards beyond what is
+	// wanted and that the filter is in force; only additions are missing. A
+	// loop-free acknowledgement waits for this and not for Done. Never for a
+	// state that is not complete. See kernel.Model.Safe.
 	Safe bool
+	// Filtered: the kernel has confirmed the filter, as far as the state has
+	// one; see kernel.Model.Filtered. Safe implies it.
+	Filtered bool
 	// Waiting are the objects that are not as wanted, at most 100 of them.
 	Waiting []Object
 }

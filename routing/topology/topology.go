@@ -1,90 +1,87 @@
 // Package topology chooses which nodes deserve links to each other: the same
-// answer on every node, from what the log says alone. It is pure.
+// answer on every node, from shared state alone.
+//
+// Build gives the wanted links of the whole mesh, Rewire the way there from the
+// links that exist: make before break. Both are pure.
 package topology
 
 import (
-	"crypto/sha256"
-	"slices"
+	"time"
 
 	"guywire/mesh"
+	"guywire/routing/topology/coordinate"
 )
 
-// FullMesh is the number of nodes up to which everyone is everyone's
-// neighbour.
+// FullMesh is the number of nodes up to which Auto links everyone to everyone.
 const FullMesh = 12
 
-// anchors is how many reachable nodes a node that cannot be reached from
-// outside links to, besides its ring neighbours: two such nodes may be unable
-// to form a link, and the graph must not depend on it.
-const anchors = 3
-
-// A Node is a member as topology sees it.
+// A Node is a member as topology sees it. All of it is shared state: while two
+// nodes hold different words about a third, they want different links.
 type Node struct {
 	ID        mesh.NodeID
 	Reachable bool // others can open a connection to it
+	Transit   bool // paths of others may lead through it
+	// Cap bounds its links; 0 means the default. A node with a larger one is
+	// chosen more often: a transit site. Connectivity comes before any cap.
+	Cap  int
+	Tags []string
+	// Coordinate is what the node itself last published; zero when unknown.
+	Coordinate coordinate.Published
+	// RTT is what the node itself measured and published. Of the two ends'
+	// words the smaller counts, and either comes before coordinates.
+	RTT map[mesh.NodeID]time.Duration
 }
 
-// Neighbours gives self's neighbours, sorted by id. Up to FullMesh nodes these
-// are all others. Beyond, nodes stand on a ring by the hash of their id, and
-// node i links to those at distance 1, 2, 4, 8 … in both directions (the
-// finger distances of Chord, Stoica et al. 2001, made symmetric), which gives
-// degree and diameter of about log2 n; nodes that are not reachable also link
-// to the nearest reachable ones on the ring.
-func Neighbours(self mesh.NodeID, nodes []Node) []mesh.NodeID {
-	var out []mesh.NodeID
-	if len(nodes) <= FullMesh {
-		for _, n := range nodes {
-			if n.ID != self {
-				out = append(out, n.ID)
-			}
-		}
-		slices.SortFunc(out, mesh.NodeID.Compare)
-		return out
-	}
-	ring := slices.SortedFunc(slices.Values(nodes), func(a, b Node) int {
-		x, y := position(a.ID), position(b.ID)
-		return slices.Compare(x[:], y[:])
-	})
-	at := slices.IndexFunc(ring, func(n Node) bool { return n.ID == self })
-	if at < 0 {
-		return nil
-	}
-	chosen := map[mesh.NodeID]bool{}
-	for _, other := range lists(ring, at) {
-		chosen[ring[other].ID] = true
-	}
-	for i := range ring {
-		if i != at && !ring[i].Reachable && slices.Contains(lists(ring, i), at) {
-			chosen[ring[i].ID] = true // it anchors itself here
-		}
-	}
-	delete(chosen, self)
-	for id := range chosen {
-		out = append(out, id)
-	}
-	slices.SortFunc(out, mesh.NodeID.Compare)
-	return out
+// Mode is the shape of the mesh.
+type Mode uint8
+
+// Shapes.
+const (
+	Auto Mode = iota // full up to FullMesh nodes, partial beyond
+	Full             // everyone to everyone
+	Hub              // everyone to the hubs, and hubs to each other
+)
+
+// Policy is what the operator decided.
+type Policy struct {
+	Mode Mode
+	// HubTag marks the hubs of mode Hub. As long as no node has it the mode is
+	// as Auto, so that a mistyped tag does not take the mesh apart.
+	HubTag string
+	// Dense makes the partial mesh one of about 13 links a node, cap 18, in
+	// place of 8 and 12: two next hops for 98 destinations in 100, not 93.
+	Dense bool
+	// Pins are pairs that have a link whatever the caps, Forbids pairs that
+	// have none whatever else is asked. The order in a pair means nothing;
+	// pairs with strangers are ignored.
+	Pins, Forbids [][2]mesh.NodeID
+	// Salt gives each mesh a ring of its own.
+	Salt mesh.MeshID
 }
 
-// lists gives the ring positions that the node at position i asks for.
-func lists(ring []Node, i int) []int {
-	n := len(ring)
-	var out []int
-	for step := 1; step <= n/2; step *= 2 {
-		out = append(out, (i+step)%n, (i-step+n)%n)
-	}
-	if !ring[i].Reachable {
-		found := 0
-		for step := 1; step < n && found < anchors; step++ {
-			if j := (i + step) % n; ring[j].Reachable {
-				out = append(out, j)
-				found++
-			}
-		}
-	}
-	return out
+// A Reason says to people why a link is wanted.
+type Reason uint8
+
+// Reasons. An edge with several has the first.
+const (
+	NotWanted Reason = iota
+	ByPin            // the operator pinned the pair
+	ByFull           // everyone is linked to everyone
+	ByHub            // one end is a hub
+	ByRing           // next to each other on the ring
+	ByAnchor         // ties a node, or a part, to the reachable transit nodes
+	ByNearest        // the nearest with room
+	ByStratum        // drawn from those at this order of distance
+	ByFill           // one end had too few links or too few next hops
+)
+
+// String gives the reason in a word.
+func (r Reason) String() string {
+	return [...]string{"not wanted", "pin", "full", "hub", "ring", "anchor", "nearest", "stratum", "fill"}[r]
 }
 
-func position(id mesh.NodeID) [32]byte {
-	return sha256.Sum256(append([]byte("guywire ring 1\x00"), id[:]...))
+// An Edge is a wanted link; A is before B.
+type Edge struct {
+	A, B   mesh.NodeID
+	Reason Reason
 }

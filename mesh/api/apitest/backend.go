@@ -29,6 +29,9 @@ type Backend struct {
 	RoutesDoc  api.Routes
 	PathDoc    api.Path
 	TokensDoc  api.Tokens
+	Shape      api.Topology
+	DrainsDoc  api.Drains
+	DrainedDoc api.Drained // the answer to every drain
 	Replies    []api.PingReply
 	EventsDoc  []api.Event
 	Steps      []api.JoinStep
@@ -172,6 +175,37 @@ func (b *Backend) RevokeToken(_ context.Context, id string) (api.Done, error) {
 		}
 	}
 	return api.Done{}, api.Errorf(api.CodeNotFound, "see meshctl token list", "There is no token %s", id)
+}
+
+// Topology implements api.Backend.
+func (b *Backend) Topology(context.Context) (api.Topology, error) { return b.Shape, b.Err }
+
+// SetTopology implements api.Backend.
+func (b *Backend) SetTopology(_ context.Context, r api.TopologyRequest) (api.Done, error) {
+	return api.Done{Sentence: "the topology is " + r.Mode}, b.called(r)
+}
+
+// SetPairs implements api.Backend.
+func (b *Backend) SetPairs(_ context.Context, r api.PairsRequest) (api.Done, error) {
+	return api.Done{Sentence: "paris-1 and rome-1 have another rule"}, b.called(r)
+}
+
+// SetNode implements api.Backend.
+func (b *Backend) SetNode(_ context.Context, r api.NodeRequest) (api.Done, error) {
+	return api.Done{Sentence: r.Node + " carries no traffic of others"}, b.called(r)
+}
+
+// Drains implements api.Backend.
+func (b *Backend) Drains(context.Context) (api.Drains, error) { return b.DrainsDoc, b.Err }
+
+// Drain implements api.Backend.
+func (b *Backend) Drain(_ context.Context, r api.DrainRequest) (api.Drained, error) {
+	return b.DrainedDoc, b.called(r)
+}
+
+// Undrain implements api.Backend.
+func (b *Backend) Undrain(_ context.Context, target string) (api.Done, error) {
+	return api.Done{Sentence: "berlin-1/lte is in use again"}, b.called(target)
 }
 
 // Leave implements api.Backend.

@@ -18,6 +18,9 @@ func New() *Backend {
 	b.LinksDoc = sampleLinks()
 	b.RoutesDoc = sampleRoutes()
 	b.PathDoc = samplePath()
+	b.Shape = sampleTopology()
+	b.DrainsDoc = sampleDrains()
+	b.DrainedDoc = api.Drained{Done: true, Draining: api.Draining{Drain: b.DrainsDoc.Drains[0].Drain}}
 	b.TokensDoc = api.Tokens{Tokens: []api.Token{
 		{ID: "k7m2", Name: "oslo-1", Prefixes: prefixes("10.70.0.0/16"), Tags: []string{"office"}, Uses: 1, Created: ago(time.Hour), Expires: Now.Add(23 * time.Hour)},
 		{ID: "q9x4", Uses: 12, Created: ago(48 * time.Hour), Expires: Now.Add(90 * time.Second)},
@@ -73,11 +76,11 @@ func sampleNodes() api.Nodes {
 	joined := ago(72 * time.Hour)
 	change := func(d time.Duration) *time.Time { return new(ago(d)) }
 	return api.Nodes{Nodes: []api.Node{
-		{ID: ID(1), Name: "berlin-1", Addrs: addrs("10.86.0.1", "fd12:3456:789a::1"), Prefixes: prefixes("10.20.0.0/16"), Tags: []string{"hub"}, Voter: true, Reach: api.ReachSelf, Joined: joined},
-		{ID: ID(5), Name: "kyiv-1", Addrs: addrs("10.86.0.5", "fd12:3456:789a::5"), Prefixes: prefixes("10.50.0.0/16"), Reach: api.ReachNone, Links: api.Count{Total: 1}, LastChange: change(41 * time.Minute), Joined: joined},
-		{ID: ID(4), Name: "oslo-lab-with-a-long-name-7", Addrs: addrs("10.86.0.4", "fd12:3456:789a::4"), Reach: api.ReachTransit, Via: "paris-1", CostMs: new(31.2), LastChange: change(26 * time.Hour), Joined: joined},
-		{ID: ID(2), Name: "paris-1", Addrs: addrs("10.86.0.2", "fd12:3456:789a::2"), Prefixes: prefixes("10.30.0.0/16", "10.31.0.0/24", "2001:db8:30::/48"), Tags: []string{"hub", "office"}, Voter: true, Reach: api.ReachDirect, CostMs: new(6.2), RTTMs: new(12.4), Links: api.Count{Good: 2, Total: 2}, LastChange: change(72 * time.Hour), Joined: joined},
-		{ID: ID(3), Name: "rome-1", Addrs: addrs("10.86.0.3", "fd12:3456:789a::3"), Prefixes: prefixes("10.40.0.0/16"), Voter: true, Reach: api.ReachDirect, CostMs: new(14.9), RTTMs: new(29.8), Links: api.Count{Good: 1, Total: 2}, LastChange: change(2 * time.Minute), Joined: joined},
+		{ID: ID(1), Name: "berlin-1", Addrs: addrs("10.86.0.1", "fd12:3456:789a::1"), Prefixes: prefixes("10.20.0.0/16"), Tags: []string{"hub"}, Voter: true, Transit: true, Reach: api.ReachSelf, Joined: joined},
+		{ID: ID(5), Name: "kyiv-1", Addrs: addrs("10.86.0.5", "fd12:3456:789a::5"), Prefixes: prefixes("10.50.0.0/16"), Transit: true, Reach: api.ReachNone, Links: api.Count{Total: 1}, LastChange: change(41 * time.Minute), Joined: joined},
+		{ID: ID(4), Name: "oslo-lab-with-a-long-name-7", Addrs: addrs("10.86.0.4", "fd12:3456:789a::4"), Transit: true, Reach: api.ReachTransit, Via: "paris-1", CostMs: new(31.2), LastChange: change(26 * time.Hour), Joined: joined},
+		{ID: ID(2), Name: "paris-1", Addrs: addrs("10.86.0.2", "fd12:3456:789a::2"), Prefixes: prefixes("10.30.0.0/16", "10.31.0.0/24", "2001:db8:30::/48"), Tags: []string{"hub", "office"}, Voter: true, Transit: true, Reach: api.ReachDirect, CostMs: new(6.2), RTTMs: new(12.4), Links: api.Count{Good: 2, Total: 2}, LastChange: change(72 * time.Hour), Joined: joined},
+		{ID: ID(3), Name: "rome-1", Addrs: addrs("10.86.0.3", "fd12:3456:789a::3"), Prefixes: prefixes("10.40.0.0/16"), Voter: true, Transit: true, Reach: api.ReachDirect, CostMs: new(14.9), RTTMs: new(29.8), Links: api.Count{Good: 1, Total: 2}, LastChange: change(2 * time.Minute), Joined: joined},
 	}}
 }
 
@@ -120,12 +123,23 @@ func sampleRoutes() api.Routes {
 			Prefix: prefixes("10.30.0.0/16")[0], Origins: []string{"paris-1"}, CostMs: new(6.2), Installed: true, Why: "lowest cost",
 			NextHops: []api.NextHop{{Peer: "paris-1", Device: "gw-2a", Weight: 255, Share: 100}},
 			RunnerUp: &api.Alternative{Peer: "paris-1", Device: "gw-2b", CostMs: new(66.0), Why: "cost above 1.4 × the best"},
+			Feasibility: &api.Feasibility{DistanceMs: new(6.2), ReportedMs: new(6.2), FeasibleMs: new(6.2), Neighbours: []api.Successor{
+				{Peer: "paris-1", ReportedMs: new(0.0), ThroughMs: new(6.2), Successor: true, Use: api.UseCarries},
+				{Peer: "rome-1", ReportedMs: new(5.9), ThroughMs: new(20.8), Successor: true, Use: api.UseArmed},
+			}},
 		},
 		{
 			Prefix: prefixes("10.40.0.0/16")[0], Origins: []string{"rome-1"}, CostMs: new(14.9), Installed: true, Why: "two successors within 1.4 × the best",
 			NextHops: []api.NextHop{{Peer: "rome-1", Device: "gw-3a", Weight: 170, Share: 66.7}, {Peer: "paris-1", Device: "gw-2a", Weight: 85, Share: 33.3}},
+			Feasibility: &api.Feasibility{DistanceMs: new(14.9), ReportedMs: new(14.9), FeasibleMs: new(14.9), Neighbours: []api.Successor{
+				{Peer: "rome-1", ReportedMs: new(0.0), ThroughMs: new(14.9), Successor: true, Use: api.UseCarries},
+				{Peer: "paris-1", ReportedMs: new(12.1), ThroughMs: new(18.3), Successor: true, Use: api.UseCarries},
+				{Peer: "kyiv-1", ReportedMs: new(20.2), ThroughMs: new(40.0), Use: api.UseNone},
+			}},
 		},
-		{Prefix: prefixes("10.50.0.0/16")[0], Origins: []string{"kyiv-1"}, Why: "kyiv-1 is not reached: no neighbour announces a path"},
+		{Prefix: prefixes("10.50.0.0/16")[0], Origins: []string{"kyiv-1"}, Why: "kyiv-1 is not reached: no neighbour announces a path", Feasibility: &api.Feasibility{
+			FeasibleMs: new(31.0), Active: true, Neighbours: []api.Successor{{Peer: "paris-1", Use: api.UseNone}},
+		}},
 		{
 			Prefix: prefixes("10.99.0.0/24")[0], Origins: []string{"paris-1", "rome-1"}, CostMs: new(6.2), Why: "waiting for the kernel",
 			NextHops: []api.NextHop{{Peer: "paris-1", Device: "gw-2a", Weight: 255, Share: 100}},
@@ -135,6 +149,45 @@ func sampleRoutes() api.Routes {
 			Prefix: prefixes("2001:db8:30::/48")[0], Origins: []string{"paris-1"}, CostMs: new(6.2), Installed: true, Why: "lowest cost",
 			NextHops: []api.NextHop{{Peer: "paris-1", Device: "gw-2a", Weight: 255, Share: 100}},
 		},
+	}}
+}
+
+func sampleTopology() api.Topology {
+	edges := func(list ...string) (out api.List[api.Neighbour]) {
+		for i := 0; i < len(list); i += 2 {
+			out = append(out, api.Neighbour{Node: list[i], Reason: list[i+1]})
+		}
+		return out
+	}
+	return api.Topology{
+		Mode: api.TopologyAuto, Dense: true,
+		Pinned:    []api.Pair{{A: "berlin-1", B: "oslo-lab-with-a-long-name-7"}},
+		Forbidden: []api.Pair{{A: "kyiv-1", B: "rome-1"}, {A: "kyiv-1", B: "paris-1"}},
+		Nodes: []api.TopologyNode{
+			{ID: ID(1), Name: "berlin-1", Transit: true, MaxDegree: 20, Tags: []string{"hub"}, Degree: new(4), Neighbours: edges(
+				"kyiv-1", "ring", "oslo-lab-with-a-long-name-7", "pin", "paris-1", "nearest", "rome-1", "stratum")},
+			{ID: ID(5), Name: "kyiv-1", Transit: true, Degree: new(1), Neighbours: edges("berlin-1", "ring"), Drain: &api.Drain{
+				Target: "kyiv-1", Node: "kyiv-1", By: "paris-1", Since: ago(26 * time.Hour),
+			}},
+			{ID: ID(4), Name: "oslo-lab-with-a-long-name-7", Degree: new(2), Neighbours: edges("berlin-1", "pin", "paris-1", "ring")},
+			{ID: ID(2), Name: "paris-1", Transit: true, Tags: []string{"hub", "office"}},
+			{ID: ID(3), Name: "rome-1", Transit: true, Degree: new(0)},
+		},
+	}
+}
+
+func sampleDrains() api.Drains {
+	return api.Drains{Drains: []api.Draining{
+		{
+			Drain:      api.Drain{Target: "berlin-1/lte", Node: "berlin-1", Uplink: "lte", By: "berlin-1", Since: ago(35 * time.Second)},
+			Carries:    prefixes("10.40.0.0/16", "10.50.0.0/16"),
+			NoOtherWay: prefixes("10.50.0.0/16"),
+		},
+		{Drain: api.Drain{Target: "kyiv-1", Node: "kyiv-1", By: "paris-1", Since: ago(26 * time.Hour)}},
+		{Drain: api.Drain{
+			Target: "paris-1/wan:rome-1/isp1", Node: "paris-1", Uplink: "wan", Peer: "rome-1", Remote: "isp1",
+			By: "paris-1", Since: ago(3 * time.Minute),
+		}},
 	}}
 }
 

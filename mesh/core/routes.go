@@ -1,0 +1,447 @@
+package core
+
+import (
+	"cmp"
+	"encoding/binary"
+	"hash/fnv"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"guywire/mesh"
+	"guywire/mesh/kernel"
+	"guywire/mesh/link"
+	"guywire/routing"
+)
+
+const (
+	// spreadNum/spreadDen is v: successors within v of the best cost carry
+	// traffic, the rest are backups.
+	spreadNum, spreadDen = 14, 10
+	// groupBase is the first id of groups, above those of single next hops.
+	groupBase = mesh.NextHopBase + 1<<16
+)
+
+// routes is the plan of the mesh's routes. It is made when what the router or
+// the links say has changed, and holds every leg that a destination may use.
+// Between two plans only the members of its groups follow the links' states:
+// a dead link costs one message, however many prefixes lay behind it.
+type routes struct {
+	stale  bool      // the plan is to be made anew
+	urgent bool      // a link that may carry traffic went: members first
+	until  time.Time // when the rest is to follow an urgent change; zero: none went ahead
+
+	made    bool
+	step    uint64 // of the router
+	table   routing.Table
+	dests   []planned
+	groups  []group
+	sources map[mesh.NodeID][]netip.Prefix // what may arrive from whom
+
+	list  []kernel.Route // of the mesh and the uplinks, in the order of kernel.State
+	dead  string         // which groups had no member when list was made
+	extra []kernel.Route // the uplinks' routes in list
+}
+
+// planned is one destination of the plan.
+type planned struct {
+	routing.Destination
+	group int
+	named string // what it is called in facts
+}
+
+// A group is the legs that some destinations share, best first, and which of
+// them carry traffic now.
+type group struct {
+	id    uint32
+	legs  []leg
+	carry []leg
+	said  string // carry in words, as last told
+}
+
+// A leg is one link as part of a path.
+type leg struct {
+	e     *entry
+	total mesh.Cost
+}
+
+// sure reports whether the leg's link is up and steady, not merely not given up.
+func (n *Node) sure(l leg) bool { return l.e.judge.State() == link.Up && !l.e.judge.Damped(n.now) }
+
+// changed takes a change of a link's state.
+func (r *routes) changed(before, after link.State) {
+	if before == link.Up {
+		r.urgent = true
+	}
+	if after == link.Down || before == link.Down || before == link.Probing {
+		r.stale = true
+	}
+}
+
+// legs gives every link over which the destination may be reached without a
+// loop, best first.
+func (n *Node) legs(d routing.Destination, links map[mesh.NodeID][]leg) []leg {
+	var out []leg
+	for _, s := range d.Successors {
+		for _, l := range links[s.Peer] {
+			out = append(out, leg{l.e, l.total.Add(s.Rest)})
+		}
+	}
+	slices.SortFunc(out, func(a, b leg) int {
+		return cmp.Or(cmp.Compare(a.total, b.total), a.e.rec.Link.Compare(b.e.rec.Link))
+	})
+	return out
+}
+
+// used splits legs into those that carry traffic, best first, and the armed
+// rest in the order in which it would take over. Links that are up come before
+// others, and the last path is used however bad it is.
+func (n *Node) used(legs []leg) (carry, armed []leg) {
+	live := make([]leg, 0, len(legs))
+	for _, sure := range []bool{true, false} {
+		for _, l := range legs {
+			if l.e.judge.Usable() && n.sure(l) == sure {
+				live = append(live, l)
+			}
+		}
+	}
+	for i, l := range live {
+		if n.sure(l) != n.sure(live[0]) || uint64(l.total)*spreadDen > uint64(live[0].total)*spreadNum {
+			return live[:i], live[i:]
+		}
+	}
+	return live, nil
+}
+
+// weight quantises a leg's share, so that small changes of cost are no change
+// of the group.
+func weight(l, best leg) uint8 {
+	if uint64(l.total)*10 <= uint64(best.total)*12 {
+		return 2
+	}
+	return 1
+}
+
+// replan makes the plan anew.
+func (n *Node) replan() {
+	r := &n.routes
+	r.table = n.router.Table()
+	r.step, r.made, r.stale, r.urgent, r.until = r.table.Step, true, false, false, time.Time{}
+	r.list = nil
+
+	links := map[mesh.NodeID][]leg{}
+	for _, id := range n.sorted() {
+		if e := n.entries[id]; e.judge != nil && e.judge.Usable() {
+			links[id.Peer] = append(links[id.Peer], leg{e, n.legCost(e)})
+		}
+	}
+	said := map[uint32]string{}
+	for _, g := range r.groups {
+		said[g.id] = g.said
+	}
+	r.groups, r.dests = nil, nil
+	taken := map[uint32]bool{}
+	index := map[string]int{}
+	names := map[string]bool{}
+	for _, d := range r.table.Destinations {
+		legs := n.legs(d, links)
+		key := content(legs)
+		i, ok := index[key]
+		if !ok {
+			i = len(r.groups)
+			index[key] = i
+			r.groups = append(r.groups, group{id: groupID(key, taken), legs: legs})
+		}
+		p := planned{Destination: d, group: i, named: n.nameOf(d, names)}
+		r.dests = append(r.dests, p)
+	}
+	n.planSources()
+}
+
+// content is equal for legs that the kernel would treat alike while all their
+// links are well: the same order, the same ones carrying, the same weights.
+func content(legs []leg) string {
+	var b []byte
+	for _, l := range legs {
+		b = binary.BigEndian.AppendUint32(b, l.e.nextHop())
+		switch {
+		case uint64(l.total)*spreadDen > uint64(legs[0].total)*spreadNum:
+			b = append(b, 0)
+		default:
+			b = append(b, weight(l, legs[0]))
+		}
+	}
+	return string(b)
+}
+
+// groupID is a number that the same legs keep over restarts.
+func groupID(content string, taken map[uint32]bool) uint32 {
+	h := fnv.New32a()
+	h.Write([]byte(content))
+	const span = mesh.NextHopEnd - groupBase
+	id := h.Sum32() % span
+	for taken[id] {
+		id = (id + 1) % span
+	}
+	taken[id] = true
+	return groupBase + id
+}
+
+// meshRoutes puts next hops, routes and the filter into a desired state.
+func (n *Node) meshRoutes(want *kernel.State) {
+	r := &n.routes
+	switch {
+	case !n.settled:
+		n.firstFilter(want)
+		return
+	case r.made && r.urgent:
+		r.urgent = false
+		if r.stale {
+			r.until = n.now.Add(urgentPatience)
+		}
+	case r.stale || !r.made:
+		n.replan()
+	}
+	n.steps = append(n.steps, step{n.revision, r.step})
+
+	live := map[*entry]bool{}
+	var dead []byte
+	for i := range r.groups {
+		g := &r.groups[i]
+		g.carry, _ = n.used(slices.DeleteFunc(slices.Clone(g.legs), func(l leg) bool { return n.entries[l.e.rec.Link] != l.e }))
+		if len(g.carry) == 0 {
+			dead = binary.BigEndian.AppendUint32(dead, g.id)
+			continue
+		}
+		nh := kernel.NextHop{ID: g.id}
+		for _, l := range g.carry {
+			nh.Members = append(nh.Members, kernel.Member{ID: l.e.nextHop(), Weight: weight(l, g.carry[0])})
+			live[l.e] = true
+		}
+		if allEqual(nh.Members) {
+			for i := range nh.Members {
+				nh.Members[i].Weight = 1
+			}
+		}
+		want.NextHops = append(want.NextHops, nh)
+	}
+	// A link that carries nothing and is not well has no next hop: its removal
+	// is what heals every group at once.
+	for _, e := range n.entries {
+		if e.judge != nil && (live[e] || e.judge.State() == link.Up) && n.hasTunnel(e) {
+			want.NextHops = append(want.NextHops, kernel.NextHop{ID: e.nextHop(), Device: e.rec.Device})
+		}
+	}
+	if r.list == nil || r.dead != string(dead) {
+		r.dead = string(dead)
+		r.list = n.meshList()
+	}
+	want.Routes = r.list
+	want.Rules = append(want.Rules, kernel.Rule{Priority: mesh.RuleMesh, Table: mesh.RouteTable})
+	n.filter(want)
+	n.tellChoices()
+}
+
+// hasTunnel reports whether the desired state holds the link's device.
+func (n *Node) hasTunnel(e *entry) bool {
+	_, ok := n.uplink(e.rec.Link.Local)
+	return ok
+}
+
+// meshList gives the routes of the mesh.
+func (n *Node) meshList() []kernel.Route {
+	r, self := &n.routes, n.state.Nodes[n.cfg.Self]
+	var out []kernel.Route
+	routed := map[netip.Prefix]bool{}
+	for _, d := range r.dests {
+		g := &r.groups[d.group]
+		if len(g.carry) == 0 {
+			continue
+		}
+		// The smallest MTU of all legs, armed ones included: a failover must
+		// not have to touch the routes.
+		mtu := 0
+		for _, l := range g.legs {
+			if m, _ := l.e.judge.MTU(); mtu == 0 || m < mtu {
+				mtu = m
+			}
+		}
+		for _, p := range d.Prefixes {
+			source := self.Addr4
+			if p.Addr().Is6() {
+				source = self.Addr6
+			}
+			routed[p] = true
+			out = append(out, kernel.Route{Table: mesh.RouteTable, Prefix: p, NextHop: g.id, Source: source, MTU: mtu})
+		}
+	}
+	// What belongs to the mesh but has no path now is refused: it must not
+	// leave by the default route in the clear.
+	for id, node := range n.state.Nodes {
+		if id == n.cfg.Self {
+			continue
+		}
+		for _, p := range append(hostPrefixes(node), node.Prefixes...) {
+			if !routed[p] {
+				out = append(out, kernel.Route{Table: mesh.RouteTable, Prefix: p, Kind: kernel.Unreachable})
+				routed[p] = true
+			}
+		}
+	}
+	return n.throws(out, routed)
+}
+
+// throws makes what this machine reaches itself win over the mesh: attached
+// prefixes, and granted ones that lie behind a router of the site.
+func (n *Node) throws(routes []kernel.Route, routed map[netip.Prefix]bool) []kernel.Route {
+	local := slices.Clone(n.state.Nodes[n.cfg.Self].Prefixes)
+	for _, a := range n.host.Attached {
+		local = append(local, a.Prefix)
+	}
+	slices.SortFunc(local, netip.Prefix.Compare)
+	thrown := map[netip.Prefix]bool{}
+	for _, p := range slices.Compact(local) {
+		for r := range routed {
+			if r.Overlaps(p) {
+				thrown[p] = true
+				break
+			}
+		}
+	}
+	routes = slices.DeleteFunc(routes, func(r kernel.Route) bool { return thrown[r.Prefix] })
+	for p := range thrown {
+		routes = append(routes, kernel.Route{Table: mesh.RouteTable, Prefix: p, Kind: kernel.Throw})
+	}
+	return routes
+}
+
+func allEqual(m []kernel.Member) bool {
+	return !slices.ContainsFunc(m, func(x kernel.Member) bool { return x.Weight != m[0].Weight })
+}
+
+// planSources says whose packets may arrive from which neighbour.
+func (n *Node) planSources() {
+	n.routes.sources = map[mesh.NodeID][]netip.Prefix{}
+	shared := map[*mesh.NodeID][]netip.Prefix{}
+	for id := range n.peers {
+		behind := n.routes.table.Behind[id]
+		if !slices.Contains(behind, id) {
+			behind = append(slices.Clone(behind), id)
+		}
+		if n.routes.sources[id] = shared[&behind[0]]; n.routes.sources[id] != nil {
+			continue
+		}
+		var list []netip.Prefix
+		for _, b := range behind {
+			if node, ok := n.state.Nodes[b]; ok && b != n.cfg.Self {
+				list = append(append(list, hostPrefixes(node)...), node.Prefixes...)
+			}
+		}
+		n.routes.sources[id] = kernel.Aggregate(list)
+		shared[&behind[0]] = n.routes.sources[id]
+	}
+}
+
+// firstFilter gives the filter while the routes are not ours to decide. A
+// filter that is in force from before the start is better than one of half a
+// view, but it must follow when a neighbour's transit is to be refused.
+func (n *Node) firstFilter(want *kernel.State) {
+	refused := false
+	for id := range n.peers {
+		refused = refused || !n.router.Admits(id)
+	}
+	if n.adopted && !(n.complete && refused) {
+		return
+	}
+	n.routes.table = n.router.Table()
+	n.planSources()
+	n.filter(want)
+	want.FilterComplete = true
+	n.steps = append(n.steps, step{n.revision, n.routes.table.Step})
+}
+
+// filter says what may arrive over each tunnel.
+func (n *Node) filter(want *kernel.State) {
+	self := n.state.Nodes[n.cfg.Self]
+	f := kernel.Filter{Own: kernel.Aggregate(append(hostPrefixes(self), self.Prefixes...))}
+	if n.pools == nil {
+		for _, node := range n.state.Nodes {
+			n.pools = append(append(n.pools, hostPrefixes(node)...), node.Prefixes...)
+		}
+		// What this machine reaches itself without owning it may enter from there.
+		n.pools = kernel.Aggregate(slices.DeleteFunc(n.pools, func(p netip.Prefix) bool {
+			return slices.ContainsFunc(n.host.Attached, func(a Attached) bool { return a.Prefix.Overlaps(p) })
+		}))
+	}
+	f.Mesh = n.pools
+	for id, e := range n.entries {
+		if e.judge != nil {
+			f.Links = append(f.Links, kernel.FilterLink{Device: e.rec.Device, Sources: n.routes.sources[id.Peer], Held: !n.router.Admits(id.Peer)})
+		}
+	}
+	want.Filter = f
+}
+
+// nameOf is what a destination is called in facts: its origins, and a prefix
+// where several destinations have the same.
+func (n *Node) nameOf(d routing.Destination, taken map[string]bool) string {
+	names := make([]string, len(d.Origins))
+	for i, o := range d.Origins {
+		names[i] = n.name(o)
+	}
+	what := strings.Join(names, "+")
+	if taken[what] && len(d.Prefixes) > 0 {
+		what += " " + d.Prefixes[0].String()
+	}
+	taken[what] = true
+	return what
+}
+
+// tellChoices records changes of destinations' next hops for the event log.
+func (n *Node) tellChoices() {
+	before := n.chosen
+	n.chosen = make(map[string]string, len(before))
+	for i := range n.routes.groups {
+		g := &n.routes.groups[i]
+		g.said = n.describe(g.carry)
+	}
+	for _, d := range n.routes.dests {
+		now := n.routes.groups[d.group].said
+		was, known := before[d.named]
+		n.chosen[d.named] = now
+		if was == now {
+			continue
+		}
+		f := Fact{Node: d.Origins[0], From: was, To: now, Cause: n.lastCause}
+		switch {
+		case now == "":
+			f.Kind, f.Sentence = RouteLost, "no path to "+d.named
+		case !known || was == "":
+			f.Kind, f.Sentence = RouteFound, "path to "+d.named+" by "+now
+		default:
+			f.Kind, f.Sentence = RouteMoved, "path to "+d.named+" moved from "+was+" to "+now
+		}
+		n.fact(f)
+	}
+	for _, key := range slices.Sorted(maps.Keys(before)) {
+		if _, still := n.chosen[key]; !still && before[key] != "" {
+			n.fact(Fact{Kind: RouteLost, Sentence: "no path to " + key + " any more", Cause: "it is announced no longer", From: before[key]})
+		}
+	}
+}
+
+// describe names the next hops of a choice: neighbour (uplink → uplink), with
+// shares when there are several.
+func (n *Node) describe(carry []leg) string {
+	parts := make([]string, len(carry))
+	for i, l := range carry {
+		parts[i] = n.name(l.e.rec.Link.Peer) + " (" + l.e.rec.Link.Local + " → " + l.e.rec.Link.Remote + ")"
+		if len(carry) > 1 {
+			parts[i] += " ×" + strconv.Itoa(int(weight(l, carry[0])))
+		}
+	}
+	return strings.Join(parts, ", ")
+}

@@ -1,0 +1,401 @@
+package routing
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"guywire/mesh"
+	"guywire/routing/session"
+	"guywire/routing/spf"
+	"guywire/routing/wire"
+)
+
+const (
+	// entriesPerNote keeps a note of distances to about one segment.
+	entriesPerNote = 100
+	// maxDestinations bounds what one neighbour may tell distances of.
+	maxDestinations = 1 << 16
+	// keepFor is how long a neighbour that is down is remembered.
+	keepFor = time.Minute
+)
+
+// neighbour is the state towards one adjacent node.
+type neighbour struct {
+	id        mesh.NodeID
+	up        bool // at least one link to it works
+	downAt    time.Time
+	adjacency wire.Adjacency
+	rtt       time.Duration
+	session   *session.Session
+	tree      *spf.Tree
+
+	// What it may do with us. admitted is wanted of the filter since
+	// admittedAt; refusedAt is the step that took it away.
+	admitted   bool
+	admittedAt uint64
+	refusedAt  uint64
+
+	// What we have told it in this session.
+	flood    map[fragment]bool // announcements to send
+	told     bool              // the whole first table
+	welcomed bool
+	settled  bool
+
+	// What it has told us. Until the first table of a session is filled, what
+	// it tells is gathered in table and not confirmed. Until it says that its kernel forwards by
+	// that, it may only raise what an earlier run of its agent told, the ghost;
+	// it is empty when we know of no such run.
+	complete bool // we have a whole table, of this session or of the earlier run
+	welcome  bool // its kernel lets our transit in
+	names    map[uint32]wire.Destination
+	table    map[wire.Destination]mesh.Cost // nil: what it tells counts as it comes
+	filled   bool
+	ghost    map[wire.Destination]mesh.Cost // nil: its kernel forwards by what it tells
+	acks     []ack
+	waiting  time.Time // since when a route waits for its confirmation of anything
+	heardOf  uint64    // what it had confirmed then
+	differ   time.Time // since when its digest differs from ours; zero: equal
+}
+
+// An ack is what to confirm once the kernel follows step.
+type ack struct{ step, serial uint64 }
+
+// usable reports whether routing may count on the neighbour.
+func (n *neighbour) usable() bool { return n.up && n.welcome && n.complete }
+
+// binding reports whether the neighbour's transit may get through our kernel.
+func (n *neighbour) binding(r *Router) bool { return n.admitted || n.refusedAt > r.lfi.InKernel() }
+
+func (n *neighbour) idle(now time.Time) bool { return now.Sub(n.downAt) > keepFor }
+
+// neighbour gives the state of peer, made anew when there is none.
+func (r *Router) neighbour(peer mesh.NodeID) *neighbour {
+	n := r.neighbours[peer]
+	if n == nil {
+		n = &neighbour{id: peer}
+		r.neighbours[peer] = n
+		i, _ := slices.BinarySearchFunc(r.order, peer, func(n *neighbour, id mesh.NodeID) int { return n.id.Compare(id) })
+		r.order = slices.Insert(r.order, i, n)
+		r.lfi.AddPeer(peer)
+		r.begin(n, true)
+	}
+	return n
+}
+
+// begin starts a session that knows nothing of earlier ones. It is cold unless
+// only our agent is new and the kernel forwards as before.
+func (r *Router) begin(n *neighbour, cold bool) {
+	r.session++
+	n.session = session.New(r.session)
+	n.session.SetCold(cold)
+	n.downAt = r.now
+	n.ghost = map[wire.Destination]mesh.Cost{}
+	n.listen()
+	r.restream(n)
+	r.lfi.Disconnect(n.id)
+}
+
+// listen makes ready for the first table of a session.
+func (n *neighbour) listen() {
+	n.names, n.table, n.acks = map[uint32]wire.Destination{}, map[wire.Destination]mesh.Cost{}, nil
+	n.filled = false
+}
+
+// restream forgets what we have told: the stream to the neighbour begins anew.
+func (r *Router) restream(n *neighbour) {
+	n.told, n.welcomed, n.settled = false, false, false
+	n.flood = map[fragment]bool{}
+	for _, f := range r.db.all() {
+		n.flood[f] = true
+	}
+}
+
+// forget makes void what the neighbour has told us.
+func (r *Router) forget(n *neighbour) {
+	n.complete, n.welcome, n.ghost = false, false, map[wire.Destination]mesh.Cost{}
+	r.lfi.SetUsable(n.id, false)
+	r.lfi.Forget(n.id)
+}
+
+// refuse takes the neighbour's admission away.
+func (r *Router) refuse(n *neighbour) {
+	if n.admitted {
+		n.admitted, n.welcomed = false, false
+		n.refusedAt = r.lfi.Touch()
+	}
+}
+
+// clean reports whether the neighbour's kernel uses what we have told in this
+// session, and nothing else.
+func (r *Router) clean(n *neighbour) bool { return n.told && r.lfi.Clean(n.id) }
+
+// admit lets the neighbour's transit in when it goes by our newest words.
+func (r *Router) admit(n *neighbour) {
+	if !n.admitted && n.up && r.lfi.Settled() && n.session.Open() && r.clean(n) {
+		n.admitted = true
+		n.admittedAt = r.lfi.Touch()
+		r.lfi.SetNeeded(n.id, true)
+	}
+}
+
+// waited refuses the transit of a neighbour on whose confirmation a route has
+// waited for too long, and says when that would be so. Its kernel forwards as
+// before, so it may still be a next hop.
+func (r *Router) waited(n *neighbour) (deadline time.Time) {
+	confirmed := n.session.Committed()
+	if !n.admitted || !r.lfi.WaitsFor(n.id) {
+		n.waiting = time.Time{}
+		return time.Time{}
+	}
+	if n.waiting.IsZero() || n.heardOf != confirmed {
+		n.waiting, n.heardOf = r.now, confirmed
+	}
+	deadline = n.waiting.Add(confirmPatience)
+	if !r.now.Before(deadline) {
+		r.dropped["no confirmation"]++
+		r.refuse(n)
+		return time.Time{}
+	}
+	return deadline
+}
+
+// afterCommit does what waited for the kernel.
+func (r *Router) afterCommit() {
+	at := r.lfi.InKernel()
+	for _, n := range r.order {
+		if !n.admitted && n.refusedAt <= at {
+			r.lfi.SetNeeded(n.id, false)
+		}
+		r.confirm(n)
+	}
+}
+
+// confirm tells the neighbour how far the kernel goes by its words: not at all
+// while it forwards by what an earlier run was told.
+func (r *Router) confirm(n *neighbour) {
+	if !r.lfi.Settled() || r.settledAt > r.lfi.InKernel() {
+		return
+	}
+	for len(n.acks) > 0 && n.acks[0].step <= r.lfi.InKernel() {
+		n.session.Commit(n.acks[0].serial)
+		n.acks = n.acks[1:]
+	}
+}
+
+// Header is the session's part of a probe to peer.
+func (r *Router) Header(peer mesh.NodeID) wire.Header {
+	if n := r.neighbours[peer]; n != nil {
+		return n.session.Header()
+	}
+	return wire.Header{}
+}
+
+// Hear takes the session's part of a probe, and the neighbour's digest.
+func (r *Router) Hear(now time.Time, peer mesh.NodeID, h wire.Header, digest uint64) {
+	n := r.neighbours[peer]
+	if n == nil || !n.up {
+		return
+	}
+	r.now = now
+	r.receive(n, h, nil)
+	switch {
+	case digest == r.db.digest || len(n.flood) > 0:
+		n.differ = time.Time{}
+	case n.differ.IsZero():
+		n.differ = now
+	case now.Sub(n.differ) >= repairAfter:
+		n.differ = time.Time{}
+		for _, f := range r.db.all() {
+			n.flood[f] = true
+		}
+	}
+}
+
+// Receive takes a segment from a neighbour.
+func (r *Router) Receive(now time.Time, peer mesh.NodeID, seg wire.Segment) {
+	if n := r.neighbours[peer]; n != nil && n.up {
+		r.now = now
+		r.receive(n, seg.Header, &seg)
+	}
+}
+
+func (r *Router) receive(n *neighbour, h wire.Header, seg *wire.Segment) {
+	if h.To > n.session.Local() {
+		// The neighbour remembers a session of ours with a higher number: our
+		// clock went back before this run.
+		r.session = max(r.session, h.To)
+		r.begin(n, n.session.Header().Cold)
+	}
+	in, err := n.session.Receive(r.now, h, seg)
+	if err != nil {
+		r.dropped["bad segment"]++
+		r.refuse(n)
+		r.forget(n)
+		r.begin(n, true)
+		r.announce(n)
+		return
+	}
+	if in.Restarted {
+		r.restarted(n, in.Cold)
+	}
+	if in.Restarted || in.Opened {
+		r.restream(n)
+		r.lfi.Connect(n.id)
+	}
+	for _, note := range in.Notes {
+		decoded, err := wire.DecodeNote(note.Body)
+		if err != nil {
+			r.dropped["bad note"]++
+		} else {
+			r.note(n, decoded)
+		}
+		if n.filled {
+			n.acks = append(n.acks, ack{r.lfi.Step(), note.Serial})
+		}
+	}
+	r.confirm(n)
+	r.lfi.Confirmed(n.id, n.session.Committed())
+}
+
+// restarted takes the news that the other end's session began anew: cold, when
+// it has forgotten us and lets nothing of ours in; otherwise its agent was
+// restarted and its kernel forwards as before.
+func (r *Router) restarted(n *neighbour, cold bool) {
+	n.listen()
+	switch {
+	case cold || !n.complete:
+		r.forget(n)
+		r.announce(n)
+	default:
+		n.ghost = r.lfi.Reports(n.id) // with what an earlier ghost made of them
+	}
+}
+
+func (r *Router) note(n *neighbour, note wire.Note) {
+	switch note := note.(type) {
+	case wire.Flood:
+		r.take(note.SignedLSA, n.id)
+	case wire.Distances:
+		for _, e := range note.Entries {
+			if e.Key != (wire.Destination{}) {
+				if _, known := n.names[e.Index]; !known && len(n.names) >= maxDestinations {
+					continue
+				}
+				n.names[e.Index] = e.Key
+			}
+			if key, ok := n.names[e.Index]; ok {
+				r.heard(n, key, e.Distance)
+			}
+		}
+	case wire.Complete:
+		n.filled = true
+		r.apply(n)
+		r.ready(n)
+	case wire.Welcome:
+		n.welcome = true
+		r.ready(n)
+	case wire.Settled:
+		n.ghost = nil
+		r.apply(n)
+		r.ready(n)
+	}
+}
+
+// heard takes one reported distance.
+func (r *Router) heard(n *neighbour, key wire.Destination, d mesh.Cost) {
+	if n.table != nil {
+		n.table[key] = d
+	}
+	switch {
+	case n.table == nil:
+		r.lfi.Hear(n.id, key, d)
+	case n.filled:
+		r.lfi.Hear(n.id, key, max(d, reported(n.ghost, key)))
+	}
+}
+
+// apply makes a filled table count.
+func (r *Router) apply(n *neighbour) {
+	if !n.filled || n.table == nil {
+		return
+	}
+	known := r.lfi.Reports(n.id)
+	for key := range n.table {
+		known[key] = mesh.Infinite
+	}
+	for _, key := range slices.SortedFunc(maps.Keys(known), wire.Destination.Compare) {
+		d := reported(n.table, key)
+		if n.ghost != nil {
+			d = max(d, reported(n.ghost, key))
+		}
+		r.lfi.Hear(n.id, key, d)
+	}
+	if n.ghost == nil {
+		n.table = nil
+	}
+}
+
+// reported is what a table says of a destination that it may not have.
+func reported(table map[wire.Destination]mesh.Cost, key wire.Destination) mesh.Cost {
+	if d, ok := table[key]; ok {
+		return d
+	}
+	return mesh.Infinite
+}
+
+// ready makes the neighbour a next hop once it is usable.
+func (r *Router) ready(n *neighbour) {
+	n.complete = n.complete || n.filled && n.ghost == nil
+	if n.usable() {
+		r.lfi.SetUsable(n.id, true)
+		if n.tree == nil {
+			n.tree = spf.NewTree(r.db.graph, r.db.graph.Node(n.id))
+		}
+		r.due = true
+	}
+	r.announce(n)
+}
+
+// pump fills the session with what there is to tell, as far as it has room.
+// What changes meanwhile is told once, as it is then.
+func (r *Router) pump(n *neighbour) {
+	for n.session.Open() && n.session.Room() {
+		note, sent := r.next(n)
+		if note == nil {
+			return
+		}
+		sent(n.session.Send(wire.EncodeNote(note)))
+	}
+}
+
+// next gives the next thing to tell a neighbour, and what to do once it has a
+// serial.
+func (r *Router) next(n *neighbour) (note wire.Note, sent func(serial uint64)) {
+	nothing := func(uint64) {}
+	if n.told {
+		for _, f := range slices.SortedFunc(maps.Keys(n.flood), fragment.compare) {
+			delete(n.flood, f)
+			if s, ok := r.db.get(f); ok {
+				return wire.Flood{SignedLSA: s.signed}, nothing
+			}
+		}
+	}
+	if entries := r.lfi.Due(n.id, entriesPerNote); len(entries) > 0 {
+		return wire.Distances{Entries: entries}, func(serial uint64) { r.lfi.Sent(n.id, entries, serial) }
+	}
+	switch {
+	case !n.told:
+		return wire.Complete{}, func(serial uint64) {
+			n.told = true
+			r.lfi.SentComplete(n.id, serial)
+		}
+	case !n.welcomed && n.admitted && n.admittedAt <= r.lfi.InKernel():
+		n.welcomed = true
+		return wire.Welcome{}, nothing
+	case !n.settled && r.lfi.Settled() && r.settledAt <= r.lfi.InKernel():
+		n.settled = true
+		return wire.Settled{}, nothing
+	}
+	return nil, nil
+}
