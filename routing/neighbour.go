@@ -122,6 +122,7 @@ func (r *Router) forget(n *neighbour) {
 func (r *Router) refuse(n *neighbour) {
 	if n.admitted {
 		n.admitted, n.welcomed = false, false
+		n.session.SetCold(true)
 		n.refusedAt = r.lfi.Touch()
 	}
 }
@@ -134,6 +135,7 @@ func (r *Router) clean(n *neighbour) bool { return n.told && r.lfi.Clean(n.id) }
 func (r *Router) admit(n *neighbour) {
 	if !n.admitted && n.up && r.lfi.Settled() && n.session.Open() && r.clean(n) {
 		n.admitted = true
+		n.session.SetCold(false) // should its agent restart now, it may go on counting on us
 		n.admittedAt = r.lfi.Touch()
 		r.lfi.SetNeeded(n.id, true)
 	}
@@ -264,7 +266,7 @@ func (r *Router) receive(n *neighbour, h wire.Header, seg *wire.Segment) {
 func (r *Router) restarted(n *neighbour, cold bool) {
 	n.listen()
 	switch {
-	case cold || !n.complete:
+	case cold:
 		r.forget(n)
 		r.announce(n)
 	default:
@@ -373,13 +375,16 @@ func (r *Router) pump(n *neighbour) {
 // serial.
 func (r *Router) next(n *neighbour) (note wire.Note, sent func(serial uint64)) {
 	nothing := func(uint64) {}
-	if n.told {
+	if n.told || !r.informed {
 		for _, f := range slices.SortedFunc(maps.Keys(n.flood), fragment.compare) {
 			delete(n.flood, f)
 			if s, ok := r.db.get(f); ok {
 				return wire.Flood{SignedLSA: s.signed}, nothing
 			}
 		}
+	}
+	if !r.informed {
+		return nil, nil // what we know too little of would be told as unreachable
 	}
 	if entries := r.lfi.Due(n.id, entriesPerNote); len(entries) > 0 {
 		return wire.Distances{Entries: entries}, func(serial uint64) { r.lfi.Sent(n.id, entries, serial) }

@@ -67,6 +67,7 @@ type Router struct {
 	compute pace
 	due     bool // the database changed since the last computation
 
+	informed  bool   // the database is known to be complete enough to tell distances
 	settledAt uint64 // step of Settle; 0: settled from the start, or not yet
 	collected time.Time
 	dropped   map[string]uint64
@@ -88,6 +89,7 @@ func New(cfg Config) *Router {
 		session:    cfg.Epoch,
 		own:        originator{epoch: cfg.Epoch, adj: map[mesh.NodeID]wire.Adjacency{}, stale: true},
 		dropped:    map[string]uint64{},
+		informed:   len(cfg.Warm) == 0,
 	}
 	r.own.pace.delays, r.compute.delays = originateDelays, computeDelays
 	r.self = spf.NewTree(r.db.graph, r.db.graph.Node(cfg.Self))
@@ -214,7 +216,7 @@ func (r *Router) Committed(step uint64) {
 func (r *Router) Settled() bool { return r.lfi.Settled() }
 
 // Settle ends the time after a start in which the kernel forwards by what an
-// earlier run decided. It is refused (false) while a neighbour whose transit
+// earlier run decided. The caller believes the database complete. It is refused (false) while a neighbour whose transit
 // the kernel may let in has not confirmed what this run told it; it may be
 // that its transit must be refused first (Admits).
 func (r *Router) Settle() bool {
@@ -223,6 +225,10 @@ func (r *Router) Settle() bool {
 	}
 	if r.due {
 		r.recompute() // what this raises has to be confirmed as well
+	}
+	if !r.informed {
+		r.informed = true // from now on neighbours are told our table
+		r.recompute()
 	}
 	waiting := false
 	for _, n := range r.order {

@@ -166,7 +166,7 @@ func (r *Router) slack(d *known, near []*neighbour) mesh.Cost {
 	downstream, second, limit := 0, mesh.Infinite, mesh.Infinite
 	through := d.dist
 	if self := r.db.origins[r.cfg.Self]; self != nil && self.overload {
-		through = through.Add(spf.Penalty)
+		through = min(through.Add(spf.Penalty), mesh.Infinite-1)
 	}
 	for _, n := range near {
 		rest := d.nearest(n.tree)

@@ -10,30 +10,43 @@ import (
 	"guywire/routing"
 )
 
-// Chaos disturbs the mesh for some time, about every pace, and then lets
-// everything heal. It returns at the moment from which all is well outside of
-// the routers.
-func (w *World) Chaos(d, pace time.Duration) {
+// Chaos disturbs the mesh for some time and then lets everything heal. It
+// returns at the moment from which all is well outside of the routers.
+func (w *World) Chaos() {
+	lasts := time.Duration(2+w.rng.IntN(10)) * time.Second
+	pace := []time.Duration{30, 100, 300}[w.rng.IntN(3)] * time.Millisecond
+	focus := w.rng.IntN(2) == 0 // it always hits the same nodes
 	w.quiet = false
-	end := w.now + d
+	end := w.now + lasts
+	some := w.nodes
+	if focus {
+		i := w.rng.IntN(len(w.nodes))
+		some = []*node{w.nodes[i], w.nodes[i].ends[w.rng.IntN(len(w.nodes[i].ends))].peer}
+	}
 	var next func()
 	next = func() {
 		if w.quiet {
 			return
 		}
 		w.States++
-		w.disturb()
+		w.disturb(some[w.rng.IntN(len(some))])
 		w.after(w.upTo(2*pace), next)
 	}
 	w.after(w.upTo(2*pace), next)
 	w.Run(end)
-	w.heal()
+	if !w.stopped {
+		w.heal()
+	}
 }
 
 // heal ends all that is wrong outside of the routers.
 func (w *World) heal() {
 	w.trace("everything heals")
 	w.quiet = true
+	if w.expelled >= 0 {
+		w.expelled = -1
+		w.commitLog(w.history[len(w.history)-1])
+	}
 	for _, p := range w.pairs {
 		for l := range p.alive {
 			p.a.restore(l)
@@ -44,23 +57,19 @@ func (w *World) heal() {
 		if n.router == nil {
 			n.restart()
 		}
-		if v := len(w.history) - 1; n.log != v {
-			n.later(w.upTo(time.Second), func() { n.follow(v) })
-		}
 	}
 }
 
-// disturb lets one thing happen.
-func (w *World) disturb() {
-	n := w.nodes[w.rng.IntN(len(w.nodes))]
-	p := w.pairs[w.rng.IntN(len(w.pairs))]
-	e := p.a
+// disturb lets one thing happen at a node.
+func (w *World) disturb(n *node) {
+	e := n.ends[w.rng.IntN(len(n.ends))]
 	if w.rng.IntN(2) == 0 {
-		e = p.b
+		e = e.other
 	}
+	p := e.pair
 	link := w.rng.IntN(len(p.alive))
 	lasting := w.upTo([]time.Duration{50 * time.Millisecond, 500 * time.Millisecond, 5 * time.Second}[w.rng.IntN(3)])
-	switch w.rng.IntN(14) {
+	switch w.rng.IntN(15) {
 	case 0, 1:
 		e.cut(link)
 		w.after(lasting, func() { e.restore(link) })
@@ -105,9 +114,9 @@ func (w *World) disturb() {
 		if w.rng.IntN(4) == 0 { // not alone
 			w.crash(n.ends[w.rng.IntN(len(n.ends))].peer, w.upTo(lasting))
 		}
-	case 12:
+	case 12, 13:
 		w.relog()
-	case 13:
+	case 14:
 		n.failing = w.now + lasting
 		w.trace("%s cannot write its kernel until %v", n, n.failing)
 	}
@@ -176,7 +185,7 @@ func (e *end) reprice(l int) {
 
 // crash ends an agent, or its whole machine, for some time.
 func (w *World) crash(n *node, lasting time.Duration) {
-	if n.router == nil {
+	if n.router == nil || w.quiet {
 		return
 	}
 	reboot := w.rng.IntN(3) == 0
@@ -193,6 +202,9 @@ func (w *World) crash(n *node, lasting time.Duration) {
 			n.boot()
 		default:
 			n.restart()
+			if !w.quiet && w.rng.IntN(3) == 0 { // it does not last
+				w.after(w.upTo(w.trust), func() { w.crash(n, w.upTo(time.Second)) })
+			}
 		}
 	})
 }
@@ -207,26 +219,29 @@ func (w *World) firstLog() {
 	for p := len(w.nodes); p < len(origins); p++ {
 		origins[p] = w.someNodes()
 	}
+	w.expelled = -1
 	w.commitLog(origins)
 }
 
-// relog changes who is granted a prefix. Every node follows in its own time.
+// relog changes who is granted a prefix, or who is a member.
 func (w *World) relog() {
 	origins := slices.Clone(w.history[len(w.history)-1])
 	p := len(w.nodes) + w.rng.IntN(len(origins)-len(w.nodes))
-	switch w.rng.IntN(4) {
+	switch w.rng.IntN(5) {
 	case 0:
 		origins[p] = 0
 	case 1:
 		origins[p] |= w.someNodes()
+	case 2:
+		if w.expelled < 0 {
+			w.expelled = w.rng.IntN(len(w.nodes))
+		} else {
+			w.expelled = -1
+		}
 	default:
 		origins[p] = w.someNodes()
 	}
-	w.trace("the log grants %v to %v", w.space.prefixes[p], names(origins[p]))
-	v := w.commitLog(origins)
-	for _, n := range w.nodes {
-		w.after(w.upTo(2*time.Second), func() { n.follow(v) })
-	}
+	w.commitLog(origins)
 }
 
 // someNodes draws one node, or up to three.
@@ -237,9 +252,14 @@ func (w *World) someNodes() (s set) {
 	return s
 }
 
-func (w *World) commitLog(origins []set) (version int) {
+// commitLog puts a new version into the log. Every node follows in its own
+// time, except one that is no member any more: it hears nothing of it.
+func (w *World) commitLog(origins []set) {
 	members := map[mesh.NodeID]routing.Member{}
 	for i, n := range w.nodes {
+		if i == w.expelled {
+			continue
+		}
 		m := routing.Member{
 			Identity: mesh.IdentityKey(identities()[i].Public().(ed25519.PublicKey)),
 			Addrs:    []netip.Prefix{w.space.prefixes[i]},
@@ -252,13 +272,22 @@ func (w *World) commitLog(origins []set) (version int) {
 		slices.SortFunc(m.Prefixes, netip.Prefix.Compare)
 		members[n.id] = m
 	}
+	v := len(w.history)
 	w.history, w.members = append(w.history, origins), append(w.members, members)
-	return len(w.history) - 1
+	w.trace("log %d: grants %v, without n%d", v, origins[len(w.nodes):], w.expelled)
+	for _, n := range w.nodes {
+		w.after(w.upTo(2*time.Second), func() { n.follow(v) })
+	}
 }
 
 // granted are the prefixes that a version of the log grants to anybody.
 func (w *World) granted(version int) set {
-	out := set(1)<<len(w.nodes) - 1
+	var out set
+	for i, n := range w.nodes {
+		if _, ok := w.members[version][n.id]; ok {
+			out = out.with(i)
+		}
+	}
 	for p, o := range w.history[version] {
 		if o != 0 {
 			out = out.with(p)

@@ -115,13 +115,8 @@ func (n *node) wrong(best [][]mesh.Cost) string {
 
 // best is the announced cost of the end's direction.
 func (e *end) best() mesh.Cost {
-	c := mesh.Infinite
-	for l, seen := range e.seen {
-		if seen {
-			c = min(c, e.cost[l])
-		}
-	}
-	if e.drain {
+	c := e.works()
+	if e.drain && c < mesh.Infinite {
 		c = min(c.Add(routing.DrainPenalty), mesh.Infinite-1)
 	}
 	return c

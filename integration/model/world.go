@@ -59,9 +59,10 @@ type World struct {
 	space  *space
 	every  set // all addresses
 
-	history [][]set                          // of the log: the origins of each prefix
-	members []map[mesh.NodeID]routing.Member // the same for routers
-	streams map[[4]uint64]*stream            // see ack.go
+	history  [][]set                          // of the log: the origins of each prefix
+	expelled int                              // the node that is no member; negative: none
+	members  []map[mesh.NodeID]routing.Member // the same for routers
+	streams  map[[4]uint64]*stream            // see ack.go
 
 	admitting []set // of each node: who lets its transit in
 	looping   set
@@ -284,21 +285,25 @@ func (n *node) start(warm []mesh.NodeID) {
 	})
 	n.driver = driver{}
 	n.wakeAt = never
-	n.follow(len(w.history) - 1)
-	n.router.SetTransit(n.noTransit, n.drained)
 	for _, e := range n.ends {
 		e.up, e.heard = false, w.now
 		for l := range e.seen {
 			e.seen[l] = e.pair.alive[l] || slices.Contains(warm, e.peer.id)
 		}
-		n.refresh(e)
 		for l, alive := range e.pair.alive {
 			if e.seen[l] != alive {
 				n.later(w.upTo(w.detect), func() { e.detect(l) })
 			}
 		}
 	}
-	n.wake(0)
+	n.follow(n.log)
+	if last := len(w.history) - 1; n.log < last {
+		n.later(w.upTo(2*time.Second), func() { n.follow(last) })
+	}
+	n.router.SetTransit(n.noTransit, n.drained)
+	for _, e := range n.ends {
+		n.refresh(e)
+	}
 }
 
 // restart starts an agent on the kernel as it is.
@@ -325,11 +330,16 @@ func (n *node) kill() {
 
 // follow makes the agent follow the log up to a version.
 func (n *node) follow(version int) {
-	if n.router == nil || version < n.log {
+	if n.router == nil || version < n.log || !n.member(version, n) {
 		return
 	}
 	n.log = version
 	n.router.SetMembers(n.w.members[version])
+	for _, e := range n.ends {
+		if e.up != (e.works() < mesh.Infinite) {
+			n.refresh(e)
+		}
+	}
 	var own []netip.Prefix
 	for p := range n.delivers().less(n.i).all {
 		own = append(own, n.w.space.prefixes[p])
@@ -399,18 +409,32 @@ func (n *node) refresh(e *end) {
 	if n.router == nil {
 		return
 	}
-	best := mesh.Infinite
-	for l, seen := range e.seen {
-		if seen {
-			best = min(best, e.cost[l])
-		}
-	}
+	best := e.works()
 	if e.up = best < mesh.Infinite; e.up {
 		n.router.SetNeighbour(e.peer.id, best, e.drain, n.w.delay)
 	} else {
 		n.router.DropNeighbour(e.peer.id)
 	}
 	n.wake(0)
+}
+
+// works gives the cost of the best link that seems to work; Infinite: none
+// does, or the other end is no member.
+func (e *end) works() mesh.Cost {
+	best := mesh.Infinite
+	if e.node.member(e.node.log, e.peer) {
+		for l, seen := range e.seen {
+			if seen {
+				best = min(best, e.cost[l])
+			}
+		}
+	}
+	return best
+}
+
+func (n *node) member(version int, who *node) bool {
+	_, ok := n.w.members[version][who.id]
+	return ok
 }
 
 // detect makes an end see a link as it is.
@@ -428,7 +452,7 @@ func (e *end) saw(l int) {
 	if e.node.router == nil {
 		return
 	}
-	if !e.seen[l] && slices.Contains(e.seen, true) {
+	if !e.seen[l] && e.up && slices.Contains(e.seen, true) {
 		e.node.router.Nudge(e.peer.id)
 	}
 	e.node.refresh(e)

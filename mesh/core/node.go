@@ -75,7 +75,8 @@ type Node struct {
 	entries  map[mesh.LinkID]*entry
 	order    []mesh.LinkID // of entries; another length: out of date
 	byDevice map[string]*entry
-	peers    map[mesh.NodeID]bool // neighbours: those with a wanted link
+	peers    map[mesh.NodeID]bool   // neighbours: those with a wanted link
+	digests  map[mesh.NodeID]uint64 // of their databases, as last heard
 
 	routes    routes
 	version   uint64            // of the router, as last looked at
@@ -105,6 +106,7 @@ func New(now time.Time, cfg Config) *Node {
 		entries:  map[mesh.LinkID]*entry{},
 		byDevice: map[string]*entry{},
 		peers:    map[mesh.NodeID]bool{},
+		digests:  map[mesh.NodeID]uint64{},
 		chosen:   map[string]string{},
 	}
 	var warm []mesh.NodeID
@@ -351,9 +353,8 @@ func (n *Node) receive(ev Received) (urgent bool) {
 		n.due(e.judge.Deadline(n.now)) // the first probe of a link makes us answer
 		step := n.router.Version()
 		n.router.Hear(n.now, id, body.Session, body.Digest)
-		if e.judge.Usable() && body.Digest == n.router.Digest() {
-			n.complete = true
-		}
+		n.digests[id] = body.Digest
+		n.complete = n.complete || n.agreed()
 		return before != e.judge.Usable() || step != n.router.Version() || !n.settled
 	case wire.Silence:
 		for _, l := range body.Links {
@@ -371,6 +372,24 @@ func (n *Node) receive(ev Received) (urgent bool) {
 		n.router.Receive(n.now, id, body)
 	}
 	return true
+}
+
+// agreed reports whether every neighbour that has spoken since we started, and
+// works, knows the same announcements as we do.
+func (n *Node) agreed() bool {
+	if !n.speaking {
+		return false
+	}
+	heard := false
+	for id, e := range n.entries {
+		if digest, ok := n.digests[id.Peer]; ok && e.judge != nil && e.judge.State() == link.Up {
+			if digest != n.router.Digest() {
+				return false
+			}
+			heard = true
+		}
+	}
+	return heard
 }
 
 // setState takes a newer view of the log.

@@ -2,6 +2,10 @@ package kernel
 
 import "errors"
 
+// ErrRefused is what an error of Backend.Do wraps if nothing was changed, for
+// certain. After any other error nobody knows before the next look.
+var ErrRefused = errors.New("refused, and nothing was changed")
+
 // Refusals of a Fake, as the kernel words them.
 var (
 	ErrNoDevice = errors.New("no such device")

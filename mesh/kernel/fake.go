@@ -63,7 +63,7 @@ func (f *Fake) Do(ctx context.Context, op Op) error {
 	}
 	defer f.lock()()
 	if err := f.check(op); err != nil {
-		return fmt.Errorf("%s: %w", op, err)
+		return fmt.Errorf("%s: %w: %w", op, ErrRefused, err)
 	}
 	switch op := op.(type) {
 	case CreateTunnel:

@@ -53,7 +53,8 @@ type Backend interface {
 	// Observe reads what of ours is there now. Parts that the backend does
 	// not own are left empty.
 	Observe(ctx context.Context) (State, error)
-	// Do makes one Op true. It must be safe to repeat.
+	// Do makes one Op true. It must be safe to repeat. An error wraps
+	// ErrRefused if the kernel is certainly as before.
 	Do(ctx context.Context, op Op) error
 }
 

@@ -74,6 +74,7 @@ type planner struct {
 	missed   bool               // routes that are to stay vanished, and are not in put yet
 	put      []difference       // routes that are missing or differ, and were not put so far
 	gone     []difference       // routes that are not wanted
+	placed   map[RouteKey]bool  // routes that were put
 	revoked  map[string]bool    // tunnels already deleted
 	made     bool               // the wanted tunnels and addresses are there
 	groups   map[uint32]int     // how many groups had a single next hop at first
@@ -90,6 +91,7 @@ func newPlanner(m *Model, want State) *planner {
 		carries:  maps.Clone(m.routes.users),
 		leaving:  map[uint32]int{},
 		vanished: map[uint32]bool{},
+		placed:   map[RouteKey]bool{},
 		revoked:  map[string]bool{},
 		groups:   map[uint32]int{},
 		dead:     map[uint32]bool{},
@@ -381,8 +383,18 @@ func (p *planner) ready(r Route) bool {
 		if !ok || !n.within(goal) || !n.IsGroup() && !p.exists(n.ID) || n.IsGroup() && !p.complete(n) {
 			return false
 		}
+		old, _ := p.have.routes.get(r.Key())
+		if exposed := p.want.exposes(r, p.there); exposed.Prefix.IsValid() && (!old.leadsOn() || p.vanished[old.NextHop]) {
+			return false
+		}
 	}
 	return p.made || !p.have.missingAddr(p.want, r).IsValid()
+}
+
+// there reports whether a route has a key at this point of the plan.
+func (p *planner) there(k RouteKey) bool {
+	r, ok := p.have.routes.get(k)
+	return p.placed[k] || ok && !p.vanished[r.NextHop]
 }
 
 // force does what forward could not, at the price of packets: it frees
@@ -426,24 +438,30 @@ func (p *planner) refuse(list []difference, id uint32) {
 }
 
 // putRoutes puts those of the routes that are still to be put. Routes that
-// refuse or step aside come first: neither an uplink's traffic nor a connected
-// prefix may leave by a wider route.
+// refuse or step aside come first, then the narrow before the wide: neither an
+// uplink's traffic, nor that of a connected prefix or of a prefix of its own
+// path, may leave by a wider route.
 func (p *planner) putRoutes(which func(Route) bool) {
-	var now []difference
-	p.put = slices.DeleteFunc(p.put, func(d difference) bool {
-		ok := which(d.want)
-		if ok {
-			now = append(now, d)
-		}
-		return ok
+	order := make([]int, len(p.put))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(i, j int) int {
+		a, b := p.put[i].want, p.put[j].want
+		return cmp.Or(-cmp.Compare(min(a.Kind, 1), min(b.Kind, 1)), -cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
 	})
-	slices.SortStableFunc(now, func(a, b difference) int { return -cmp.Compare(min(a.want.Kind, 1), min(b.want.Kind, 1)) })
-	for _, d := range now {
+	for _, i := range order {
+		d := p.put[i]
+		if !which(d.want) {
+			continue
+		}
 		if d.leaves() {
 			p.leaving[d.have.NextHop]--
 		}
+		p.placed[d.want.Key()] = true
 		p.emit(PutRoute{d.want})
 	}
+	p.put = slices.DeleteFunc(p.put, func(d difference) bool { return p.placed[d.want.Key()] })
 }
 
 func (r Route) ofUplink() bool { return r.Table != mesh.RouteTable }

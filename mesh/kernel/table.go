@@ -54,11 +54,16 @@ func ordered(routes []Route) []Route {
 
 // find gives the route with a key in a sorted list.
 func find(routes []Route, k RouteKey) (Route, bool) {
-	i, ok := slices.BinarySearchFunc(routes, k, func(r Route, k RouteKey) int { return r.Key().Compare(k) })
+	i, ok := search(routes, k)
 	if !ok {
 		return Route{}, false
 	}
 	return routes[i], true
+}
+
+// search gives the place of a key in a sorted list, and whether it is there.
+func search(routes []Route, k RouteKey) (int, bool) {
+	return slices.BinarySearchFunc(routes, k, func(r Route, k RouteKey) int { return r.Key().Compare(k) })
 }
 
 func (r Route) isZero() bool { return r == Route{} }

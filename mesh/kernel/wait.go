@@ -184,7 +184,31 @@ func (m *Model) routeWaits(want State, r Route) string {
 	if a := m.missingAddr(want, r); a.IsValid() {
 		return "address " + a.String()
 	}
+	if old, _ := m.routes.get(r.Key()); !old.leadsOn() {
+		if k := want.exposes(r, func(k RouteKey) bool { _, ok := m.routes.get(k); return ok }); k.Prefix.IsValid() {
+			return k.String()
+		}
+	}
 	return ""
+}
+
+// leadsOn reports whether there is a route and it forwards.
+func (r Route) leadsOn() bool { return r.Table != 0 && r.Kind == Forward }
+
+// exposes gives a wanted route within a new one that is not there, and whose
+// packets the new one would take where they may not go; the zero RouteKey if
+// there is none such.
+func (s State) exposes(r Route, there func(RouteKey) bool) RouteKey {
+	if r.ofUplink() || r.Kind != Forward {
+		return RouteKey{}
+	}
+	i, _ := search(s.Routes, r.Key())
+	for ; i < len(s.Routes) && s.Routes[i].Table == r.Table && r.Prefix.Contains(s.Routes[i].Prefix.Addr()); i++ {
+		if q := s.Routes[i]; q.Prefix != r.Prefix && !there(q.Key()) && !s.legs(r).within(s.legs(q)) {
+			return q.Key()
+		}
+	}
+	return RouteKey{}
 }
 
 // missingAddr gives the wanted address that a route needs as its source and
@@ -198,11 +222,11 @@ func (m *Model) missingAddr(want State, r Route) netip.Prefix {
 	return netip.Prefix{}
 }
 
-// carried gives a wanted route that would vanish with a next hop.
-func (m *Model) carried(want State, id uint32) (RouteKey, bool) {
-	gone := []uint32{id}
+// carried gives a wanted route that would vanish with next hops.
+func (m *Model) carried(want State, ids ...uint32) (RouteKey, bool) {
+	gone := slices.Clone(ids)
 	for gid, g := range m.hops {
-		if len(g.Members) == 1 && g.has(id) {
+		if g.IsGroup() && !slices.ContainsFunc(g.Members, func(leg Member) bool { return !slices.Contains(ids, leg.ID) }) {
 			gone = append(gone, gid)
 		}
 	}
@@ -231,13 +255,14 @@ func (m *Model) tunnelWaits(want State, name string) string {
 	if slices.Contains(want.Revoked, m.tunnels[name].Peer) {
 		return ""
 	}
-	for _, id := range slices.Sorted(maps.Keys(m.hops)) {
-		if m.hops[id].Device != name {
-			continue
+	var hops []uint32
+	for id, n := range m.hops {
+		if n.Device == name {
+			hops = append(hops, id)
 		}
-		if k, ok := m.carried(want, id); ok {
-			return k.String() + " to move"
-		}
+	}
+	if k, ok := m.carried(want, hops...); ok {
+		return k.String() + " to move"
 	}
 	return ""
 }

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-var hours = flag.Float64("hours", 0.2, "virtual hours of loss per rate in TestLossAlone")
+var hours = flag.Float64("hours", 0.1, "virtual hours of each path in TestLossAlone and TestNoiseIsNoNews")
 
 // detection gives how long after a cut end 0 took to suspect, sorted.
 func detection(t *testing.T, cuts int, prepare func(*pair), state State) []time.Duration {
@@ -146,21 +146,116 @@ func TestDownMissesFollowLoss(t *testing.T) {
 // Both agents get no CPU for 30 % of the time, up to 300 ms at a stretch, and
 // the path loses 1 %: nobody goes down.
 func TestStarvedEnds(t *testing.T) {
-	for _, kernel := range []bool{true, false} {
+	for seed := range uint64(2) {
 		p := newPair()
+		p.rng = rand.New(rand.NewPCG(seed, 4))
 		p.run(5 * time.Second)
 		p.loss = [2]float64{0.01, 0.01}
-		p.kernel = [2]bool{kernel, kernel}
 		for i := range p.ends {
 			p.guards[i] = &Guard{}
 			p.stalls[i] = stall{mean: 350 * time.Millisecond, most: 300 * time.Millisecond}
 		}
 		p.forget()
 		p.run(10 * time.Minute)
-		t.Logf("kernel answers %t: %d suspicions, %d times headless, %d downs in 10 min", kernel,
-			p.entered[0][Suspect]+p.entered[1][Suspect], p.entered[0][Headless]+p.entered[1][Headless], p.entered[0][Down]+p.entered[1][Down])
-		if kernel {
-			p.never(t, Down)
+		t.Logf("%d suspicions, %d times headless, %d downs in 10 min", p.entered[0][Suspect]+p.entered[1][Suspect],
+			p.entered[0][Headless]+p.entered[1][Headless], p.entered[0][Down]+p.entered[1][Down])
+		p.never(t, Down)
+	}
+}
+
+// A node that stalls for 400 ms and is then judged before it has read its
+// sockets blames nobody.
+func TestGuardExcusesOwnStall(t *testing.T) {
+	p := newPair()
+	p.run(time.Second)
+	p.forget()
+	p.flight = nil
+	p.now = p.now.Add(400 * time.Millisecond) // nothing of ours ran
+	for _, l := range p.ends {
+		new(Guard).Watch(p.now, 400*time.Millisecond, []*Link{l})
+	}
+	p.run(time.Second)
+	p.want(t, Up, Up)
+	for _, h := range p.history {
+		t.Errorf("%s", h)
+	}
+}
+
+// fan is one node with several neighbours, in step.
+type fan []*pair
+
+func newFan(n int) fan {
+	f := make(fan, n)
+	for i := range f {
+		f[i] = newPair()
+		f[i].guards[0] = &Guard{}
+		f[i].rng = rand.New(rand.NewPCG(uint64(i), 5))
+	}
+	for i, p := range f {
+		for j, o := range f {
+			if i != j {
+				p.others[0] = append(p.others[0], o.ends[0])
+			}
 		}
+	}
+	return f
+}
+
+func (f fan) run(d time.Duration) {
+	for range d / time.Millisecond {
+		for _, p := range f {
+			p.run(time.Millisecond)
+		}
+	}
+}
+
+// until runs until end 0 of every one of the pairs has a state, and says how long it took.
+func (f fan) until(s State, of fan) time.Duration {
+	at := f[0].now
+	for slices.ContainsFunc(of, func(p *pair) bool { return p.ends[0].State() < s }) && f[0].now.Sub(at) < 10*time.Second {
+		f.run(time.Millisecond)
+	}
+	return f[0].now.Sub(at)
+}
+
+// When all links of a node fall silent at once, judgement waits, but no longer
+// than once more; when one does, it does not wait.
+func TestGuardHoldsWhenAllAreSilent(t *testing.T) {
+	took := func(cut int, s State) time.Duration {
+		f := newFan(3)
+		f.run(2 * time.Second)
+		for _, p := range f[:cut] {
+			p.cut()
+		}
+		return f.until(s, f[:cut])
+	}
+	for _, s := range []State{Suspect, Down} {
+		one, two, all := took(1, s), took(2, s), took(3, s)
+		t.Logf("%s after %s, %s and %s when one, two and all links are cut", s, one, two, all)
+		if two > one+one/2 {
+			t.Errorf("%s takes %s for two of three links, %s for one", s, two, one)
+		}
+		if all < one+one/3 || all > 2*one+20*time.Millisecond {
+			t.Errorf("%s takes %s when all links are silent, %s for one", s, all, one)
+		}
+	}
+}
+
+// Lateness of the node's own timers widens its windows, and is forgotten.
+func TestGuardForgets(t *testing.T) {
+	var g Guard
+	l := New(start, true, 0)
+	links := []*Link{l}
+	g.Watch(start, 80*time.Millisecond, links)
+	if l.grace != 80*time.Millisecond {
+		t.Errorf("a grace of %s after 80 ms", l.grace)
+	}
+	g.Watch(start.Add(time.Second), 0, links)
+	if l.grace < 35*time.Millisecond || l.grace > 45*time.Millisecond {
+		t.Errorf("a grace of %s one second later", l.grace)
+	}
+	g.Watch(start.Add(10*time.Second), tolerated, links)
+	if l.grace > time.Millisecond {
+		t.Errorf("a grace of %s ten seconds later", l.grace)
 	}
 }

@@ -41,7 +41,7 @@ type mtuSearch struct {
 	tries int
 	seq   uint32 // of the newest padded copy; 0: none sent yet
 	left  int    // probes until the size in use is confirmed
-	raise time.Time
+	raise time.Time // when a larger size is tried
 }
 
 func (m *mtuSearch) setLimit(limit int) {
@@ -109,9 +109,12 @@ func (m *mtuSearch) heard(at time.Time, seq uint32, padding uint16) {
 		m.tooBig = m.size
 	}
 	if m.tooBig-m.proven > mtuStep {
-		m.try(m.proven + max((m.tooBig-m.proven)/2/mtuStep, 1)*mtuStep)
+		m.try(min(m.proven+max((m.tooBig-m.proven)/2/mtuStep, 1)*mtuStep, m.limit))
 		return
 	}
 	m.try(0)
-	m.searched, m.left, m.raise = true, confirmEvery, at.Add(raiseEvery)
+	m.searched, m.left = true, confirmEvery
+	if !at.Before(m.raise) {
+		m.raise = at.Add(raiseEvery)
+	}
 }

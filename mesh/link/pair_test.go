@@ -19,7 +19,8 @@ type pair struct {
 	now  time.Time
 	ends [2]*Link
 	path
-	guards  [2]*Guard // nil: judged without
+	guards  [2]*Guard  // nil: judged without
+	others  [2][]*Link // of the same node
 	stalls  [2]stall
 	due     [2]time.Time
 	rng     *rand.Rand
@@ -96,7 +97,11 @@ func (p *pair) run(d time.Duration) {
 		next := end
 		for i, l := range p.ends {
 			if p.agent[i] {
-				next = earliest(next, latest(l.Deadline(p.now), p.awake(i)))
+				due := l.Deadline(p.now)
+				if !p.due[i].IsZero() {
+					due = earliest(due, p.due[i]) // as promised
+				}
+				next = earliest(next, latest(due, p.awake(i)))
 			}
 		}
 		for _, f := range p.flight {
@@ -165,7 +170,7 @@ func (p *pair) step() {
 			if !p.due[i].IsZero() {
 				late[i] = max(late[i], p.now.Sub(p.due[i]))
 			}
-			p.guards[i].Watch(p.now, late[i], []*Link{l})
+			p.guards[i].Watch(p.now, late[i], append(p.others[i], l))
 		}
 		l.Tick(p.now)
 		if l.Echo(p.now) && p.kernel[1-i] && p.rng.Float64() >= p.loss[i] {

@@ -69,6 +69,10 @@ func prepare(fd int) error {
 		{"IPV6_RECVERR", unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1},
 		{"IPV6_TCLASS", unix.IPPROTO_IPV6, unix.IPV6_TCLASS, class},
 		{"IPV6_UNICAST_HOPS", unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, 1},
+		// A datagram larger than the device's MTU is refused, not cut up: the
+		// size of a padded probe is what it tries out (RFC 8899). PROBE goes by
+		// the device alone, not by what somebody's ICMP claims of the path.
+		{"IPV6_MTU_DISCOVER", unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE},
 		{"SO_TIMESTAMPNS", unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1},
 		{"SO_PRIORITY", unix.SOL_SOCKET, unix.SO_PRIORITY, priority},
 	} {
@@ -82,8 +86,9 @@ func prepare(fd int) error {
 // Close ends Receive and Send.
 func (c *Conn) Close() error { return c.udp.Close() }
 
-// Send sends payload to a neighbour's link-local address on one interface. It
-// does not block for long. A failure is a *Hint, or net.ErrClosed.
+// Send sends payload to a neighbour's link-local address on one interface, in
+// one packet. It does not block for long. A failure is a *Hint, with TooBig
+// for a payload that does not fit the interface, or net.ErrClosed.
 func (c *Conn) Send(ifindex int, to netip.Addr, payload []byte) error {
 	var space [64]byte
 	oob := appendPktinfo(space[:0], c.source, ifindex)
@@ -99,6 +104,10 @@ func (c *Conn) Send(ifindex int, to netip.Addr, payload []byte) error {
 		return nil
 	case errors.Is(err, net.ErrClosed):
 		return net.ErrClosed
+	case errors.Is(err, unix.EMSGSIZE):
+		// The kernel says so in the error queue, too, where nothing wakes
+		// Receive for it: left there, it would fill the receive buffer.
+		c.drain(func(Hint) {})
 	}
 	return &Hint{Ifindex: ifindex, Addr: to.WithZone(""), Reason: classify(err), Err: cause(err)}
 }
@@ -106,7 +115,7 @@ func (c *Conn) Send(ifindex int, to netip.Addr, payload []byte) error {
 // pending reports errors that ICMP leaves on a socket.
 func pending(errno unix.Errno) bool {
 	switch errno {
-	case unix.ECONNREFUSED, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EACCES, unix.EMSGSIZE, unix.EPROTO:
+	case unix.ECONNREFUSED, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EACCES, unix.EPROTO:
 		return true
 	}
 	return false

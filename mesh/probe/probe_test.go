@@ -217,17 +217,34 @@ func TestStrangersAreDropped(t *testing.T) {
 	}
 }
 
-// A large announcement is no reason to fail: it travels as fragments inside
-// the tunnel.
-func TestLargerThanTheMTU(t *testing.T) {
+// A datagram travels whole or not at all: one that fits the interface to the
+// byte arrives, one more byte is refused.
+func TestNothingIsFragmented(t *testing.T) {
 	a, b := pair(t, 1)
 	got, _ := b.listen(t)
-	index := a.ifindex(t, "gw-0")
-	large := bytes.Repeat([]byte("large "), 5000)
-	arrived := sendUntil(t, got, func() { _ = a.conn.Send(index, b.id.LinkLocal(), large) })
-	if !bytes.Equal([]byte(arrived.payload), large) {
-		t.Errorf("%d bytes arrived of %d", len(arrived.payload), len(large))
+	link, err := a.nl.LinkByName("gw-0")
+	if err != nil {
+		t.Fatal(err)
 	}
+	const mtu, headers = 1380, 40 + 8
+	if err := a.nl.LinkSetMTU(link, mtu); err != nil {
+		t.Fatal(err)
+	}
+	whole := bytes.Repeat([]byte{7}, mtu-headers)
+	arrived := sendUntil(t, got, func() { _ = a.conn.Send(link.Attrs().Index, b.id.LinkLocal(), whole) })
+	if !bytes.Equal(arrived.payload, whole) {
+		t.Errorf("%d bytes arrived of %d", len(arrived.payload), len(whole))
+	}
+	var hint *Hint
+	if err := a.conn.Send(link.Attrs().Index, b.id.LinkLocal(), append(whole, 7)); !errors.As(err, &hint) || hint.Reason != TooBig {
+		t.Errorf("one byte too much: %v", err)
+	}
+	// Refusals leave nothing behind that takes the place of what arrives.
+	back, _ := a.listen(t)
+	for range 4_000 {
+		_ = a.conn.Send(link.Attrs().Index, b.id.LinkLocal(), append(whole, 7))
+	}
+	sendUntil(t, back, func() { _ = b.conn.Send(b.ifindex(t, "gw-0"), a.id.LinkLocal(), []byte("after")) })
 }
 
 func TestHints(t *testing.T) {

@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"maps"
 	"reflect"
@@ -175,7 +176,7 @@ func (l *loop) doOne(ctx context.Context, op kernel.Op) error {
 	}
 	f.wait = min(max(2*f.wait, retryFirst), retryLast)
 	f.op, f.set, f.err, f.retry = op, l.set, err, time.Now().Add(f.wait)
-	f.doubt, f.wanted = true, true
+	f.doubt, f.wanted = f.doubt || !errors.Is(err, kernel.ErrRefused), true
 	l.looks[part].wanted = true // whatever is there now is not what we thought
 	l.r.update(func(s *Status) { s.Parts[part].Failures++ })
 	return err
@@ -203,9 +204,7 @@ func (l *loop) tidy(now time.Time, planned map[string]bool, waiting []Object) {
 
 // doubts gives the objects of failed operations that are not wanted any more
 // and may have been done all the same, say when only the answer was lost. As
-// long as nobody looked, the model says nothing certain of these. While the
-// same operation is still wanted there is no harm: no operation of a plan
-// makes anything forward that must not.
+// long as nobody looked, the model says nothing certain of these.
 func (l *loop) doubts() []Object {
 	var out []Object
 	for _, name := range slices.Sorted(maps.Keys(l.failures)) {
@@ -218,17 +217,27 @@ func (l *loop) doubts() []Object {
 	return out
 }
 
+// certain reports whether nothing is in doubt that bears on where packets go.
+// What is in doubt of a tunnel or a setting does so only if it is not wanted
+// any more: one that cannot be made must not stop the routing protocol.
+func (l *loop) certain(parts ...kernel.Part) bool {
+	for _, f := range l.failures {
+		if part := kernel.PartOf(f.op); f.doubt && slices.Contains(parts, part) &&
+			(!f.wanted || part == kernel.PartForwarding || part == kernel.PartFilter) {
+			return false
+		}
+	}
+	return true
+}
+
 // report tells how far the desired state is, if that has changed.
 func (l *loop) report(waiting []Object) {
 	done := len(waiting) == 0
 	rep := Report{
 		Revision: l.want.Revision, Done: done,
-		Safe: l.model.Safe(l.want), Filtered: l.model.Filtered(l.want),
-		Waiting: slices.Clone(waiting[:min(len(waiting), listMax)]),
-	}
-	for _, doubt := range l.doubts() {
-		rep.Safe = false
-		rep.Filtered = rep.Filtered && doubt.Part != kernel.PartFilter
+		Safe:     l.certain(kernel.PartForwarding, kernel.PartFilter, kernel.PartTunnels) && l.model.Safe(l.want),
+		Filtered: l.certain(kernel.PartFilter) && l.model.Filtered(l.want),
+		Waiting:  slices.Clone(waiting[:min(len(waiting), listMax)]),
 	}
 	l.r.update(func(s *Status) {
 		s.Safe, s.Pending, s.Objects = rep.Safe, len(waiting), rep.Waiting

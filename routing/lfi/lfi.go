@@ -410,16 +410,25 @@ func (m *Machine) View(i int) View {
 	return View{d.dist, d.rep, d.fd, d.rep > d.fd}
 }
 
-// WaitsFor reports whether a raise waits for the neighbour's confirmation.
+// WaitsFor reports whether a destination is without any successor because a
+// raise waits for the neighbour's confirmation.
 func (m *Machine) WaitsFor(id mesh.NodeID) bool {
 	p := m.peers[id]
 	if !p.needed {
 		return false
 	}
 	for i := range m.pending {
-		if d := &m.dests[i]; d.rep > d.fd && p.need[i] > p.confirmed {
+		if d := &m.dests[i]; d.rep > d.fd && p.need[i] > p.confirmed && !m.forwards(i) {
 			return true
 		}
+	}
+	return false
+}
+
+// forwards reports whether a destination has a successor.
+func (m *Machine) forwards(i int) bool {
+	for range m.Successors(i) {
+		return true
 	}
 	return false
 }

@@ -201,7 +201,7 @@ func (w *world) run(d time.Duration) {
 // notes, each once, in order, and once the path is good everything arrives, is
 // acknowledged, and both ends fall silent.
 func TestChaos(t *testing.T) {
-	seeds := uint64(150)
+	seeds := uint64(100)
 	if testing.Short() {
 		seeds = 30
 	}

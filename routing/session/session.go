@@ -53,9 +53,9 @@ type Session struct {
 	err           error // set: broken, nothing more is taken or sent
 	// answer: the other end must hear from us at once, by whatever segment.
 	//
-	// Two ends must not answer each other's answers for ever. An end answers
-	// data, and headers of an end that is not open; an answer to either holds
-	// no data, and opens its receiver or comes from an open end.
+	// Two ends must not answer each other's answers for ever. Only data and
+	// the headers of an end that is not open call for an answer. An open end's
+	// header without data calls for none, and two headers each way open both.
 	answer bool
 	timer  timer // of announcements until open, of retransmission from then on
 

@@ -121,7 +121,7 @@ func newBuilder(nodes []Node, p Policy) *builder {
 	}
 	for i, node := range nodes {
 		b.key[i], b.order[i] = position(p.Salt, node.ID), i
-		b.placed[i] = node.Coordinate.Usable()
+		b.placed[i] = node.Coordinate.Settled && node.Coordinate.Check() == nil
 		b.shut.set(i, i)
 		b.caps[i] = node.Cap
 		if node.Cap <= 0 {

@@ -93,7 +93,7 @@ func (w *world) rtt(i, j int) time.Duration {
 // of detours, as good as coordinates get.
 func (w *world) guess(i int) coordinate.Published {
 	const earth = 6371.0 * 2 / 200 * 2.1 * 1000 // µs of round trip per radius
-	p := coordinate.Published{Height: int32(w.access[i] * 1000), Error: 20}
+	p := coordinate.Published{Height: int32(w.access[i] * 1000), Error: 20, Settled: true}
 	for k, x := range w.places[w.city[i]] {
 		p.Vector[k] = int32(x * earth)
 	}

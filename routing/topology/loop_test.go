@@ -64,7 +64,7 @@ func TestLoop(t *testing.T) {
 				var errs, best []float64
 				usable := 0
 				for i := range nodes {
-					if nodes[i].Coordinate.Usable() {
+					if nodes[i].Coordinate.Settled {
 						usable++
 					}
 				}

@@ -18,8 +18,6 @@ const (
 	minHeight = 10
 	// maxError is the error of a node that knows nothing, per cent.
 	maxError = 150
-	// usableError is the error up to which a coordinate is worth using, per cent.
-	usableError = 60
 )
 
 // ErrInvalid says that a coordinate cannot be one. Drop it and what came with it.
@@ -32,6 +30,7 @@ type Published struct {
 	Height     int32             `json:"height"`     // of the access line, µs, positive
 	Adjustment int32             `json:"adjustment"` // half of what predictions miss on average, µs
 	Error      uint8             `json:"error"`      // expected relative error, per cent, 1 to 150
+	Settled    bool              `json:"settled"`    // the node has found its place: links may be built on it
 }
 
 // Check gives ErrInvalid unless p is the zero value or a coordinate that a
@@ -53,9 +52,6 @@ func (p Published) Check() error {
 
 // IsZero reports whether p says nothing.
 func (p Published) IsZero() bool { return p == Published{} }
-
-// Usable reports whether p is good enough to predict with.
-func (p Published) Usable() bool { return !p.IsZero() && p.Error <= usableError && p.Check() == nil }
 
 // Distance predicts the round trip time between p and q, which have passed
 // Check and are not zero. It is symmetric, positive, and the same on every

@@ -16,12 +16,16 @@ const (
 	round = 10 * time.Second
 	// period is how often what is published is looked at, and patience is how
 	// many looks in a row must find it wrong before it changes.
-	passes = 8
-	period   = 45 * time.Second
-	patience = 3
+	passes       = 8
+	placeTol = 0.2
+	settle       = 5 * time.Minute
+	settledError = 40
+	settleAnyway = 20 * time.Minute
+	period       = 45 * time.Second
+	patience     = 3
 	// tolerance is the relative error that is put up with. Round trips below
 	// floor count as floor: 3 ms are put up with in any case.
-	tolerance = 0.20
+	tolerance = 0.2
 	floor     = 15 * time.Millisecond
 	// gain is the share of the old error at which a new coordinate is better.
 	gain = 0.95
@@ -43,6 +47,7 @@ type Publisher struct {
 	published Published
 	wrong     int // looks in a row
 	entries   map[mesh.NodeID]*entry
+	first     time.Time
 	nextRound time.Time
 	nextLook  time.Time
 }
@@ -103,7 +108,7 @@ func (p *Publisher) Update(now time.Time, coordinateOf func(mesh.NodeID) Publish
 	changed := false
 	if !now.Before(p.nextRound) {
 		p.nextRound = now.Add(round)
-		changed = p.move(coordinateOf)
+		changed = p.move(now, coordinateOf)
 	}
 	if !now.Before(p.nextLook) {
 		p.nextLook = now.Add(period)
@@ -120,20 +125,25 @@ func (p *Publisher) Update(now time.Time, coordinateOf func(mesh.NodeID) Publish
 
 // move lets every known round trip push or pull the node once, and reports
 // whether the others must be told at once.
-func (p *Publisher) move(coordinateOf func(mesh.NodeID) Published) bool {
+func (p *Publisher) move(now time.Time, coordinateOf func(mesh.NodeID) Published) bool {
 	for range passes {
-	for _, id := range slices.SortedFunc(maps.Keys(p.entries), mesh.NodeID.Compare) {
-		if theirs := coordinateOf(id); !theirs.IsZero() && theirs.Check() == nil {
-			p.vivaldi.update(theirs, p.entries[id].rtt().Seconds())
+		for _, id := range slices.SortedFunc(maps.Keys(p.entries), mesh.NodeID.Compare) {
+			if theirs := coordinateOf(id); !theirs.IsZero() && theirs.Check() == nil {
+				if p.first.IsZero() {
+					p.first = now
+				}
+				p.vivaldi.update(theirs, p.entries[id].rtt().Seconds())
+			}
 		}
 	}
-	}
 	current := p.vivaldi.published()
-	if p.published.IsZero() || !p.published.Usable() && float64(current.Error) < gain*float64(p.published.Error) {
-		p.published, p.wrong = current, 0
-		return true
+	if p.published.Settled || current == p.published {
+		return false
 	}
-	return false
+	age := now.Sub(p.first)
+	current.Settled = !p.first.IsZero() && (age >= settle && current.Error <= settledError || age >= settleAnyway)
+	p.published = current
+	return true
 }
 
 // look compares what is published with what is measured.
@@ -151,12 +161,13 @@ func (p *Publisher) look(now time.Time, coordinateOf func(mesh.NodeID) Published
 		}
 		changed = e.look() || changed
 	}
-	if before > tolerance*float64(n) && after < gain*before {
+	if before > placeTol*float64(n) && after < gain*before {
 		p.wrong++
 	} else {
 		p.wrong = 0
 	}
-	if p.wrong == patience {
+	if p.wrong >= patience && p.published.Settled {
+		current.Settled = true
 		p.published, p.wrong = current, 0
 		return true
 	}

@@ -1,0 +1,48 @@
+package model
+
+import (
+	"fmt"
+	"time"
+)
+
+// settleWithin bounds the time from the end of all disturbances until all is
+// as it should be. It has room for the patience with agents that are gone and
+// for kernels that take seconds.
+const settleWithin = 40 * time.Second
+
+// Run is a whole run: a mesh starts, is disturbed, and settles.
+func Run(seed uint64, opt Options) *World {
+	// One run in four checks the lemma and the order of acknowledgements as
+	// well, one in two that any subset of next hops is safe.
+	opt.Labels = opt.Labels || opt.Broken == Sound && seed%4 == 0
+	w := New(seed, opt)
+	if seed%2 == 0 {
+		w.after(0, w.walk)
+	}
+	w.Chaos()
+	if opt.Broken == Sound && !w.stopped {
+		if wrong := w.Settle(settleWithin); wrong != "" && !w.stopped {
+			w.fail("%v after the last disturbance %s", settleWithin, wrong)
+		}
+	}
+	return w
+}
+
+// Explain runs a seed again and gives the problem, what happened before it,
+// and how to see it again.
+func Explain(seed uint64, opt Options) string {
+	const kept = 120
+	var lines []string
+	opt.Trace = func(line string) {
+		if lines = append(lines, line); len(lines) > 2*kept {
+			lines = append(lines[:0], lines[kept:]...)
+		}
+	}
+	w := Run(seed, opt)
+	lines = lines[max(0, len(lines)-kept):]
+	out := fmt.Sprintf("seed %d: %d nodes, %s\n\nwhat happened last:\n", seed, len(w.nodes), w.Problem)
+	for _, l := range lines {
+		out += l + "\n"
+	}
+	return out + fmt.Sprintf("\nto repeat: go test ./integration/model -run 'TestModel$' -args -seed %d\n", seed)
+}
