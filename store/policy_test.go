@@ -12,7 +12,8 @@ import (
 // policyCommands uses every part of the policy, with two members.
 func policyCommands(a, b mesh.NodeID) []Command {
 	return []Command{
-		{SetNode: &SetNode{Node: a, Transit: new(false), MaxDegree: new(4), Tags: &[]string{"site", "hub"}}},
+		{SetNode: &SetNode{Node: a, MaxDegree: new(4), Tags: &[]string{"site", "hub"}}},
+		{SetNode: &SetNode{Node: b, Transit: new(false)}},
 		{SetTopology: &SetTopology{Dense: true}},
 		{SetTopology: &SetTopology{Mode: TopologyHub, Hub: "hub"}},
 		{SetPairs: &SetPairs{Pin: []Pair{{a, b}}}},
@@ -72,6 +73,7 @@ func TestPolicyRefusals(t *testing.T) {
 			return Command{SetPairs: &SetPairs{Pin: []Pair{{a, b}}, Forbid: []Pair{{b, a}}}}
 		}},
 		"forbid the last way": {CodeTopologyRefused, func(_, a, b mesh.NodeID) Command { return Command{SetPairs: &SetPairs{Forbid: []Pair{{a, b}}}} }},
+		"no transit between":  {CodeTopologyRefused, func(_, _, b mesh.NodeID) Command { return Command{SetNode: &SetNode{Node: b, Transit: new(false)}} }},
 		"nothing to set":      {CodeInvalid, func(_, a, _ mesh.NodeID) Command { return Command{SetNode: &SetNode{Node: a}} }},
 		"set a stranger": {CodeNotFound, func(_, _, _ mesh.NodeID) Command {
 			return Command{SetNode: &SetNode{Node: stranger, Transit: new(true)}}
@@ -242,8 +244,7 @@ func TestLinkDrain(t *testing.T) {
 	}
 }
 
-// Random rules are refused exactly when they would part a mesh that is whole,
-// as a union of all pairs that may have a link says.
+// Random rules are refused when they would part a mesh that is whole.
 func TestPolicyNeverParts(t *testing.T) {
 	refused, taken := 0, 0
 	for seed := range uint64(30) {
@@ -256,7 +257,7 @@ func TestPolicyNeverParts(t *testing.T) {
 				return Pair{ids[i], ids[(i+1+rng.IntN(len(ids)-1))%len(ids)]}
 			}
 			var c Command
-			switch p := pair(); rng.IntN(8) {
+			switch p := pair(); rng.IntN(10) {
 			case 0:
 				c.SetPairs = &SetPairs{Pin: []Pair{p}, Allow: []Pair{p}}
 			case 1:
@@ -267,6 +268,8 @@ func TestPolicyNeverParts(t *testing.T) {
 				c.SetTopology = &SetTopology{Mode: []TopologyMode{TopologyAuto, TopologyFull}[rng.IntN(2)]}
 			case 4:
 				c.SetTopology = &SetTopology{Mode: TopologyHub, Hub: "core"}
+			case 5, 6:
+				c.SetNode = &SetNode{Node: p.A, Transit: new(rng.IntN(3) == 0)}
 			default:
 				c.SetPairs = &SetPairs{Forbid: []Pair{p, pair()}, Unpin: []Pair{p}}
 			}
@@ -279,8 +282,8 @@ func TestPolicyNeverParts(t *testing.T) {
 			if whole(before) && !whole(w.s) {
 				t.Fatalf("seed %d: %+v parts the mesh", seed, c)
 			}
-			if a, _ := w.s.parted(); a.IsZero() != whole(w.s) {
-				t.Fatalf("seed %d: parted says %s after %+v", seed, a, c)
+			if a, b := w.s.parted(); a.IsZero() != whole(w.s) {
+				t.Fatalf("seed %d: parted says %s %s after %+v", seed, a, b, c)
 			}
 		}
 	}
@@ -289,7 +292,8 @@ func TestPolicyNeverParts(t *testing.T) {
 	}
 }
 
-// whole joins the ends of every pair that may have a link.
+// whole is the closure of all pairs that may have a link, over transit nodes
+// (Warshall 1962).
 func whole(s *State) bool {
 	top := s.Mesh.Topology
 	hubs := 0
@@ -299,30 +303,29 @@ func whole(s *State) bool {
 			hubs++
 		}
 	}
-	part := map[mesh.NodeID]mesh.NodeID{}
-	for id := range s.Nodes {
-		part[id] = id
-	}
+	way := map[[2]mesh.NodeID]bool{}
 	for a := range s.Nodes {
 		for b := range s.Nodes {
 			p := MakePair(a, b)
 			ok := top.Mode != TopologyHub || hubs == 0 || hub(a) || hub(b) || slices.Contains(top.Pinned, p)
-			if !ok || slices.Contains(top.Forbidden, p) {
-				continue
-			}
-			from, to := part[a], part[b]
-			for id, at := range part {
-				if at == from {
-					part[id] = to
+			way[[2]mesh.NodeID{a, b}] = a == b || ok && !slices.Contains(top.Forbidden, p)
+		}
+	}
+	for k, n := range s.Nodes {
+		for a := range s.Nodes {
+			for b := range s.Nodes {
+				if !n.NoTransit && way[[2]mesh.NodeID{a, k}] && way[[2]mesh.NodeID{k, b}] {
+					way[[2]mesh.NodeID{a, b}] = true
 				}
 			}
 		}
 	}
-	parts := map[mesh.NodeID]bool{}
-	for _, at := range part {
-		parts[at] = true
+	for _, ok := range way {
+		if !ok {
+			return false
+		}
 	}
-	return len(parts) <= 1
+	return true
 }
 
 // When the node between two others is removed the mesh may be in parts; then

@@ -110,9 +110,9 @@ func holds(sorted []Pair, p Pair) bool {
 	return found
 }
 
-// keepWhole makes a change of the policy, and refuses one after which the
-// pairs that may have a link leave the mesh in parts. A mesh that is in parts
-// already, because a node between them was removed, may be changed at will.
+// keepWhole makes a change of the policy, and refuses one after which it
+// leaves no way between two nodes. A mesh that is in parts already, because a
+// node between them was removed, may be changed at will.
 func (s *State) keepWhole(change func()) *Refusal {
 	if a, _ := s.parted(); !a.IsZero() {
 		change()
@@ -120,40 +120,57 @@ func (s *State) keepWhole(change func()) *Refusal {
 	}
 	change()
 	if a, b := s.parted(); !a.IsZero() {
-		return refuse(CodeTopologyRefused, "with this no way could lead from %s to %s; leave a pair of nodes between them that may have a link (meshctl topology)", s.name(a), s.name(b))
+		return refuse(CodeTopologyRefused, "with this no way could lead from %s to %s; allow a link of two nodes between them, or transit through one (meshctl topology)", s.name(a), s.name(b))
 	}
 	return nil
 }
 
-// parted gives two nodes between which no way can be, if there are such, by
-// the pairs that may have a link.
+// parted gives two nodes between which the policy leaves no way, if there are
+// such: by pairs that may have a link, over nodes that carry transit. What
+// one of those reaches, all others reach through it, so one search is enough.
 func (s *State) parted() (a, b mesh.NodeID) {
 	ids := s.ids()
-	if len(s.Mesh.Topology.Forbidden) == 0 || len(ids) == 0 {
-		return a, b
-	}
-	t := s.Mesh.Topology
-	anyHub := t.Mode != TopologyHub || !s.tagged(t.Hub, mesh.NodeID{}) // without hubs the mesh chooses
-	hub := func(id mesh.NodeID) bool { return anyHub || slices.Contains(s.Nodes[id].Tags, t.Hub) }
-	left, reached := ids[1:], ids[:1:1]
-	for len(reached) > 0 && len(left) > 0 {
-		at := reached[len(reached)-1]
-		reached = reached[:len(reached)-1]
-		var beyond []mesh.NodeID
-		for _, id := range left {
-			p := MakePair(at, id)
-			if !holds(t.Forbidden, p) && (hub(at) || hub(id) || holds(t.Pinned, p)) {
-				reached = append(reached, id)
-			} else {
-				beyond = append(beyond, id)
+	mayLink := s.linkable()
+	transit := func(id mesh.NodeID) bool { return !s.Nodes[id].NoTransit }
+	first := slices.IndexFunc(ids, transit)
+	if first < 0 { // only links lead anywhere
+		for i, a := range ids {
+			for _, b := range ids[:i] {
+				if !mayLink(a, b) {
+					return b, a
+				}
 			}
 		}
-		left = beyond
+		return a, b
+	}
+	start := ids[first]
+	left, next := slices.Delete(slices.Clone(ids), first, first+1), []mesh.NodeID{start}
+	for len(next) > 0 && len(left) > 0 {
+		at := next[len(next)-1]
+		next = next[:len(next)-1]
+		left = slices.DeleteFunc(left, func(id mesh.NodeID) bool {
+			reached := mayLink(at, id)
+			if reached && transit(id) {
+				next = append(next, id)
+			}
+			return reached
+		})
 	}
 	if len(left) == 0 {
 		return a, b
 	}
-	return ids[0], left[0]
+	return start, left[0]
+}
+
+// linkable reports of two nodes whether the policy lets them have links.
+func (s *State) linkable() func(a, b mesh.NodeID) bool {
+	t := s.Mesh.Topology
+	chosen := t.Mode != TopologyHub || !s.tagged(t.Hub, mesh.NodeID{}) // without hubs the mesh chooses
+	hub := func(id mesh.NodeID) bool { return slices.Contains(s.Nodes[id].Tags, t.Hub) }
+	return func(a, b mesh.NodeID) bool {
+		p := MakePair(a, b)
+		return !holds(t.Forbidden, p) && (chosen || hub(a) || hub(b) || holds(t.Pinned, p))
+	}
 }
 
 func (s *State) setNode(c SetNode) (*Node, *Refusal) {

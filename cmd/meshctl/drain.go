@@ -111,7 +111,7 @@ func (a *app) drained(d api.Drained) {
 	case !d.Done:
 		a.say("%s still on the way to other links.\n    next: look again with meshctl drain\n", plural(len(d.Draining.Carries), "network"))
 	case len(d.Draining.NoOtherWay) > 0:
-		a.say("no other way leads to %s; that stays on it.\n    next: make another way before you unplug it\n", some(d.Draining.NoOtherWay))
+		a.say("no other way leads to %s; that stays on it.\n    next: make another way first\n", some(d.Draining.NoOtherWay))
 	case target.Uplink == "":
 		a.say("others are reached around it, and it stays reachable.\n    next: meshctl undrain %s after the work\n", target.Target)
 	default:

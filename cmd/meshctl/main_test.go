@@ -343,7 +343,7 @@ func TestDrainOutcomes(t *testing.T) {
 				d.Draining.Carries = []netip.Prefix{netip.MustParsePrefix("10.50.0.0/16")}
 				d.Draining.NoOtherWay = d.Draining.Carries
 			}, 7,
-			"berlin-1/lte is drained: no other way leads to 10.50.0.0/16; that stays on it.\n    next: make another way before you unplug it\n",
+			"berlin-1/lte is drained: no other way leads to 10.50.0.0/16; that stays on it.\n    next: make another way first\n",
 		},
 		{"drain lte --dry-run", func(d *api.Drained) {}, 0, "This node sends nothing over berlin-1/lte.\n"},
 		{

@@ -222,7 +222,8 @@ func (p probes) Hard(err error) (reason string, hard bool) {
 // gossiper is gossip.Gossip as the agent sees it.
 type gossiper struct {
 	*gossip.Gossip
-	facts func(discovery.Signed)
+	facts   func(discovery.Signed)
+	learned func([][]byte)
 }
 
 func openGossip(g agent.GossipConfig, log *slog.Logger) (agent.Gossip, error) {
@@ -235,12 +236,12 @@ func openGossip(g agent.GossipConfig, log *slog.Logger) (agent.Gossip, error) {
 			}
 			return out
 		},
-		Admit: g.Admit,
+		Admit: g.Admit, Announcements: g.Announcements,
 	})
 	if err != nil {
 		return nil, err
 	}
-	return gossiper{member, g.Facts}, nil
+	return gossiper{member, g.Facts, g.Learned}, nil
 }
 
 func (g gossiper) Run(ctx context.Context) error {
@@ -252,6 +253,9 @@ func (g gossiper) Run(ctx context.Context) error {
 			case ev := <-g.Events():
 				for _, s := range ev.Facts {
 					g.facts(s)
+				}
+				if len(ev.Announcements) > 0 {
+					g.learned(ev.Announcements)
 				}
 			case <-ctx.Done():
 				return nil

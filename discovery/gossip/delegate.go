@@ -2,6 +2,7 @@ package gossip
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -22,6 +23,8 @@ const (
 	// FactsReceived: Facts arrived, unverified, and differ from what was
 	// published here.
 	FactsReceived EventKind = iota + 1
+	// AnnouncementsReceived: Announcements arrived with a full state.
+	AnnouncementsReceived
 	// MemberUp: Member is there.
 	MemberUp
 	// MemberDown: Member left or was given up.
@@ -33,6 +36,8 @@ type Event struct {
 	Kind   EventKind
 	Member Member             // of MemberUp and MemberDown
 	Facts  []discovery.Signed // of FactsReceived; the receiver owns them
+	// Announcements are of AnnouncementsReceived, unread; the receiver owns them.
+	Announcements [][]byte
 }
 
 // facts are the statements that the owner believes and we pass on.
@@ -162,17 +167,40 @@ func (d *delegate) LocalState(bool) []byte {
 	for _, id := range slices.SortedFunc(maps.Keys(f.nodes), mesh.NodeID.Compare) {
 		b = discovery.AppendSigned(b, f.nodes[id].signed)
 	}
+	if d.g.cfg.Announcements == nil {
+		return b
+	}
+	b = append(b, 0, 0) // no statement has no length: what follows is something else
+	for _, a := range d.g.cfg.Announcements() {
+		b = binary.BigEndian.AppendUint16(b, uint16(len(a)))
+		b = append(b, a...)
+	}
 	return b
 }
 
 func (d *delegate) MergeRemoteState(b []byte, _ bool) {
-	d.deliver(b, maxNodes)
+	rest := d.deliver(b, maxNodes)
+	if len(rest) < 2 || rest[0] != 0 || rest[1] != 0 {
+		return
+	}
+	var list [][]byte
+	for rest = rest[2:]; len(rest) >= 2 && len(list) < maxAnnouncements; {
+		n := int(binary.BigEndian.Uint16(rest))
+		if rest = rest[2:]; n == 0 || n > maxAnnouncement || n > len(rest) {
+			break
+		}
+		list = append(list, bytes.Clone(rest[:n]))
+		rest = rest[n:]
+	}
+	if len(list) > 0 {
+		d.g.emit(Event{Kind: AnnouncementsReceived, Announcements: list})
+	}
 }
 
-// deliver hands the statements in b that are news to the owner; b is copied.
-// What cannot be read ends the message: there is no telling where the next
-// statement would begin.
-func (d *delegate) deliver(b []byte, limit int) {
+// deliver hands the statements in b that are news to the owner, and gives what
+// follows them; b is copied. What cannot be read ends the statements: there is
+// no telling where the next one would begin.
+func (d *delegate) deliver(b []byte, limit int) (rest []byte) {
 	var news []discovery.Signed
 	for ; len(b) > 0 && limit > 0; limit-- {
 		s, rest, err := discovery.CutSigned(b)
@@ -187,6 +215,7 @@ func (d *delegate) deliver(b []byte, limit int) {
 	if len(news) > 0 {
 		d.g.emit(Event{Kind: FactsReceived, Facts: news})
 	}
+	return b
 }
 
 func (d *delegate) NotifyAlive(n *memberlist.Node) error {

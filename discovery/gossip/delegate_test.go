@@ -75,7 +75,26 @@ func TestPublish(t *testing.T) {
 	}
 }
 
+func TestAnnouncementsTravelWithTheFullState(t *testing.T) {
+	g := testGossip(t)
+	d := &delegate{g}
+	if err := g.Publish(testSigned(t, 2, 5)); err != nil {
+		t.Fatal(err)
+	}
+	g.cfg.Announcements = func() [][]byte { return [][]byte{{1, 2, 3}, {4}} }
+	state := d.LocalState(false)
+	other := testGossip(t)
+	(&delegate{other}).MergeRemoteState(state, false)
+	if ev := <-other.events; ev.Kind != FactsReceived || len(ev.Facts) != 1 {
+		t.Errorf("first %+v", ev)
+	}
+	if ev := <-other.events; ev.Kind != AnnouncementsReceived || len(ev.Announcements) != 2 || !bytes.Equal(ev.Announcements[0], []byte{1, 2, 3}) {
+		t.Errorf("then %+v", ev)
+	}
+}
+
 func FuzzDeliver(f *testing.F) {
+	f.Add([]byte{0, 0, 0, 1, 7, 0, 2, 7})
 	f.Add(discovery.AppendSigned(discovery.AppendSigned(nil, testSigned(f, 2, 1)), testSigned(f, 3, 1)))
 	f.Add([]byte{0, 1, 2})
 	g := testGossip(f)
@@ -88,7 +107,13 @@ func FuzzDeliver(f *testing.F) {
 			t.Fatal("the message was changed")
 		}
 		for len(g.events) > 0 {
-			for _, s := range (<-g.events).Facts {
+			ev := <-g.events
+			for _, a := range ev.Announcements {
+				if len(a) == 0 || len(a) > maxAnnouncement {
+					t.Fatalf("delivered an announcement of %d bytes", len(a))
+				}
+			}
+			for _, s := range ev.Facts {
 				if len(s.Body) == 0 || len(s.Body) > discovery.MaxFacts || len(s.Signature) != ed25519.SignatureSize {
 					t.Fatalf("delivered %d and %d bytes", len(s.Body), len(s.Signature))
 				}

@@ -21,16 +21,19 @@ import (
 
 // Limits and times.
 const (
-	maxEvents     = 256  // waiting for the owner; more are dropped
-	maxNodes      = 2048 // facts kept and passed on
-	packetSize    = 1200 // bytes of gossip in one packet: fits the smallest overlay MTU
-	rejoinFirst   = 250 * time.Millisecond
-	rejoinSoon    = 2 * time.Second
-	rejoinEvery   = 30 * time.Second
-	rejoinTargets = 3
-	bindFirst     = 250 * time.Millisecond
-	bindLongest   = 5 * time.Second
-	leaveTimeout  = 2 * time.Second
+	maxEvents = 256  // waiting for the owner; more are dropped
+	maxNodes  = 2048 // facts kept and passed on
+	// maxAnnouncements of at most maxAnnouncement bytes are taken at once.
+	maxAnnouncements = 16384
+	maxAnnouncement  = 4 << 10
+	packetSize       = 1200 // bytes of gossip in one packet: fits the smallest overlay MTU
+	rejoinFirst      = 250 * time.Millisecond
+	rejoinSoon       = 2 * time.Second
+	rejoinEvery      = 30 * time.Second
+	rejoinTargets    = 3
+	bindFirst        = 250 * time.Millisecond
+	bindLongest      = 5 * time.Second
+	leaveTimeout     = 2 * time.Second
 )
 
 // Config says how to take part. Name, Bind and Label are required.
@@ -48,6 +51,10 @@ type Config struct {
 	// called inside memberlist's locks: it must not block and not call back.
 	// Nil: everyone.
 	Admit func(node mesh.NodeID, addr netip.Addr) bool
+	// Announcements gives the routing announcements to pass on with the
+	// exchange of full state, each at most 4 KiB: what flooding lost is
+	// repaired so. It is called inside memberlist's locks. Nil: none.
+	Announcements func() [][]byte
 	// Transport replaces the network, for tests. It is called for every
 	// attempt to bind.
 	Transport func() (memberlist.NodeAwareTransport, error)

@@ -30,13 +30,7 @@ func (w *World) walk() {
 
 // forward gives the node that takes a packet over, or nil.
 func (n *node) forward(addr netip.Addr) *node {
-	route := -1
-	for p, prefix := range n.w.space.prefixes {
-		if (n.kernel.has.has(p) || n.kernel.local.has(p)) && prefix.Contains(addr) &&
-			(route < 0 || prefix.Bits() > n.w.space.prefixes[route].Bits()) {
-			route = p
-		}
-	}
+	route := n.lookup(addr)
 	if route < 0 || n.kernel.local.has(route) {
 		return nil
 	}
@@ -47,18 +41,20 @@ func (n *node) forward(addr netip.Addr) *node {
 		return nil
 	}
 	to := legs[n.w.rng.IntN(len(legs))].peer
-	if !to.kernel.admits.has(n.i) && !to.owns(addr) {
-		return nil
+	if !to.kernel.admits.has(n.i) {
+		return nil // it is for the node itself, or not let in
 	}
 	return to
 }
 
-// owns reports whether an address is delivered at the node.
-func (n *node) owns(addr netip.Addr) bool {
-	for p := range n.kernel.local.all {
-		if n.w.space.prefixes[p].Contains(addr) {
-			return true
+// lookup gives the longest prefix that matches an address; negative: none.
+func (n *node) lookup(addr netip.Addr) int {
+	route := -1
+	for p, prefix := range n.w.space.prefixes {
+		if (n.kernel.has.has(p) || n.kernel.local.has(p)) && prefix.Contains(addr) &&
+			(route < 0 || prefix.Bits() > n.w.space.prefixes[route].Bits()) {
+			route = p
 		}
 	}
-	return false
+	return route
 }

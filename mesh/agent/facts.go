@@ -14,6 +14,7 @@ import (
 	"guywire/mesh"
 	"guywire/mesh/control"
 	"guywire/mesh/core"
+	"guywire/routing/wire"
 	"guywire/store"
 	"guywire/store/cache"
 )
@@ -231,6 +232,54 @@ func (m *member) handleNodes() {
 	}))
 	m.plane.Handle("POST /v1/link/offer", control.Member, http.HandlerFunc(m.serveOffer))
 	m.plane.Handle("GET /v1/hop", control.Member, http.HandlerFunc(m.serveHop))
+}
+
+// keepAnnouncements keeps at hand what gossip passes on.
+func (m *member) keepAnnouncements(ctx context.Context) error {
+	tick := time.NewTicker(announcementsEvery)
+	defer tick.Stop()
+	var digest uint64
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		var list [][]byte
+		err := m.query(ctx, func(n *core.Node) {
+			if d := n.Digest(); d != digest {
+				digest = d
+				for _, a := range n.Announcements() {
+					list = append(list, wire.EncodeNote(wire.Flood{SignedLSA: a}))
+				}
+			}
+		})
+		if err == nil && list != nil {
+			m.flooded.Store(&list)
+		}
+	}
+}
+
+func (m *member) announcements() [][]byte {
+	if list := m.flooded.Load(); list != nil {
+		return *list
+	}
+	return nil
+}
+
+// learned feeds announcements that gossip brought.
+func (m *member) learned(list [][]byte) {
+	var out []wire.SignedLSA
+	for _, b := range list {
+		if note, err := wire.DecodeNote(b); err == nil {
+			if f, ok := note.(wire.Flood); ok {
+				out = append(out, f.SignedLSA)
+				continue
+			}
+		}
+		m.malformed.Add(1)
+	}
+	m.offer(core.Learned{Announcements: out})
 }
 
 // seeds are the overlay addresses of all other members.

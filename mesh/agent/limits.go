@@ -13,6 +13,8 @@ const (
 	// countEvery is how often the devices' counters are read: an idle link that
 	// begins to be used is to be probed fast soon.
 	countEvery = 100 * time.Millisecond
+	// announcementsEvery is how often what gossip passes on is brought up to date.
+	announcementsEvery = 10 * time.Second
 	// statsEvery is how often the tunnels are asked for their far ends.
 	statsEvery = 2 * time.Second
 	// lookAgain is when uplinks that could not be read are read again.

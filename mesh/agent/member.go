@@ -56,8 +56,9 @@ type member struct {
 	save        chan struct{}
 	records     atomic.Pointer[[]core.Record]
 	host        atomic.Pointer[core.Host]
-	applied     atomic.Uint64 // newest revision that is wholly in the kernel
-	completeAt  atomic.Uint64 // first complete revision
+	flooded     atomic.Pointer[[][]byte] // announcements, for repair by gossip
+	applied     atomic.Uint64            // newest revision that is wholly in the kernel
+	completeAt  atomic.Uint64            // first complete revision
 	wanted      atomic.Uint64
 	dropped     atomic.Uint64
 	malformed   atomic.Uint64
@@ -117,6 +118,7 @@ func (a *Agent) open(plane *control.Plane) (_ *member, err error) {
 	if node, ok := state.Nodes[m.self]; ok {
 		m.gossip, err = a.outside.Gossip(GossipConfig{
 			Self: m.self, Mesh: state.Mesh.ID, Bind: node.Addr6, Seeds: m.seeds, Admit: m.admit, Facts: m.heard,
+			Announcements: m.announcements, Learned: m.learned,
 		})
 		if err != nil {
 			return nil, err
@@ -172,6 +174,7 @@ func (m *member) run(ctx context.Context, stop context.CancelFunc) error {
 	start("state", m.followState)
 	start("tunnels", m.count)
 	start("counters", m.countBytes)
+	start("announcements", m.keepAnnouncements)
 	start("records", func(ctx context.Context) error {
 		defer endPlane()
 		return m.saveRecords(ctx)

@@ -102,6 +102,10 @@ type GossipConfig struct {
 	Admit func(node mesh.NodeID, addr netip.Addr) bool
 	// Facts receives statements of other nodes; it must not block.
 	Facts func(discovery.Signed)
+	// Announcements gives the routing announcements to pass on, Learned
+	// receives those of others; neither may block.
+	Announcements func() [][]byte
+	Learned       func([][]byte)
 }
 
 // Gossip spreads facts inside the mesh.

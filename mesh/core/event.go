@@ -51,6 +51,8 @@ type (
 	TunnelFailed struct{ Device, Reason string }
 	// Measured brings what the tunnels know of their far ends, every few seconds.
 	Measured struct{ Tunnels map[string]Traffic }
+	// Learned brings announcements that did not come from a neighbour.
+	Learned struct{ Announcements []wire.SignedLSA }
 	// Counted brings the devices' counters, several times a second.
 	Counted struct{ Devices map[string]Count }
 	// Stopping asks the node to say goodbye: it is about to tear down.
@@ -91,6 +93,7 @@ func (KernelDone) isEvent()   {}
 func (TunnelFailed) isEvent() {}
 func (Measured) isEvent()     {}
 func (Counted) isEvent()      {}
+func (Learned) isEvent()      {}
 func (Stopping) isEvent()     {}
 
 // A Ready is what the outside must do next.

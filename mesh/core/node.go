@@ -165,6 +165,8 @@ func (n *Node) Step(now time.Time, ev Event) Ready {
 	case Measured:
 		n.measured(ev.Tunnels)
 		urgent = false
+	case Learned:
+		n.router.Learn(now, ev.Announcements)
 	case Counted:
 		n.counted(ev.Devices)
 		urgent = false

@@ -7,6 +7,7 @@ import (
 	"guywire/mesh"
 	"guywire/mesh/link"
 	"guywire/routing"
+	"guywire/routing/wire"
 )
 
 // A LinkView is one wanted link as people see it.
@@ -126,6 +127,10 @@ func shares(carry []leg) []float64 {
 
 // Host is the machine as last seen.
 func (n *Node) Host() Host { return n.host }
+
+// Digest stands for the link-state database; Announcements are what is in it.
+func (n *Node) Digest() uint64                  { return n.router.Digest() }
+func (n *Node) Announcements() []wire.SignedLSA { return n.router.Announcements() }
 
 // Settled reports whether the first complete desired state exists.
 func (n *Node) Settled() bool { return n.settled }

@@ -282,7 +282,8 @@ func checkPaths(t *testing.T, at string, have, want, now State) {
 	t.Helper()
 	stays := func(n NextHop) bool {
 		goal, ok := want.nextHop(n.ID)
-		return ok && n.Equal(goal)
+		return ok && n.Equal(goal) && (slices.ContainsFunc(want.NextHops, func(g NextHop) bool { return g.has(n.ID) }) ||
+			slices.ContainsFunc(want.Routes, func(r Route) bool { return r.NextHop == n.ID }))
 	}
 	lives := func(n NextHop) bool {
 		return slices.ContainsFunc(want.NextHops, func(goal NextHop) bool { return n.Device == goal.Device })

@@ -40,6 +40,7 @@ func spikes(r *rand.Rand) time.Duration {
 
 // TestNoiseIsNoNews: announcements per hour on noisy but steady paths.
 func TestNoiseIsNoNews(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name    string
 		prepare func(*pair)
@@ -75,6 +76,7 @@ func TestNoiseIsNoNews(t *testing.T) {
 // TestGreyFailure: loss or delay that appears shows in the cost within two
 // seconds, and the cost comes back slowly.
 func TestGreyFailure(t *testing.T) {
+	t.Parallel()
 	both := func(share float64) func(*pair) { return func(p *pair) { p.loss = [2]float64{share, share} } }
 	slower := func(d time.Duration) func(*pair) { return func(p *pair) { p.delay += d / 2 } }
 	for _, c := range []struct {
@@ -94,7 +96,7 @@ func TestGreyFailure(t *testing.T) {
 		{"50 ms more on a backup", Backup, slower(50 * time.Millisecond), 20_000, 2 * time.Second},
 	} {
 		var took []time.Duration
-		for i := range 20 {
+		for i := range 10 {
 			p := newPair()
 			p.rng = rand.New(rand.NewPCG(uint64(i), 3))
 			p.pace(c.pace, false)

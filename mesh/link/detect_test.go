@@ -38,6 +38,7 @@ func detection(t *testing.T, cuts int, prepare func(*pair), state State) []time.
 // TestDetection pins how quickly a silent cut is seen at each pace. The times
 // are virtual, so they are the same on every machine.
 func TestDetection(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name        string
 		prepare     func(*pair)
@@ -55,8 +56,8 @@ func TestDetection(t *testing.T) {
 		{"metered, backup", func(p *pair) { p.pace(Backup, true) }, 800 * time.Millisecond, 1100 * time.Millisecond},
 		{"metered, idle", func(p *pair) { p.pace(Idle, true) }, 4 * time.Second, 6 * time.Second},
 	} {
-		got := detection(t, 60, c.prepare, Suspect)
-		down := detection(t, 20, c.prepare, Down)
+		got := detection(t, 40, c.prepare, Suspect)
+		down := detection(t, 10, c.prepare, Down)
 		median, last := got[len(got)/2], got[len(got)-1]
 		t.Logf("%-52s suspect: median %s, last %s; down: median %s", c.name, median, last, down[len(down)/2])
 		if median > c.median || last > c.max {
@@ -73,6 +74,7 @@ func uniform(most time.Duration) func(*rand.Rand) time.Duration {
 // losses predicts, and no link goes down. Without an answering kernel the
 // number of misses alone must prevent it.
 func TestLossAlone(t *testing.T) {
+	t.Parallel()
 	for _, loss := range []float64{0.01, 0.03, 0.05, 0.10} {
 		p := newPair()
 		p.delay = 5 * time.Millisecond
@@ -100,6 +102,7 @@ func TestLossAlone(t *testing.T) {
 
 // A pace may be slow: loss on an idle link must not take it down either.
 func TestLossAloneAtEveryPace(t *testing.T) {
+	t.Parallel()
 	for _, metered := range []bool{false, true} {
 		for _, pace := range []Pace{Idle, Backup, Carrying} {
 			p := newPair()
@@ -108,9 +111,10 @@ func TestLossAloneAtEveryPace(t *testing.T) {
 			p.pace(pace, metered)
 			p.run(10 * time.Second)
 			p.loss = [2]float64{0.05, 0.05}
-			p.run(20 * time.Minute)
+			const probes = 20_000
+			p.run(probes * paces[p.ends[0].class()][pace])
 			p.never(t, Down)
-			t.Logf("metered %t, %s: %d suspicions in 20 min of 5 %% loss", metered, pace, p.entered[0][Suspect]+p.entered[1][Suspect])
+			t.Logf("metered %t, %s: %d suspicions in %d probes with 5 %% loss", metered, pace, p.entered[0][Suspect]+p.entered[1][Suspect], probes)
 		}
 	}
 }

@@ -47,7 +47,10 @@ func TestFlapsAreDamped(t *testing.T) {
 	if last < 15*time.Second {
 		t.Errorf("after eight falls in a row the hold is %s", last)
 	}
+	p.pace(Idle, false)
 	p.run(20 * time.Minute)
+	p.pace(Carrying, false)
+	p.run(time.Second)
 	if held := flap(); held > 3*firstHold/2 {
 		t.Errorf("after twenty calm minutes a fall holds for %s", held)
 	}

@@ -198,7 +198,8 @@ func (l *Link) Receive(at time.Time, incarnation uint64, p wire.Probe) {
 	}
 	lost := l.hears && p.Flags&wire.Hears == 0 && p.EchoSeq != 0
 	l.hears = p.Flags&wire.Hears != 0
-	if p.EchoSeq != 0 {
+	// What it echoes may be from before this agent started.
+	if p.EchoSeq != 0 && l.spoke && int32(l.seq-p.EchoSeq) >= 0 {
 		l.echoed(p.EchoSeq)
 		l.mtu.heard(at, p.EchoSeq, p.PadEcho)
 		rtt := time.Duration(l.clock(at)-p.EchoSent) - time.Duration(p.EchoDelay)*time.Microsecond

@@ -1,10 +1,12 @@
 package link
 
 import (
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
 
+	"guywire/mesh"
 	"guywire/routing/wire"
 )
 
@@ -221,5 +223,82 @@ func TestOnlyOneEndBegins(t *testing.T) {
 	l.Receive(at, 1, wire.Probe{Seq: 1, Interval: 40_000})
 	if _, due := l.Probe(at, 0, wire.Header{}); !due {
 		t.Error("the second end does not answer")
+	}
+}
+
+// Whatever a far end says, and whatever else happens, the next deadline is in
+// the future, probes leave no faster than allowed, and the cost stays a cost.
+func TestNothingAFarEndSaysBreaksTheJudge(t *testing.T) {
+	for seed := range uint64(30) {
+		r := rand.New(rand.NewPCG(seed, 6))
+		l := New(start, true, time.Duration(r.Int64()))
+		var g Guard
+		now, incarnation, seq, sent := start, uint64(1), uint32(r.Uint64()), 0
+		number := func(most uint64) uint64 {
+			if r.IntN(3) == 0 {
+				return r.Uint64()
+			}
+			return r.Uint64N(most)
+		}
+		for range 2000 {
+			now = now.Add(time.Duration(r.ExpFloat64() * float64(20*time.Millisecond)))
+			if r.IntN(500) == 0 {
+				now = now.Add(time.Minute)
+			}
+			switch r.IntN(12) {
+			case 0:
+				l.SetPace(now, Pace(r.IntN(3)), r.IntN(2) == 0, time.Duration(number(uint64(time.Second))))
+			case 1:
+				l.Traffic(now, number(1e6), number(1e6))
+			case 2:
+				l.Silent(now)
+			case 3:
+				l.Echoed(now)
+			case 4:
+				l.SetMTU(int(number(10_000) % 70_000))
+			case 5:
+				if r.IntN(20) == 0 {
+					incarnation++
+				}
+				if r.IntN(100) == 0 {
+					l.Fail(now, "pulled")
+				}
+			default:
+				if seq++; r.IntN(10) == 0 {
+					seq += uint32(number(20))
+				}
+				l.Receive(now.Add(-time.Duration(number(1e7)%1e9)), incarnation, wire.Probe{
+					Seq: seq, Sent: int64(number(1e12)), Interval: uint32(number(1e6)), Want: uint32(number(1e6)),
+					Flags: wire.ProbeFlags(r.IntN(4)), EchoSeq: l.seq - uint32(number(4)), EchoSent: l.clock(now) - int64(number(1e8)),
+					EchoDelay: uint32(number(1e5)), Loss: uint16(number(1000)), Pad: uint16(number(1400)), PadEcho: uint16(number(1400)),
+				})
+			}
+			g.Watch(now, time.Duration(number(uint64(time.Millisecond))%uint64(time.Second)), []*Link{l})
+			l.Tick(now)
+			l.Echo(now)
+			for range 3 {
+				if p, due := l.Probe(now, 0, wire.Header{}); due {
+					sent++
+					if p.Pad == 0 && time.Duration(p.Interval)*time.Microsecond < fastest {
+						t.Fatalf("seed %d: an interval of %d µs", seed, p.Interval)
+					}
+				}
+			}
+			if d := l.Deadline(now); !d.After(now) {
+				t.Fatalf("seed %d: the deadline is %s ago", seed, now.Sub(d))
+			}
+			if c := l.Cost(now); c < costStep || c >= mesh.Infinite {
+				t.Fatalf("seed %d: cost %d", seed, c)
+			}
+			if size, _ := l.MTU(); size < baseMTU || size > max(l.mtu.limit, baseMTU) {
+				t.Fatalf("seed %d: MTU %d of %d", seed, size, l.mtu.limit)
+			}
+			if l.room < minRoom || l.room > maxRoom {
+				t.Fatalf("seed %d: room %s", seed, l.room)
+			}
+		}
+		if most := int(now.Sub(start)/fastest) * 2; sent > most {
+			t.Fatalf("seed %d: %d probes in %s", seed, sent, now.Sub(start))
+		}
 	}
 }

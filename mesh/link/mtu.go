@@ -39,8 +39,8 @@ type mtuSearch struct {
 
 	size  int // under trial; 0: none
 	tries int
-	seq   uint32 // of the newest padded copy; 0: none sent yet
-	left  int    // probes until the size in use is confirmed
+	seq   uint32    // of the newest padded copy; 0: none sent yet
+	left  int       // probes until the size in use is confirmed
 	raise time.Time // when a larger size is tried
 }
 

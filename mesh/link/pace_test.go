@@ -8,6 +8,7 @@ import (
 // TestProbeBytes: what links cost on the wire, with WireGuard, UDP and IPv4,
 // both directions together.
 func TestProbeBytes(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		pace    Pace
 		metered bool
@@ -29,9 +30,10 @@ func TestProbeBytes(t *testing.T) {
 			p.pace(c.pace, c.metered)
 			p.run(time.Minute) // with the search for the MTU
 			p.forget()
-			p.run(10 * time.Minute)
-			rate := 8 * float64(p.bytes[0]+p.bytes[1]) / (10 * time.Minute).Seconds()
-			t.Logf("metered %-5t %-8s loss %.0f %%: %.2f kbit/s, %.3f probes a second and end", c.metered, c.pace, 100*loss, rate/1000, float64(p.sent[0]+p.sent[1])/1200)
+			span := 500 * paces[p.ends[0].class()][c.pace]
+			p.run(span)
+			rate := 8 * float64(p.bytes[0]+p.bytes[1]) / span.Seconds()
+			t.Logf("metered %-5t %-8s loss %.0f %%: %.2f kbit/s, %.3f probes a second and end", c.metered, c.pace, 100*loss, rate/1000, float64(p.sent[0]+p.sent[1])/2/span.Seconds())
 			if most := c.most * (1 + 20*loss); rate > most {
 				t.Errorf("metered %t, %s, loss %.0f %%: %.0f bit/s, at most %.0f wanted", c.metered, c.pace, 100*loss, rate, most)
 			}
@@ -76,6 +78,7 @@ func TestFasterPaceFindsDeadPath(t *testing.T) {
 // Changes of pace, however often, whoever makes them, on a path with loss,
 // make no silence.
 func TestChangesOfPaceAreNoSilence(t *testing.T) {
+	t.Parallel()
 	for _, loss := range []float64{0, 0.05} {
 		p := newPair()
 		p.delay = 60 * time.Millisecond
@@ -83,7 +86,7 @@ func TestChangesOfPaceAreNoSilence(t *testing.T) {
 		p.forget()
 		p.loss = [2]float64{loss, loss}
 		changes := 0
-		for range 3000 {
+		for range 1500 {
 			l := p.ends[p.rng.IntN(2)]
 			l.SetPace(p.now, Pace(p.rng.IntN(3)), p.rng.IntN(4) == 0, time.Duration(p.rng.Int64N(int64(40*time.Millisecond))))
 			changes++
@@ -95,7 +98,7 @@ func TestChangesOfPaceAreNoSilence(t *testing.T) {
 		if loss == 0 && suspects > 0 {
 			t.Errorf("%s", p.history[0])
 		}
-		if suspects > 80 { // a few a minute are the loss's
+		if suspects > 40 { // a few a minute are the loss's
 			t.Errorf("%d suspicions", suspects)
 		}
 	}

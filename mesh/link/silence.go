@@ -59,6 +59,7 @@ func (l *Link) hear(at time.Time, promised time.Duration) {
 // gap and step-1 missing ones. Room follows lateness up fast and down slowly,
 // so that about one probe in a hundred comes later than it allows.
 func (s *silence) arrived(gap time.Duration, step uint32) {
+	gap = max(gap, 0) // the wall clock of time stamps may be set
 	late := min(gap-time.Duration(step)*s.interval, 2*maxRoom)
 	if late > s.room {
 		s.room += (late - s.room) / 4
@@ -77,7 +78,7 @@ func (l *Link) missed(count func(interval time.Duration) int) time.Time {
 		asked := l.askedAt.Sub(l.heard) + l.answerTime() + time.Duration(count(pace)-1)*pace + l.room
 		window = min(window, asked)
 	}
-	return l.heard.Add(window + min(l.grace, window))
+	return l.heard.Add(window + min(l.grace, max(window, 0)))
 }
 
 func times(n int) func(time.Duration) int { return func(time.Duration) int { return n } }

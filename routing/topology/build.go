@@ -23,7 +23,7 @@ type density struct {
 }
 
 var (
-	usual = density{cap: 12, nearest: 1, strata: 2, drawn: 6, gaps: 8, fills: 3}
+	usual = density{cap: 12, nearest: 1, strata: 2, drawn: 6, gaps: 7, fills: 3}
 	dense = density{cap: 18, nearest: 2, strata: 4, drawn: 18, gaps: 1, fills: 4}
 )
 

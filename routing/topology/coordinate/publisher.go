@@ -12,22 +12,25 @@ import (
 )
 
 const (
-	// round is the time between two moves of the coordinate.
-	round = 10 * time.Second
+	// round is the time between two moves of the coordinate, passes how often
+	// each known round trip pushes or pulls in one.
+	round  = 10 * time.Second
+	passes = 8
+	// A coordinate settles after this long, if its error is small, or at last.
+	settleAfter  = 5 * time.Minute
+	settledError = 40 // per cent
+	settleAtLast = 20 * time.Minute
 	// period is how often what is published is looked at, and patience is how
 	// many looks in a row must find it wrong before it changes.
-	passes       = 8
-	placeTol = 0.2
-	settle       = 5 * time.Minute
-	settledError = 40
-	settleAnyway = 20 * time.Minute
-	period       = 45 * time.Second
-	patience     = 3
+	period   = 45 * time.Second
+	patience = 3
 	// tolerance is the relative error that is put up with. Round trips below
 	// floor count as floor: 3 ms are put up with in any case.
-	tolerance = 0.2
+	tolerance = 0.20
 	floor     = 15 * time.Millisecond
-	// gain is the share of the old error at which a new coordinate is better.
+	// gain is the share of the old error below which a coordinate is better.
+	// Nearer to 0 the nodes of a mesh wait for each other: together they could
+	// improve, but none alone.
 	gain = 0.95
 	// maxEntries bounds the published round trips; keep is how long one is
 	// believed that nobody measures any more.
@@ -45,9 +48,9 @@ type Report struct {
 type Publisher struct {
 	vivaldi   *vivaldi
 	published Published
-	wrong     int // looks in a row
+	first     time.Time // first move
+	wrong     int       // looks in a row at which the coordinate was
 	entries   map[mesh.NodeID]*entry
-	first     time.Time
 	nextRound time.Time
 	nextLook  time.Time
 }
@@ -56,18 +59,20 @@ type Publisher struct {
 type entry struct {
 	published time.Duration // 0: not yet
 	newest    time.Duration // smallest since the last look, 0: none
-	last      time.Duration // smallest before the last look
+	last      time.Duration // smallest of the last period that had one
 	at        time.Time     // of the newest measurement
 	wrong     int           // looks in a row
 }
 
-// NewPublisher makes a Publisher that starts where last, the node's report from
-// before a restart, left it; a zero Report starts anew.
+// NewPublisher makes the publisher of a node that last published last; zero at
+// its first start. rng says which way two nodes on one spot part.
 func NewPublisher(now time.Time, rng *rand.Rand, last Report) *Publisher {
 	if last.Coordinate.Check() != nil {
 		last.Coordinate = Published{}
 	}
-	p := &Publisher{published: last.Coordinate, vivaldi: newVivaldi(rng, last.Coordinate), entries: map[mesh.NodeID]*entry{}}
+	p := &Publisher{
+		vivaldi: newVivaldi(rng, last.Coordinate), published: last.Coordinate, entries: map[mesh.NodeID]*entry{},
+	}
 	for id, rtt := range last.RTT {
 		if possible(rtt) {
 			p.entries[id] = &entry{published: rtt, last: rtt, at: now}
@@ -96,23 +101,28 @@ func (p *Publisher) Observe(now time.Time, peer mesh.NodeID, rtt time.Duration) 
 }
 
 // Update moves the coordinate and gives the report, and whether it is news. Call
-// it every ten seconds; more often changes nothing. coordinateOf gives what a
-// node has published, zero when it has not; what fails Check is left out.
+// it every ten seconds; more often does nothing. coordinateOf gives what a node
+// has published, zero when it has not; what fails Check is left out.
 //
-// What is published changes when it was more than 20 % and 3 ms wrong in three
-// periods of 45 s in a row: a round trip against the smallest of the period; the
-// coordinate, on average, against all round trips, and only if the new one does
-// better. A coordinate that is not Usable is followed at every call: nobody
-// builds on it, and others need it to find their place.
+// A round trip is published at the next look, 45 s at most after the first
+// measurement. It changes when three looks in a row found the smallest of their
+// periods more than 20 % and 3 ms away. A coordinate is news at every move until
+// it is settled, which takes five minutes; after that it changes when it was, on
+// average over all measured round trips, as wrong as that at three looks in a
+// row, and the new one is better.
 func (p *Publisher) Update(now time.Time, coordinateOf func(mesh.NodeID) Published) (Report, bool) {
 	changed := false
 	if !now.Before(p.nextRound) {
 		p.nextRound = now.Add(round)
-		changed = p.move(now, coordinateOf)
+		changed = p.move(now, p.springs(coordinateOf))
 	}
 	if !now.Before(p.nextLook) {
 		p.nextLook = now.Add(period)
-		changed = p.look(now, coordinateOf) || changed
+		for _, e := range p.entries {
+			changed = e.look() || changed
+		}
+		changed = p.trim(now) || changed
+		changed = p.look(p.springs(coordinateOf)) || changed
 	}
 	r := Report{Coordinate: p.published, RTT: map[mesh.NodeID]time.Duration{}}
 	for id, e := range p.entries {
@@ -123,55 +133,63 @@ func (p *Publisher) Update(now time.Time, coordinateOf func(mesh.NodeID) Publish
 	return r, changed
 }
 
-// move lets every known round trip push or pull the node once, and reports
-// whether the others must be told at once.
-func (p *Publisher) move(now time.Time, coordinateOf func(mesh.NodeID) Published) bool {
+// spring is a measured round trip to a known place.
+type spring struct {
+	end Published
+	rtt time.Duration
+}
+
+func (p *Publisher) springs(coordinateOf func(mesh.NodeID) Published) []spring {
+	var out []spring
+	for _, id := range slices.SortedFunc(maps.Keys(p.entries), mesh.NodeID.Compare) {
+		if end := coordinateOf(id); !end.IsZero() && end.Check() == nil {
+			out = append(out, spring{end, p.entries[id].rtt()})
+		}
+	}
+	return out
+}
+
+// move lets the springs pull, and publishes where to as long as the coordinate
+// is not settled. A node without springs publishes, too: somebody must be first.
+func (p *Publisher) move(now time.Time, springs []spring) bool {
+	if p.first.IsZero() && len(springs) > 0 {
+		p.first = now
+	}
 	for range passes {
-		for _, id := range slices.SortedFunc(maps.Keys(p.entries), mesh.NodeID.Compare) {
-			if theirs := coordinateOf(id); !theirs.IsZero() && theirs.Check() == nil {
-				if p.first.IsZero() {
-					p.first = now
-				}
-				p.vivaldi.update(theirs, p.entries[id].rtt().Seconds())
-			}
+		for _, s := range springs {
+			p.vivaldi.update(s.end, s.rtt.Seconds())
 		}
 	}
 	current := p.vivaldi.published()
 	if p.published.Settled || current == p.published {
 		return false
 	}
-	age := now.Sub(p.first)
-	current.Settled = !p.first.IsZero() && (age >= settle && current.Error <= settledError || age >= settleAnyway)
+	if age := now.Sub(p.first); !p.first.IsZero() {
+		current.Settled = age >= settleAfter && current.Error <= settledError || age >= settleAtLast
+	}
 	p.published = current
 	return true
 }
 
-// look compares what is published with what is measured.
-func (p *Publisher) look(now time.Time, coordinateOf func(mesh.NodeID) Published) bool {
-	changed := p.trim(now)
+// look compares a settled coordinate with what is measured.
+func (p *Publisher) look(springs []spring) bool {
 	current := p.vivaldi.published()
-	var before, after float64 // relative errors, summed
-	n := 0
-	for _, id := range slices.SortedFunc(maps.Keys(p.entries), mesh.NodeID.Compare) {
-		e := p.entries[id]
-		if theirs := coordinateOf(id); !theirs.IsZero() && theirs.Check() == nil && !p.published.IsZero() {
-			before += off(p.published.Distance(theirs), e.rtt())
-			after += off(current.Distance(theirs), e.rtt())
-			n++
-		}
-		changed = e.look() || changed
+	current.Settled = p.published.Settled
+	var before, after float64
+	for _, s := range springs {
+		before += off(p.published.Distance(s.end), s.rtt)
+		after += off(current.Distance(s.end), s.rtt)
 	}
-	if before > placeTol*float64(n) && after < gain*before {
-		p.wrong++
-	} else {
+	if !p.published.Settled || before <= tolerance*float64(len(springs)) || after >= gain*before {
 		p.wrong = 0
+		return false
 	}
-	if p.wrong >= patience && p.published.Settled {
-		current.Settled = true
-		p.published, p.wrong = current, 0
-		return true
+	p.wrong++
+	if p.wrong < patience {
+		return false
 	}
-	return changed
+	p.published, p.wrong = current, 0
+	return true
 }
 
 // trim forgets what is too old, and the oldest of too many.
@@ -181,9 +199,9 @@ func (p *Publisher) trim(now time.Time) bool {
 		return cmp.Or(p.entries[b].at.Compare(p.entries[a].at), a.Compare(b))
 	})
 	for n, id := range newestFirst {
-		if e := p.entries[id]; n >= maxEntries || now.Sub(e.at) > keep {
+		if n >= maxEntries || now.Sub(p.entries[id].at) > keep {
 			delete(p.entries, id)
-			trimmed = trimmed || e.published > 0
+			trimmed = true
 		}
 	}
 	return trimmed
