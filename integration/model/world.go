@@ -33,8 +33,9 @@ type Options struct {
 	Broken Broken
 	Graph  *Graph
 	Nodes  int
-	Calm   bool              // nothing happens on its own
+	Calm   bool              // nothing is lost until Chaos
 	Labels bool              // check the lemma and the order of acknowledgements as well
+	Walk   bool              // follow packets as well
 	Trace  func(line string) // what happens, in words
 }
 
@@ -183,6 +184,9 @@ func (w *World) character() {
 	w.trust = time.Duration(w.rng.IntN(3000)) * time.Millisecond
 	w.disorder, w.mindful = w.rng.IntN(4) == 0, w.rng.IntN(2) == 0
 	w.labels = w.opt.Labels
+	if w.opt.Walk {
+		w.after(0, w.walk)
+	}
 }
 
 // temper draws what a node's agent and driver are like.
