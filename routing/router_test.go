@@ -26,6 +26,7 @@ type network struct {
 	members map[mesh.NodeID]Member
 	routers map[mesh.NodeID]*Router
 	links   map[[2]mesh.NodeID]mesh.Cost
+	mute    map[mesh.NodeID]bool // whose datagrams are lost
 }
 
 func newNetwork(seed uint64, n int) (*network, []mesh.NodeID) {
@@ -90,7 +91,7 @@ func (w *network) run(d time.Duration) (sent int) {
 	deliver := func() {
 		var next []flight
 		for _, f := range wave {
-			if _, up := w.links[[2]mesh.NodeID{f.from, f.m.To}]; !up || w.rng.Float64() < w.loss {
+			if _, up := w.links[[2]mesh.NodeID{f.from, f.m.To}]; !up || w.rng.Float64() < w.loss || w.mute[f.from] {
 				continue
 			}
 			m, err := wire.Decode(wire.Encode(wire.Message{Incarnation: 1, Body: f.m.Body}))
@@ -117,7 +118,7 @@ func (w *network) run(d time.Duration) (sent int) {
 			}
 			if w.rng.IntN(4) == 0 {
 				for pair := range w.links {
-					if pair[0] == id {
+					if pair[0] == id && !w.mute[id] {
 						w.routers[pair[1]].Hear(w.now, id, r.Header(pair[1]), r.Digest())
 					}
 				}

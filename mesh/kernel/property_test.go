@@ -175,7 +175,9 @@ func checkSteps(t *testing.T, seed uint64, have, want State) {
 		}
 		model.Apply(op)
 		now := model.State()
-		checkStep(t, fmt.Sprintf("seed %d: after op %d %s", seed, i, describe(op)), have, want, before, now, model)
+		at := fmt.Sprintf("seed %d: after op %d %s", seed, i, describe(op))
+		checkStep(t, at, have, want, before, now, model)
+		checkExposed(t, at, want, before, op)
 		before = now
 	}
 	got, _ := fake.Observe(t.Context())
@@ -308,6 +310,29 @@ func checkPaths(t *testing.T, at string, have, want, now State) {
 			// It stood in the way of others.
 		case w.Kind == Forward && slices.ContainsFunc(hopsOf(have, old), stays) && !slices.ContainsFunc(hopsOf(now, r), lives):
 			t.Errorf("%s: %s has dead legs only", at, r)
+		}
+	}
+}
+
+// checkExposed checks that a route that was not there before takes no packets
+// of a narrower one that is missing to where these may not go.
+func checkExposed(t *testing.T, at string, want, before State, op Op) {
+	t.Helper()
+	put, ok := op.(PutRoute)
+	if !ok || put.Route.ofUplink() {
+		return
+	}
+	if old, ok := route(before, put.Route.Key()); ok && old.Kind == Forward {
+		return
+	}
+	for _, q := range want.Routes {
+		if _, ok := route(before, q.Key()); ok || q.ofUplink() || q.Prefix.Bits() <= put.Route.Prefix.Bits() || !put.Route.Prefix.Contains(q.Prefix.Addr()) {
+			continue
+		}
+		for _, n := range hopsOf(want, put.Route) {
+			if !leads(want, q, n.Device) {
+				t.Errorf("%s: packets of %s leave by %s", at, q, n.Device)
+			}
 		}
 	}
 }
@@ -473,13 +498,14 @@ func TestFailuresAndDamage(t *testing.T) {
 				if err := fake.Do(t.Context(), op); err != nil {
 					t.Fatalf("seed %d round %d: %v\n%s", seed, round, err, want)
 				}
-				lifts := m.filter
+				before, lifts := m.State(), m.filter
 				m.Apply(op)
 				at := fmt.Sprintf("seed %d round %d: after %s, and others failed", seed, round, describe(op))
 				now := m.State()
 				if round == 0 {
 					checkPaths(t, at, have, want, now)
 				}
+				checkExposed(t, at, want, before, op)
 				if lifts.lifts(m.filter) && !m.Safe(State{Complete: true, NextHops: want.NextHops, Routes: want.Routes}) {
 					t.Errorf("%s: a hold was lifted early", at)
 				}

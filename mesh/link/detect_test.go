@@ -176,7 +176,7 @@ func TestGuardExcusesOwnStall(t *testing.T) {
 	p.flight = nil
 	p.now = p.now.Add(400 * time.Millisecond) // nothing of ours ran
 	for _, l := range p.ends {
-		new(Guard).Watch(p.now, 400*time.Millisecond, []*Link{l})
+		(&Guard{at: p.now.Add(-400 * time.Millisecond)}).Watch(p.now, 400*time.Millisecond, []*Link{l})
 	}
 	p.run(time.Second)
 	p.want(t, Up, Up)
@@ -253,6 +253,15 @@ func TestGuardForgets(t *testing.T) {
 	g.Watch(start, 80*time.Millisecond, links)
 	if l.grace != 80*time.Millisecond {
 		t.Errorf("a grace of %s after 80 ms", l.grace)
+	}
+	// A hundred datagrams of the same stall, read one after the other, are one
+	// stall.
+	l.heard = start
+	for range 100 {
+		g.Watch(start, 80*time.Millisecond, links)
+	}
+	if !l.heard.Equal(start) || l.grace != 80*time.Millisecond {
+		t.Errorf("excused until %s, grace %s", l.heard, l.grace)
 	}
 	g.Watch(start.Add(time.Second), 0, links)
 	if l.grace < 35*time.Millisecond || l.grace > 45*time.Millisecond {

@@ -33,7 +33,10 @@ type Guard struct {
 // datagram was when it was read, whichever is more; links are all links of
 // the node. What has arrived must have been received before.
 func (g *Guard) Watch(now time.Time, late time.Duration, links []*Link) {
-	g.late = time.Duration(float64(g.late) * math.Exp2(-float64(now.Sub(g.at))/float64(lateMemory)))
+	if since := now.Sub(g.at); !g.at.IsZero() {
+		g.late = time.Duration(float64(g.late) * math.Exp2(-float64(since)/float64(lateMemory)))
+		late = min(late, since) // earlier lateness has been excused
+	}
 	g.at = now
 	if late > tolerated {
 		g.late = max(g.late, late)

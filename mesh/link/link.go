@@ -103,7 +103,6 @@ func New(now time.Time, first bool, phase time.Duration) *Link {
 func Renew(now time.Time, first bool, old *Link) *Link {
 	l := New(now, first, old.phase)
 	l.seq, l.demand, l.flaps = old.seq, old.demand, old.flaps
-	l.announcedSeq = l.seq + 1
 	l.mtu.setLimit(old.mtu.limit)
 	return l
 }
@@ -333,6 +332,8 @@ func (l *Link) clock(now time.Time) int64 { return l.born.UnixNano() + int64(now
 
 func (l *Link) become(now time.Time, s State, reason string) {
 	switch {
+	case s == Down && l.state == Suspect:
+		l.flaps.add(now, 1-suspicion) // the rest is counted
 	case s == Down && l.Usable():
 		l.flaps.add(now, 1)
 	case s == Suspect:

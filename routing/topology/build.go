@@ -23,13 +23,13 @@ type density struct {
 }
 
 var (
-	usual = density{cap: 12, nearest: 1, strata: 2, drawn: 6, gaps: 7, fills: 3}
+	usual = density{cap: 12, nearest: 1, strata: 2, drawn: 6, gaps: 2, fills: 3}
 	dense = density{cap: 18, nearest: 2, strata: 4, drawn: 18, gaps: 1, fills: 4}
 )
 
 const (
 	// minDegree is what every node gets, where that many others have room.
-	minDegree = 4
+	minDegree = 5
 	// anchors is how many nodes on the ring everyone else is tied to.
 	anchors = 2
 	// maxWeight bounds how much more often a node with a large cap is chosen.

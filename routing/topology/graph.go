@@ -2,6 +2,7 @@ package topology
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 
 	"guywire/mesh"
@@ -50,55 +51,70 @@ func (g *Graph) Edges() []Edge {
 // Parts gives the sets of nodes that can reach each other once every wanted
 // link is up, each sorted, the largest first. There is one, unless forbidden
 // pairs cut the mesh. Only transit nodes tie others together: a node that is
-// none and is linked to two parts is counted in the larger.
+// none counts to the largest part it has a link to, and is a part of its own
+// when it has links to its like only.
 func (g *Graph) Parts() [][]mesh.NodeID {
-	u := newUnion(len(g.ids))
+	n, links := len(g.ids), 0
+	u := newUnion(n)
 	for i, list := range g.adj {
+		links += len(list)
 		for _, h := range list {
 			if g.transit[i] && g.transit[h.to] {
 				u.join(i, int(h.to))
 			}
 		}
 	}
-	size := make([]int, len(g.ids))
+	if n > 0 && links == n*(n-1) {
+		return [][]mesh.NodeID{slices.Clone(g.ids)} // a full mesh needs no transit
+	}
+	size := make([]int, n)
 	for i := range g.ids {
 		size[u.find(i)]++
 	}
-	alone := make([]bool, len(g.ids)) // not transit, and no neighbour that is
 	for i, list := range g.adj {
-		if g.transit[i] {
-			continue
-		}
-		best := -1
+		largest := i
 		for _, h := range list {
-			if root := u.find(int(h.to)); g.transit[h.to] && (best < 0 || size[root] > size[best]) {
-				best = root
+			if root := u.find(int(h.to)); !g.transit[i] && g.transit[h.to] && (largest == i || size[root] > size[largest]) {
+				largest = root
 			}
 		}
-		if best >= 0 {
-			u.parent[i] = best
-		}
-		alone[i] = best < 0
-	}
-	for i, list := range g.adj {
-		for _, h := range list {
-			if alone[i] && alone[h.to] {
-				u.join(i, int(h.to))
-			}
+		if !g.transit[i] {
+			u.parent[i] = largest
 		}
 	}
 	members := map[int][]mesh.NodeID{}
 	for i, id := range g.ids {
 		members[u.find(i)] = append(members[u.find(i)], id)
 	}
-	var out [][]mesh.NodeID
-	for _, part := range members {
-		out = append(out, part)
-	}
-	slices.SortFunc(out, func(a, b []mesh.NodeID) int {
+	return slices.SortedFunc(maps.Values(members), func(a, b []mesh.NodeID) int {
 		return cmp.Or(len(b)-len(a), a[0].Compare(b[0]))
 	})
-	return out
+}
+
+// Spared gives those of id's present neighbours that it does not want and
+// must not lose yet: one for every wanted neighbour that it lacks. Every node
+// that knows the neighbours which id announces gets the same answer, so both
+// ends of a link agree on whether one may go, and no two neighbours leave
+// because each counts on the other to stay.
+func (g *Graph) Spared(id mesh.NodeID, present []mesh.NodeID) []mesh.NodeID {
+	return spared(g.Neighbours(id), present)
+}
+
+func spared(want, present []mesh.NodeID) []mesh.NodeID {
+	lacking := 0
+	for _, id := range want {
+		if !slices.Contains(present, id) {
+			lacking++
+		}
+	}
+	var spare []mesh.NodeID
+	for _, id := range present {
+		if !slices.Contains(want, id) {
+			spare = append(spare, id)
+		}
+	}
+	slices.SortFunc(spare, mesh.NodeID.Compare)
+	return spare[:min(lacking, len(spare))]
 }
 
 // union is a disjoint-set forest with path halving (Tarjan, van Leeuwen 1984).
