@@ -1,7 +1,6 @@
 package routing
 
 import (
-	"cmp"
 	"encoding/binary"
 	"maps"
 	"net/netip"
@@ -34,7 +33,7 @@ type Successor struct {
 // A Table is what the kernel should forward by.
 type Table struct {
 	Step         uint64        // for Committed
-	Destinations []Destination // sorted by origins, then prefixes
+	Destinations []Destination // in an order that depends on the database alone
 	// Behind holds, for each neighbour, the nodes that a path not through us
 	// joins to it: whose packets may arrive from there. Sorted; lists are
 	// shared.
@@ -45,7 +44,24 @@ type Table struct {
 type routes struct {
 	dests   []known
 	index   map[wire.Destination]int
-	retired bool // some are
+	retired bool          // some are
+	of      map[int][]int // node in the graph → destinations that it is an origin of
+	seen    surroundings  // at the last computation
+}
+
+// surroundings is what every destination's advice depends on, besides its own
+// distances.
+type surroundings struct {
+	near                []nearby
+	noTransit, overload bool
+}
+
+// nearby is a neighbour that may be a next hop.
+type nearby struct {
+	n    *neighbour
+	tree *spf.Tree
+	// towards us, what it announces; Infinite: nothing.
+	toUs mesh.Cost
 }
 
 // known is one destination that the database tells of, or told of. Such a
@@ -70,31 +86,58 @@ func (r *routes) known(key wire.Destination) bool {
 func (r *Router) recompute() {
 	r.due = false
 	r.version++
-	if r.db.replaced || r.routes.index == nil {
+	rebuilt := r.db.replaced || r.routes.index == nil
+	if rebuilt {
 		r.db.replaced = false
 		r.rebuild()
 	}
-	r.self.Update()
-	var near []*neighbour
+	moved := r.self.Update()
+	now := surroundings{noTransit: r.own.noTransit}
+	if self := r.db.origins[r.cfg.Self]; self != nil {
+		now.overload = self.overload
+	}
 	for _, n := range r.order {
-		if n.tree != nil {
-			n.tree.Update()
-			if n.usable() {
-				near = append(near, n)
+		if n.tree == nil {
+			continue
+		}
+		moved = append(moved, n.tree.Update()...)
+		if n.usable() {
+			toUs, ok := r.db.towards(n.id, r.cfg.Self)
+			if !ok {
+				toUs = mesh.Infinite
 			}
+			now.near = append(now.near, nearby{n, n.tree, toUs})
 		}
 	}
-	for i := range r.routes.dests {
-		d := &r.routes.dests[i]
-		d.dist = d.nearest(r.self)
-		switch {
-		case d.ours:
-			r.lfi.Advise(d.number, 0)
-		case r.own.noTransit:
-			r.lfi.Advise(d.number, mesh.Infinite) // nobody comes through here, so any neighbour will do
-		default:
-			r.lfi.Advise(d.number, r.slack(d, near))
+	all := rebuilt || !r.routes.seen.equal(now)
+	r.routes.seen = now
+	if all {
+		for i := range r.routes.dests {
+			r.advise(&r.routes.dests[i])
 		}
+		return
+	}
+	for _, node := range moved {
+		for _, i := range r.routes.of[node] {
+			r.advise(&r.routes.dests[i])
+		}
+	}
+}
+
+func (s surroundings) equal(o surroundings) bool {
+	return s.noTransit == o.noTransit && s.overload == o.overload && slices.Equal(s.near, o.near)
+}
+
+// advise brings the advice for one destination up to the trees.
+func (r *Router) advise(d *known) {
+	d.dist = d.nearest(r.self)
+	switch {
+	case d.ours:
+		r.lfi.Advise(d.number, 0)
+	case r.own.noTransit:
+		r.lfi.Advise(d.number, mesh.Infinite) // nobody comes through here, so any neighbour will do
+	default:
+		r.lfi.Advise(d.number, r.slack(d))
 	}
 }
 
@@ -106,12 +149,14 @@ func (r *Router) recompute() {
 // when the kernel has its prefixes, as unreachable if need be.
 func (r *Router) rebuild() {
 	old, added := r.routes, false
-	r.routes = routes{index: map[wire.Destination]int{}}
+	r.routes = routes{index: map[wire.Destination]int{}, of: map[int][]int{}}
 	add := func(k known) {
 		k.number = r.lfi.Destination(k.key)
 		k.ours = slices.Contains(k.origins, r.cfg.Self)
 		for _, o := range k.origins {
-			k.nodes = append(k.nodes, r.db.graph.Node(o))
+			node := r.db.graph.Node(o)
+			k.nodes = append(k.nodes, node)
+			r.routes.of[node] = append(r.routes.of[node], len(r.routes.dests))
 		}
 		r.routes.index[k.key] = len(r.routes.dests)
 		r.routes.dests = append(r.routes.dests, k)
@@ -159,21 +204,20 @@ func (d *known) nearest(t *spf.Tree) mesh.Cost {
 // is nearer, as much more as makes a second one usable, but not so much that a
 // neighbour whose best path leads through us could not use us any more
 // (routing by any potential is safe; this one covers more single failures).
-func (r *Router) slack(d *known, near []*neighbour) mesh.Cost {
+func (r *Router) slack(d *known) mesh.Cost {
 	if d.dist >= mesh.Infinite {
 		return d.dist
 	}
 	downstream, second, limit := 0, mesh.Infinite, mesh.Infinite
 	through := d.dist
-	if self := r.db.origins[r.cfg.Self]; self != nil && self.overload {
+	if r.routes.seen.overload {
 		through = min(through.Add(spf.Penalty), mesh.Infinite-1)
 	}
-	for _, n := range near {
-		rest := d.nearest(n.tree)
-		switch toUs, ok := r.db.towards(n.id, r.cfg.Self); {
+	for _, n := range r.routes.seen.near {
+		switch rest := d.nearest(n.tree); {
 		case rest < d.dist:
 			downstream++
-		case ok && rest == through.Add(toUs):
+		case n.toUs < mesh.Infinite && rest == through.Add(n.toUs):
 			limit = min(limit, rest)
 		default:
 			second = min(second, rest)
@@ -188,8 +232,7 @@ func (r *Router) slack(d *known, near []*neighbour) mesh.Cost {
 // Table gives what the kernel should forward by now.
 func (r *Router) Table() Table {
 	t := Table{Step: r.lfi.Step(), Behind: r.behind()}
-	type group struct{ at int }
-	groups := map[string]group{}
+	groups := make(map[string]int, len(r.routes.dests))
 	var key []byte
 	for i := range r.routes.dests {
 		d := &r.routes.dests[i]
@@ -197,30 +240,31 @@ func (r *Router) Table() Table {
 			continue
 		}
 		key = key[:0]
-		for _, o := range d.origins {
-			key = append(key, o[:]...)
+		for _, n := range d.nodes {
+			key = binary.BigEndian.AppendUint32(key, uint32(n)+1)
 		}
-		key = append(key, 0)
+		if len(d.nodes) == 0 {
+			t.Destinations = append(t.Destinations, Destination{Key: d.key, Origins: d.origins, Distance: d.dist, Prefixes: d.prefixes})
+			continue // retired: refused, until nobody sends us anything for it
+		}
+		key = append(key, 0, 0, 0, 0)
 		for id, reported := range r.lfi.Successors(d.number) {
 			key = append(key, id[:]...)
 			if r.unknown(id, d) {
 				key = binary.BigEndian.AppendUint32(key, uint32(reported))
 			}
 		}
-		g, ok := groups[string(key)]
+		at, ok := groups[string(key)]
 		if !ok {
-			g.at = len(t.Destinations)
-			groups[string(key)] = g
+			at = len(t.Destinations)
+			groups[string(key)] = at
 			t.Destinations = append(t.Destinations, Destination{Key: d.key, Origins: d.origins, Distance: d.dist, Successors: r.successors(d)})
 		}
-		t.Destinations[g.at].Prefixes = append(t.Destinations[g.at].Prefixes, d.prefixes...)
+		t.Destinations[at].Prefixes = append(t.Destinations[at].Prefixes, d.prefixes...)
 	}
 	for i := range t.Destinations {
 		slices.SortFunc(t.Destinations[i].Prefixes, netip.Prefix.Compare)
 	}
-	slices.SortFunc(t.Destinations, func(a, b Destination) int {
-		return cmp.Or(slices.CompareFunc(a.Origins, b.Origins, mesh.NodeID.Compare), slices.CompareFunc(a.Prefixes, b.Prefixes, netip.Prefix.Compare))
-	})
 	return t
 }
 
@@ -262,13 +306,11 @@ func (r *Router) successors(d *known) []Successor {
 func (r *Router) behind() map[mesh.NodeID][]mesh.NodeID {
 	label := r.db.graph.Islands(r.db.graph.Node(r.cfg.Self))
 	members := map[int][]mesh.NodeID{}
-	for n, island := range label {
-		if id := r.db.graph.ID(n); id != r.cfg.Self {
-			members[island] = append(members[island], id)
+	for i := range r.routes.dests {
+		// Nodes come in order of their ids.
+		if d := &r.routes.dests[i]; !d.key.Node.IsZero() && len(d.nodes) == 1 {
+			members[label[d.nodes[0]]] = append(members[label[d.nodes[0]]], d.key.Node)
 		}
-	}
-	for _, m := range members {
-		slices.SortFunc(m, mesh.NodeID.Compare)
 	}
 	out := map[mesh.NodeID][]mesh.NodeID{}
 	for id := range r.own.adj {

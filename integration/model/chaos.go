@@ -15,21 +15,38 @@ import (
 func (w *World) Chaos() {
 	lasts := time.Duration(2+w.rng.IntN(10)) * time.Second
 	pace := []time.Duration{30, 100, 300}[w.rng.IntN(3)] * time.Millisecond
-	focus := w.rng.IntN(2) == 0 // it always hits the same nodes
+	if w.long {
+		lasts, pace = 150*time.Second, 3*time.Second
+	}
+	some := w.nodes
+	if w.rng.IntN(2) == 0 { // it always hits the same two
+		n := w.nodes[w.rng.IntN(len(w.nodes))]
+		some = []*node{n, n.ends[w.rng.IntN(len(n.ends))].peer}
+	}
+	theme := disturbances[w.rng.IntN(len(disturbances))]
+	themed := w.rng.IntN(2) == 0
 	w.quiet = false
 	end := w.now + lasts
-	some := w.nodes
-	if focus {
-		i := w.rng.IntN(len(w.nodes))
-		some = []*node{w.nodes[i], w.nodes[i].ends[w.rng.IntN(len(w.nodes[i].ends))].peer}
-	}
 	var next func()
 	next = func() {
 		if w.quiet {
 			return
 		}
 		w.States++
-		w.disturb(some[w.rng.IntN(len(some))])
+		d := theme
+		if !themed || w.rng.IntN(3) == 0 {
+			d = disturbances[w.rng.IntN(len(disturbances))]
+		}
+		n := some[w.rng.IntN(len(some))]
+		e := n.ends[w.rng.IntN(len(n.ends))]
+		if w.rng.IntN(2) == 0 {
+			e = e.other
+		}
+		lasting := []time.Duration{20 * time.Millisecond, 100 * time.Millisecond, time.Second, 5 * time.Second}[w.rng.IntN(4)]
+		if w.long {
+			lasting *= 16
+		}
+		d(n, e, w.upTo(lasting))
 		w.after(w.upTo(2*pace), next)
 	}
 	w.after(w.upTo(2*pace), next)
@@ -37,6 +54,135 @@ func (w *World) Chaos() {
 	if !w.stopped {
 		w.heal()
 	}
+}
+
+// disturbances are what happens: to a node, or to one of its adjacencies seen
+// from either end. What passes lasts for the given time.
+var disturbances = []func(n *node, e *end, lasting time.Duration){
+	(*node).linkFails, (*node).linksFail, (*node).isolate,
+	(*node).falseAlarm, (*node).falseAlarm,
+	(*node).reprice, (*node).drain, (*node).transit,
+	(*node).crash, (*node).crash, (*node).crashBoth,
+	(*node).relog, (*node).writeFails, (*node).gossip,
+}
+
+// linkFails lets one link fail.
+func (n *node) linkFails(e *end, lasting time.Duration) {
+	l := n.w.rng.IntN(len(e.seen))
+	e.cut(l)
+	n.w.after(lasting, func() { e.restore(l) })
+}
+
+// linksFail lets all links to a neighbour fail.
+func (n *node) linksFail(e *end, lasting time.Duration) {
+	for l := range e.seen {
+		e.cut(l)
+		n.w.after(lasting, func() { e.restore(l) })
+	}
+}
+
+// isolate lets all links of a node fail.
+func (n *node) isolate(_ *end, lasting time.Duration) {
+	for _, e := range n.ends {
+		n.linksFail(e, lasting)
+	}
+}
+
+// falseAlarm makes one end believe that all links to the other failed.
+// Sometimes the other end is told so.
+func (n *node) falseAlarm(e *end, lasting time.Duration) {
+	w := n.w
+	w.trace("%s gives %s up for nothing", e.node, e.peer)
+	told := w.rng.IntN(3) == 0
+	for l := range e.seen {
+		e.wrong(l, lasting)
+		if told {
+			w.after(w.upTo(w.delay), func() { e.other.wrong(l, lasting) })
+		}
+	}
+}
+
+// reprice changes what some links cost, in one direction.
+func (n *node) reprice(e *end, _ time.Duration) {
+	for range 1 + n.w.rng.IntN(3) {
+		l := n.w.rng.IntN(len(e.cost))
+		e.cost[l] = n.w.cost()
+		n.w.trace("link %d of %s to %s costs %d", l, e.node, e.peer, e.cost[l])
+	}
+	if e.up {
+		e.node.refresh(e)
+	}
+}
+
+// drain makes an end use an adjacency as the last resort, or ends that.
+func (n *node) drain(e *end, _ time.Duration) {
+	e.drain = !e.drain
+	n.w.trace("%s drains its links to %s: %v", e.node, e.peer, e.drain)
+	if e.up {
+		e.node.refresh(e)
+	}
+}
+
+// transit changes whether a node lets others through.
+func (n *node) transit(*end, time.Duration) {
+	if n.w.rng.IntN(4) == 0 {
+		n.noTransit = !n.noTransit
+	} else {
+		n.drained = !n.drained
+	}
+	n.w.trace("%s: transit none=%v drained=%v", n, n.noTransit, n.drained)
+	if n.router != nil {
+		n.router.SetTransit(n.noTransit, n.drained)
+		n.wake(0)
+	}
+}
+
+// writeFails makes writing a kernel fail, every other time.
+func (n *node) writeFails(_ *end, lasting time.Duration) {
+	n.failing = n.w.now + lasting
+	n.w.trace("%s cannot write its kernel until %v", n, n.failing)
+}
+
+// gossip brings announcements from anywhere.
+func (n *node) gossip(*end, time.Duration) {
+	from := n.w.nodes[n.w.rng.IntN(len(n.w.nodes))]
+	if n.router != nil && from.router != nil {
+		n.router.Learn(n.w.time(), from.router.Announcements())
+		n.wake(0)
+	}
+}
+
+// crash ends an agent, or its whole machine, for some time.
+func (n *node) crash(_ *end, lasting time.Duration) {
+	w := n.w
+	if n.router == nil || w.quiet {
+		return
+	}
+	reboot := w.rng.IntN(4) == 0
+	w.trace("%s stops, reboot=%v", n, reboot)
+	n.kill()
+	if reboot {
+		n.reboot()
+	}
+	w.after(lasting, func() {
+		switch {
+		case n.router != nil:
+		case reboot:
+			w.trace("%s boots", n)
+			n.boot()
+		default:
+			n.restart()
+			if w.rng.IntN(3) == 0 { // it does not last
+				w.after(w.upTo(w.trust+200*time.Millisecond), func() { n.crash(nil, w.upTo(100*time.Millisecond)) })
+			}
+		}
+	})
+}
+
+// crashBoth ends two neighbours' agents.
+func (n *node) crashBoth(e *end, lasting time.Duration) {
+	n.crash(nil, lasting)
+	e.peer.crash(nil, n.w.upTo(2*lasting))
 }
 
 // heal ends all that is wrong outside of the routers.
@@ -57,68 +203,6 @@ func (w *World) heal() {
 		if n.router == nil {
 			n.restart()
 		}
-	}
-}
-
-// disturb lets one thing happen at a node.
-func (w *World) disturb(n *node) {
-	e := n.ends[w.rng.IntN(len(n.ends))]
-	if w.rng.IntN(2) == 0 {
-		e = e.other
-	}
-	p := e.pair
-	link := w.rng.IntN(len(p.alive))
-	lasting := w.upTo([]time.Duration{50 * time.Millisecond, 500 * time.Millisecond, 5 * time.Second}[w.rng.IntN(3)])
-	switch w.rng.IntN(15) {
-	case 0, 1:
-		e.cut(link)
-		w.after(lasting, func() { e.restore(link) })
-	case 2:
-		for l := range p.alive {
-			e.cut(l)
-			w.after(lasting, func() { e.restore(l) })
-		}
-	case 3:
-		for _, e := range n.ends { // all links of a node at once
-			for l := range e.seen {
-				e.cut(l)
-				w.after(lasting, func() { e.restore(l) })
-			}
-		}
-	case 4, 5, 6:
-		e.alarm(lasting)
-	case 7, 8:
-		for range 1 + w.rng.IntN(3) {
-			e.reprice(w.rng.IntN(len(p.alive)))
-		}
-	case 9:
-		e.drain = !e.drain
-		w.trace("%s drains its links to %s: %v", e.node, e.peer, e.drain)
-		if e.up {
-			e.node.refresh(e)
-		}
-	case 10:
-		switch w.rng.IntN(4) {
-		case 0:
-			n.noTransit = !n.noTransit
-		default:
-			n.drained = !n.drained
-		}
-		w.trace("%s: transit none=%v drained=%v", n, n.noTransit, n.drained)
-		if n.router != nil {
-			n.router.SetTransit(n.noTransit, n.drained)
-			n.wake(0)
-		}
-	case 11:
-		w.crash(n, lasting)
-		if w.rng.IntN(4) == 0 { // not alone
-			w.crash(n.ends[w.rng.IntN(len(n.ends))].peer, w.upTo(lasting))
-		}
-	case 12, 13:
-		w.relog()
-	case 14:
-		n.failing = w.now + lasting
-		w.trace("%s cannot write its kernel until %v", n, n.failing)
 	}
 }
 
@@ -151,20 +235,7 @@ func (p *pair) notice(l int) {
 	}
 }
 
-// alarm makes one end believe that all links to the other failed. Sometimes
-// the other end is told so.
-func (e *end) alarm(lasting time.Duration) {
-	w := e.node.w
-	e.node.trace("gives %s up for nothing", e.peer)
-	told := w.rng.IntN(3) == 0
-	for l := range e.seen {
-		e.wrong(l, lasting)
-		if told {
-			w.after(w.upTo(w.delay), func() { e.other.wrong(l, lasting) })
-		}
-	}
-}
-
+// wrong makes an end believe for a while that a link failed.
 func (e *end) wrong(l int, lasting time.Duration) {
 	if !e.seen[l] {
 		return
@@ -172,45 +243,6 @@ func (e *end) wrong(l int, lasting time.Duration) {
 	e.seen[l] = false
 	e.saw(l)
 	e.node.w.after(lasting, func() { e.detect(l) })
-}
-
-// reprice changes what a link costs in one direction.
-func (e *end) reprice(l int) {
-	e.cost[l] = e.node.w.cost()
-	e.node.trace("link %d to %s costs %d", l, e.peer, e.cost[l])
-	if e.up {
-		e.node.refresh(e)
-	}
-}
-
-// crash ends an agent, or its whole machine, for some time.
-func (w *World) crash(n *node, lasting time.Duration) {
-	if n.router == nil || w.quiet {
-		return
-	}
-	reboot := w.rng.IntN(3) == 0
-	w.trace("%s stops, reboot=%v", n, reboot)
-	n.kill()
-	if reboot {
-		n.reboot()
-	}
-	w.after(lasting, func() {
-		switch {
-		case n.router != nil:
-		case reboot:
-			w.trace("%s boots", n)
-			n.boot()
-		default:
-			n.restart()
-			if !w.quiet && w.rng.IntN(3) == 0 { // it does not last
-				w.after(w.upTo(w.trust), func() { w.crash(n, w.upTo(time.Second)) })
-			}
-		}
-	})
-}
-
-func (n *node) trace(format string, args ...any) {
-	n.w.trace("%s "+format, append([]any{n}, args...)...)
 }
 
 // firstLog grants each prefix to one node or to some.
@@ -224,7 +256,8 @@ func (w *World) firstLog() {
 }
 
 // relog changes who is granted a prefix, or who is a member.
-func (w *World) relog() {
+func (n *node) relog(*end, time.Duration) {
+	w := n.w
 	origins := slices.Clone(w.history[len(w.history)-1])
 	p := len(w.nodes) + w.rng.IntN(len(origins)-len(w.nodes))
 	switch w.rng.IntN(5) {

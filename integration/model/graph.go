@@ -61,7 +61,7 @@ func (w *World) graph() (nodes int, edges [][2]int) {
 	}
 	nodes = 3 + w.rng.IntN(12)
 	switch {
-	case g.Name == Complete.Name:
+	case g.Name == Complete.Name, w.rng.IntN(3) == 0:
 		nodes = 3 + w.rng.IntN(4)
 	case w.rng.IntN(25) == 0:
 		nodes = maxNodes

@@ -80,6 +80,7 @@ type World struct {
 	disorder      bool          // kernels are written in any order
 	mindful       bool          // drivers install all that the log grants
 	labels        bool
+	long          bool // little happens for minutes
 	quiet         bool // nothing more goes wrong
 }
 
@@ -184,6 +185,9 @@ func (w *World) character() {
 	w.trust = time.Duration(w.rng.IntN(3000)) * time.Millisecond
 	w.disorder, w.mindful = w.rng.IntN(4) == 0, w.rng.IntN(2) == 0
 	w.labels = w.opt.Labels
+	if w.long = w.rng.IntN(25) == 0; w.long {
+		w.probeEvery = time.Second
+	}
 	if w.opt.Walk {
 		w.after(0, w.walk)
 	}
@@ -284,7 +288,7 @@ func (n *node) start(warm []mesh.NodeID) {
 	n.started, n.settled = w.now, warm == nil
 	key := identities()[n.i]
 	n.router = routing.New(routing.Config{
-		Self: n.id, Mesh: mesh.MeshID{1}, Epoch: uint64(w.now.Microseconds()) + 1, Warm: warm,
+		Self: n.id, Mesh: mesh.MeshID{1}, Epoch: n.clock(), Warm: warm,
 		Sign: func(b []byte) []byte { return ed25519.Sign(key, b) },
 	})
 	n.driver = driver{}
@@ -308,6 +312,16 @@ func (n *node) start(warm []mesh.NodeID) {
 	for _, e := range n.ends {
 		n.refresh(e)
 	}
+}
+
+// clock gives the number of a run of the agent. Sometimes the node's clock
+// went back.
+func (n *node) clock() uint64 {
+	now := n.w.now
+	if n.w.rng.IntN(20) == 0 {
+		now = n.w.upTo(now)
+	}
+	return uint64(now.Microseconds()) + 1
 }
 
 // restart starts an agent on the kernel as it is.

@@ -12,7 +12,7 @@ import (
 type event struct {
 	at      time.Duration // since Epoch
 	order   uint64        // of events at one time
-	to      *end          // a datagram, a request or an answer arrives here
+	to      *tunnel       // a datagram, a request or an answer arrives here
 	message wire.Message
 	size    uint64 // as the tunnel counts it, bytes
 	echo    echo
@@ -150,7 +150,7 @@ func (a *alarms) down(n *Node) {
 // is woken at it.
 func (w *World) Run(d time.Duration) {
 	stop := w.now + d
-	for !w.stopped {
+	for {
 		event, alarm := len(w.queue.list) > 0, len(w.alarms.list) > 0
 		if event && alarm {
 			event = w.queue.list[0].at <= w.alarms.list[0].alarm

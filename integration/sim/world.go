@@ -12,7 +12,6 @@ import (
 	"guywire/discovery"
 	"guywire/mesh"
 	"guywire/mesh/core"
-	"guywire/routing/topology"
 	"guywire/store"
 )
 
@@ -48,8 +47,6 @@ type World struct {
 	// KernelTime is how long a node's kernel takes to be written, beside the
 	// time for each changed route; nil: two milliseconds.
 	KernelTime func(*Node) time.Duration
-	// Topology is the operator's policy.
-	Topology store.Topology
 	// Traffic makes all links carry some, so that all are probed fast. Flows
 	// carry some along the paths that the kernels choose.
 	Traffic bool
@@ -58,29 +55,30 @@ type World struct {
 	// everything that a core tells of; nil: nobody listens.
 	Check func(*World)
 	Told  func(*Node, core.Fact)
-	// Events counts what happened.
+	// Events counts what happened. Loops are the forwarding loops that ever
+	// were.
 	Events uint64
+	Loops  []string
 
-	seed    uint64
-	now     time.Duration // since Epoch
-	rng     *rand.Rand
-	queue   queue
-	alarms  alarms
-	order   uint64
-	changed bool
-	stopped bool
-	state   *store.State
-	byID    map[mesh.NodeID]*Node
-	built   builds
-	checked signatures
-	news    []discovery.Facts // in the order in which they were published
-	faults  faults
-	counts  map[string]core.Count
+	seed      uint64
+	now       time.Duration // since Epoch
+	announced time.Duration // when somebody last did
+	rng       *rand.Rand
+	queue     queue
+	alarms    alarms
+	order     uint64
+	changed   bool
+	stopped   bool
+	state     *store.State
+	byID      map[mesh.NodeID]*Node
+	graphs    graphs
+	news      []discovery.Facts // in the order in which they were published
+	faults    faults
+	counts    map[string]core.Count
 
 	columns  []column
 	columnOf map[netip.Prefix]int32
 	mark     uint32
-	loops    []string
 }
 
 // An End is one uplink of one node.
@@ -109,7 +107,6 @@ func New(seed uint64, uplinks [][]string) *World {
 		byID:     map[mesh.NodeID]*Node{},
 		columnOf: map[netip.Prefix]int32{},
 		counts:   map[string]core.Count{},
-		checked:  signatures{},
 	}
 	w.faults.init()
 	for _, names := range uplinks {
@@ -117,6 +114,7 @@ func New(seed uint64, uplinks [][]string) *World {
 		w.state.Nodes[n.ID] = n.member()
 	}
 	w.After(gossipEvery, w.gossip)
+	w.After(countEvery, w.flow)
 	return w
 }
 
@@ -171,6 +169,9 @@ func (n *Node) member() store.Node {
 	}
 }
 
+// SetTopology sets the operator's policy, before the nodes start.
+func (w *World) SetTopology(t store.Topology) { w.state.Mesh.Topology = t }
+
 // StartAll starts every node.
 func (w *World) StartAll() {
 	for i := range w.Nodes {
@@ -216,43 +217,29 @@ func (w *World) Leave(i int) {
 // from the far side of a partition: that it hears when it is healed.
 func (w *World) gossip() {
 	w.After(gossipEvery, w.gossip)
+	news := w.news
+	w.news = nil
 	for _, n := range w.Nodes {
 		if !n.Running {
-			n.heard = len(w.news) // it will be told all when it starts
+			n.missed = nil // it is told everything when it starts
 			continue
 		}
 		missed := n.missed
 		n.missed = nil
-		for _, list := range [][]discovery.Facts{missed, w.news[n.heard:]} {
-			for _, f := range list {
-				switch author := w.byID[f.Node]; {
-				case author == n:
-				case w.faults.parted(author.Index, n.Index):
-					n.missed = append(n.missed, f)
-				default:
-					n.step(core.FactsChanged{Facts: f})
-				}
-			}
-		}
-		n.heard = len(w.news)
-	}
-	if len(w.news) > 0 {
-		w.news = w.news[:0]
-		for _, n := range w.Nodes {
-			n.heard = 0
-		}
+		n.hear(missed)
+		n.hear(news)
 	}
 }
 
-// builds remembers the meshes that were built: nodes that know the same want
-// the same.
-type builds struct{ list []build }
-
-type build struct {
-	nodes  []topology.Node
-	policy topology.Policy
-	graph  *topology.Graph
+// hear takes what others have published, as far as it can come here.
+func (n *Node) hear(list []discovery.Facts) {
+	for _, f := range list {
+		switch author := n.world.byID[f.Node]; {
+		case author == n:
+		case n.world.faults.parted(author.Index, n.Index):
+			n.missed = append(n.missed, f)
+		default:
+			n.step(core.FactsChanged{Facts: f})
+		}
+	}
 }
-
-// remembered is how many builds are.
-const remembered = 64

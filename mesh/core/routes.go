@@ -259,6 +259,12 @@ func (n *Node) meshList() []kernel.Route {
 	for _, d := range r.dests {
 		g := &r.groups[d.group]
 		if len(g.carry) == 0 {
+			// Refused, even if the log does not know it any more: a shorter prefix
+			// could lead back to where the packet came from.
+			for _, p := range d.Prefixes {
+				routed[p] = true
+				out = append(out, kernel.Route{Table: mesh.RouteTable, Prefix: p, Kind: kernel.Unreachable})
+			}
 			continue
 		}
 		// The smallest MTU of all legs, armed ones included: a failover must

@@ -102,7 +102,7 @@ func (l *level) update(at, v, up, down int64, settle time.Duration) {
 		l.value, l.rising = v, 0
 	default:
 		l.rising = 0
-		if !l.calm.full() || l.value-worst < max(down, 1) || at-l.stepped < int64(calmStep) {
+		if l.value-worst < max(down, 1) || at-l.stepped < int64(calmStep) {
 			return
 		}
 		l.stepped = at

@@ -73,6 +73,19 @@ func TestNoiseIsNoNews(t *testing.T) {
 	}
 }
 
+// Probes that overtake each other are late, not lost.
+func TestDisorderIsNoLoss(t *testing.T) {
+	p := newPair()
+	p.delay, p.jitter = 150*time.Millisecond, normal(30*time.Millisecond)
+	p.run(time.Minute)
+	for range 60 {
+		p.run(time.Second)
+		if v := p.ends[0].lossy.value; v > 0 {
+			t.Fatalf("%d probes of 256 counted as lost where all arrive", v)
+		}
+	}
+}
+
 // TestGreyFailure: loss or delay that appears shows in the cost within two
 // seconds, and the cost comes back slowly.
 func TestGreyFailure(t *testing.T) {
@@ -128,7 +141,11 @@ func TestCostComesBackSlowly(t *testing.T) {
 	if c := p.ends[0].Cost(p.now); c < bad {
 		t.Fatalf("cost falls from %d to %d µs before half a minute of calm", bad, c)
 	}
-	steps := p.watch(5 * time.Minute)
+	steps := p.watch(16 * time.Second)
+	if c := p.ends[0].Cost(p.now); c < bad/8 {
+		t.Errorf("cost falls from %d to %d µs in %s", bad, c, p.now.Sub(at))
+	}
+	steps += p.watch(5 * time.Minute)
 	t.Logf("from %d to %d µs in %d steps", bad, p.ends[0].Cost(p.now), steps)
 	if c := p.ends[0].Cost(p.now); c > good+good/8+1000 {
 		t.Errorf("cost %d µs %s after the trouble, before it %d", c, p.now.Sub(at), good)
@@ -182,7 +199,7 @@ func TestWindowAgainstTheModel(t *testing.T) {
 			if low, high := extremes(oldest); low != w.min() || high != w.max() {
 				t.Fatalf("window says %d..%d, the values since %d %d..%d", w.min(), w.max(), oldest, low, high)
 			}
-			if w.full() && at-oldest < 7*int64(time.Second) {
+			if w.filled == w.count && at-oldest < 7*int64(time.Second) {
 				t.Fatalf("a full window covers %s", time.Duration(at-oldest))
 			}
 		}

@@ -52,7 +52,7 @@ func TestDetection(t *testing.T) {
 		{"metered, carrying, dense traffic, counters at 20 Hz", func(p *pair) {
 			p.pace(Carrying, true)
 			p.polls, p.flow = 50*time.Millisecond, [2]uint64{1e6, 1e6}
-		}, 320 * time.Millisecond, 420 * time.Millisecond},
+		}, 170 * time.Millisecond, 240 * time.Millisecond},
 		{"metered, backup", func(p *pair) { p.pace(Backup, true) }, 800 * time.Millisecond, 1100 * time.Millisecond},
 		{"metered, idle", func(p *pair) { p.pace(Idle, true) }, 4 * time.Second, 6 * time.Second},
 	} {
@@ -164,6 +164,28 @@ func TestStarvedEnds(t *testing.T) {
 		t.Logf("%d suspicions, %d times headless, %d downs in 10 min", p.entered[0][Suspect]+p.entered[1][Suspect],
 			p.entered[0][Headless]+p.entered[1][Headless], p.entered[0][Down]+p.entered[1][Down])
 		p.never(t, Down)
+	}
+}
+
+// A path, or a far end, that holds everything back now and then is suspected
+// at first and granted the time afterwards.
+func TestRoomIsLearned(t *testing.T) {
+	p := newPair()
+	p.run(time.Second)
+	p.hold = [2]time.Duration{time.Second, 80 * time.Millisecond}
+	p.run(20 * time.Second)
+	if p.entered[0][Suspect] == 0 {
+		t.Error("80 ms of silence were no suspicion even at first")
+	}
+	p.forget()
+	p.run(time.Minute)
+	if len(p.history) > 0 {
+		t.Errorf("%v", p.history)
+	}
+	p.hold = [2]time.Duration{}
+	p.run(time.Minute)
+	if r := p.ends[0].room; r > 2*minRoom {
+		t.Errorf("%s of room after a calm minute", r)
 	}
 }
 

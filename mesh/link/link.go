@@ -166,7 +166,7 @@ func (l *Link) Receive(at time.Time, incarnation uint64, p wire.Probe) {
 		// stays.
 		l.incarnation, l.rxSeq = incarnation, 0
 		l.loss = lossWindow{}
-		l.confirmed, l.announcedSeq = false, l.seq+1
+		l.confirmed, l.announcedSeq = false, l.seq
 	}
 	l.probeBytes += tunnelBytes(int(p.Pad))
 	if p.Pad > 0 && (l.padEchoes == 0 || p.Pad >= l.padSeen) {

@@ -185,10 +185,12 @@ func TestAdopted(t *testing.T) {
 		p.pace(pace, false)
 		p.run(10 * time.Second)
 		p.forget()
-		seq := p.ends[0].seq
-		p.ends[0] = Adopt(p.now, 0)
-		p.ends[0].SetPace(p.now, pace, false, 0)
-		p.ends[0].seq = seq // its incarnation is not that of the pair's probes
+		p.restart(pace)
+		p.run(2 * p.delay)
+		p.run(2 * time.Millisecond)
+		if l := p.ends[0]; l.interval != p.ends[1].announced {
+			t.Errorf("%s: a round trip after the start the promise of the other end is %s, in fact %s", pace, l.interval, p.ends[1].announced)
+		}
 		p.run(2 * time.Second)
 		p.want(t, Up, Up)
 		if len(p.history) > 0 {
@@ -198,8 +200,7 @@ func TestAdopted(t *testing.T) {
 			t.Errorf("%s: nothing measured after two seconds", pace)
 		}
 		p.cut()
-		p.ends[0] = Adopt(p.now, 0)
-		p.ends[0].SetPace(p.now, pace, false, 0)
+		p.restart(pace)
 		p.run(4 * time.Second)
 		if s := p.ends[0].State(); s != Down {
 			t.Errorf("%s: a dead link that was adopted is %s", pace, s)

@@ -66,8 +66,6 @@ func (w *window) max() int64 {
 	return best
 }
 
-func (w *window) full() bool { return w.filled == w.count }
-
 // The lengths of the two windows of loss, in probes.
 const (
 	lossFast = 128

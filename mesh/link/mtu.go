@@ -94,8 +94,8 @@ func (m *mtuSearch) heard(at time.Time, seq uint32, padding uint16) {
 		return
 	case int(padding)+innerHeaders+wire.ProbeLen >= m.size:
 		m.proven = max(m.proven, m.size)
-	case int32(seq-m.seq) < 2:
-		return // a large packet may be overtaken by the next small one
+	case int32(seq-m.seq) <= 0:
+		return // nothing later has come either
 	default:
 		m.seq = 0
 		m.tries++

@@ -83,11 +83,11 @@ func TestMTUAndLoss(t *testing.T) {
 	p := newPair()
 	p.mtus(1420)
 	p.run(2 * time.Second)
-	p.loss = [2]float64{0.1, 0.1}
-	for range 120 {
+	p.loss = [2]float64{0.2, 0.2}
+	for range 240 {
 		p.run(time.Second)
 		if size, _ := p.ends[0].MTU(); size != 1420 {
-			t.Fatalf("%d bytes on a path with a tenth of loss", size)
+			t.Fatalf("%d bytes on a path with a fifth of loss", size)
 		}
 	}
 	p = newPair()

@@ -61,6 +61,25 @@ func TestFasterPaceIsImmediate(t *testing.T) {
 	}
 }
 
+// A slower pace begins when the far end knows of it: the loss of the news makes
+// no silence.
+func TestSlowerPaceWaitsToBeKnown(t *testing.T) {
+	p := newPair()
+	p.run(5 * time.Second)
+	p.forget()
+	p.pace(Idle, false)
+	p.cut()
+	p.run(2*15*time.Millisecond - 2*time.Millisecond)
+	p.loss = [2]float64{}
+	p.run(10 * time.Second)
+	if len(p.history) > 0 {
+		t.Errorf("%v", p.history)
+	}
+	if p.sent[0] > 20 || p.ends[0].announced != paces[0][Idle] {
+		t.Errorf("%d probes in ten idle seconds", p.sent[0])
+	}
+}
+
 // When traffic begins on an idle link whose path has died, the questions
 // without answer show it, long before the slow pace would.
 func TestFasterPaceFindsDeadPath(t *testing.T) {

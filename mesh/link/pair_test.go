@@ -29,6 +29,7 @@ type pair struct {
 	polled  time.Time
 	counts  [2]struct{ rx, tx uint64 }
 	flow    [2]uint64 // bytes/s that end i sends besides probes
+	started [2]uint64 // incarnations
 	history []string
 	entered [2]map[State]int
 	sent    [2]int
@@ -40,6 +41,7 @@ type path struct {
 	delay  time.Duration
 	jitter func(*rand.Rand) time.Duration // on top, each way
 	loss   [2]float64
+	hold   [2]time.Duration // every first, all packets wait until second has passed
 	mtu    int
 	agent  [2]bool // end i's agent runs
 	kernel [2]bool // end i's kernel answers echoes
@@ -63,6 +65,7 @@ func newPair() *pair {
 	for i := range p.ends {
 		p.ends[i] = New(start, i == 0, time.Duration(i)*7*time.Millisecond)
 		p.ends[i].SetPace(start, Carrying, false, 0)
+		p.started[i] = 7
 		p.entered[i] = map[State]int{}
 	}
 	return p
@@ -81,6 +84,9 @@ func (p *pair) send(from int, extra time.Duration, deed func(*Link, time.Time)) 
 	d := p.delay + extra
 	if p.jitter != nil {
 		d += p.jitter(p.rng)
+	}
+	if p.hold[0] > 0 {
+		d += max(p.hold[1]-p.now.Sub(start)%p.hold[0], 0)
 	}
 	at := p.now.Add(d)
 	i := len(p.flight)
@@ -188,9 +194,10 @@ func (p *pair) step() {
 			if size > p.mtu {
 				continue
 			}
+			started := p.started[i]
 			p.send(i, 0, func(l *Link, at time.Time) {
 				p.counts[1-i].rx += tunnelBytes(int(probe.Pad))
-				l.Receive(at, 7, probe)
+				l.Receive(at, started, probe)
 			})
 		}
 		if l.State() != before[i] {
@@ -219,6 +226,14 @@ func (p *pair) poll() {
 			l.Traffic(p.now, p.counts[i].rx, p.counts[i].tx)
 		}
 	}
+}
+
+// restart gives end 0 a new agent, which finds its tunnel.
+func (p *pair) restart(pace Pace) {
+	p.ends[0] = Adopt(p.now, 0)
+	p.ends[0].SetPace(p.now, pace, false, 0)
+	p.started[0]++
+	p.due[0] = time.Time{}
 }
 
 func (p *pair) cut() { p.loss = [2]float64{1, 1} }

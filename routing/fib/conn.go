@@ -77,15 +77,27 @@ func (c *conn) request(kind, flags int, answer uint16, parts ...nl.NetlinkReques
 
 // ifindex gives the index of a device.
 func (c *conn) ifindex(name string) (int, error) {
+	index, _, err := c.device(name)
+	return index, err
+}
+
+// device gives the index of a device, and whether it can carry packets.
+func (c *conn) device(name string) (index int, up bool, err error) {
 	msgs, err := c.request(unix.RTM_GETLINK, 0, 0,
 		raw(make([]byte, unix.SizeofIfInfomsg)), nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 	if err != nil {
-		return 0, fmt.Errorf("device %s: %w", name, err)
+		return 0, false, fmt.Errorf("device %s: %w", name, err)
 	}
 	if len(msgs) != 1 || len(msgs[0]) < unix.SizeofIfInfomsg {
-		return 0, fmt.Errorf("device %s: %w", name, errShort)
+		return 0, false, fmt.Errorf("device %s: %w", name, errShort)
 	}
-	return int(int32(binary.NativeEndian.Uint32(msgs[0][4:]))), nil
+	return int(int32(binary.NativeEndian.Uint32(msgs[0][4:]))), isUp(msgs[0]), nil
+}
+
+// isUp reads from an RTM_NEWLINK message whether the device can carry packets.
+func isUp(m []byte) bool {
+	const up = unix.IFF_UP | unix.IFF_LOWER_UP
+	return binary.NativeEndian.Uint32(m[8:])&up == up
 }
 
 // devices gives the names of all devices by index, and which can carry
@@ -106,7 +118,7 @@ func (c *conn) devices() (names map[int]string, up map[string]bool, err error) {
 		}
 		name := nl.BytesToString(attrs[unix.IFLA_IFNAME])
 		names[int(int32(binary.NativeEndian.Uint32(m[4:])))] = name
-		up[name] = binary.NativeEndian.Uint32(m[8:])&unix.IFF_UP != 0 && binary.NativeEndian.Uint32(m[8:])&unix.IFF_LOWER_UP != 0
+		up[name] = isUp(m)
 	}
 	return names, up, nil
 }

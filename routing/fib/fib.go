@@ -121,10 +121,26 @@ func (f *FIB) Do(ctx context.Context, op kernel.Op) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := f.do(op); err != nil {
+	err := f.do(op)
+	switch {
+	case err == nil:
+		return nil
+	case f.legacy == nil && refused(op, err):
+		return fmt.Errorf("%s: %w: %w", op, kernel.ErrRefused, err)
+	default:
 		return fmt.Errorf("%s: %w", op, err)
 	}
-	return nil
+}
+
+// refused reports whether an error says for certain that nothing was changed:
+// the operation is a single change, and the kernel answered.
+func refused(op kernel.Op, err error) bool {
+	switch op.(type) {
+	case kernel.PutRule, kernel.DeleteRule:
+		return false
+	}
+	var errno unix.Errno
+	return errors.As(err, &errno) && errno != unix.EAGAIN && errno != unix.EINTR && errno != unix.ENOBUFS
 }
 
 func (f *FIB) do(op kernel.Op) error {

@@ -1,6 +1,7 @@
 package fib
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -10,18 +11,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A legacy stands in for next-hop objects on kernels without them: it
-// remembers them and writes their legs into the routes. A change then costs
-// one message per route, and IPv6 routes use the heaviest leg only, because
-// legs without gateway form no IPv6 multipath there. What an earlier run left
-// is seen as routes that lead elsewhere, and so is written anew.
+// A legacy stands in for next-hop objects on kernels without them (before
+// 5.3): it remembers them and writes their legs into the routes. A failover
+// then costs one message for every route over the dead link, about 20 us each:
+// 0.2 s for 10 000. IPv6 routes use the heaviest leg only, because legs without
+// gateway form no IPv6 multipath. What an earlier run left is seen as routes
+// that lead elsewhere, and so is written anew.
 type legacy struct {
 	hops   map[uint32]kernel.NextHop
-	routes map[kernel.RouteKey]kernel.Route // with a next hop
+	routes map[kernel.RouteKey]legacyRoute // with a next hop
+}
+
+// A legacyRoute is a route and what the kernel holds of it. Before the kernel
+// has confirmed the legs they are nil, so that a change which failed halfway
+// is finished by the next one.
+type legacyRoute struct {
+	kernel.Route
+	legs []leg
 }
 
 func newLegacy() *legacy {
-	return &legacy{map[uint32]kernel.NextHop{}, map[kernel.RouteKey]kernel.Route{}}
+	return &legacy{map[uint32]kernel.NextHop{}, map[kernel.RouteKey]legacyRoute{}}
 }
 
 // doLegacy does the operations that differ without next-hop objects.
@@ -31,42 +41,39 @@ func (f *FIB) doLegacy(op kernel.Op) (done bool, err error) {
 	l := f.legacy
 	switch op := op.(type) {
 	case kernel.PutNextHop:
+		if op.NextHop.Device != "" {
+			switch _, up, err := f.write.device(op.NextHop.Device); {
+			case err != nil:
+				return true, fmt.Errorf("%w: %w", kernel.ErrRefused, err)
+			case !up:
+				return true, fmt.Errorf("%w: %w", kernel.ErrRefused, unix.ENETDOWN)
+			}
+		}
 		for _, leg := range op.NextHop.Members {
 			if _, ok := l.hops[leg.ID]; !ok {
-				return true, unix.ENOENT
+				return true, fmt.Errorf("%w: %w", kernel.ErrRefused, unix.ENOENT)
 			}
 		}
 		l.hops[op.NextHop.ID] = op.NextHop
-		return true, f.rewrite(l.users(op.NextHop.ID))
+		return true, f.rewrite(l.routes)
 	case kernel.DeleteNextHop:
-		users := l.users(op.ID)
 		l.forget(op.ID)
-		return true, f.rewrite(users)
+		return true, f.rewrite(l.routes)
 	case kernel.PutRoute:
 		if op.Route.NextHop == 0 {
 			delete(l.routes, op.Route.Key())
 			return false, nil
 		}
 		if _, ok := l.hops[op.Route.NextHop]; !ok {
-			return true, unix.ENOENT
+			return true, fmt.Errorf("%w: %w", kernel.ErrRefused, unix.ENOENT)
 		}
-		l.routes[op.Route.Key()] = op.Route
-		return true, f.rewrite([]kernel.Route{op.Route})
+		r := legacyRoute{Route: op.Route}
+		l.routes[r.Key()] = r
+		return true, f.rewrite(map[kernel.RouteKey]legacyRoute{r.Key(): r})
 	case kernel.DeleteRoute:
 		delete(l.routes, op.Route.Key())
 	}
 	return false, nil
-}
-
-// users gives the routes that lead over a next hop or over a group with it.
-func (l *legacy) users(id uint32) []kernel.Route {
-	var out []kernel.Route
-	for _, r := range l.routes {
-		if r.NextHop == id || slices.ContainsFunc(l.hops[r.NextHop].Members, func(m kernel.Member) bool { return m.ID == id }) {
-			out = append(out, r)
-		}
-	}
-	return out
 }
 
 // forget deletes a next hop as the kernel would: groups shrink, empty ones go.
@@ -84,27 +91,60 @@ func (l *legacy) forget(id uint32) {
 	}
 }
 
-// rewrite brings routes in line with their next hops; without any they go.
-func (f *FIB) rewrite(routes []kernel.Route) error {
-	for _, r := range routes {
-		legs, err := f.legacy.legs(r.NextHop, f.write.ifindex)
-		if err != nil {
-			return err
+// rewrite writes those of the routes whose legs are not those of their next
+// hops. Without any they go.
+func (f *FIB) rewrite(routes map[kernel.RouteKey]legacyRoute) error {
+	l := f.legacy
+	indexes := map[string]int{}
+	legs := map[uint32][]leg{} // of the next hops, found out once each
+	for k, r := range routes {
+		goal, known := legs[r.NextHop]
+		if !known {
+			var err error
+			if goal, err = l.legs(r.NextHop, func(device string) (int, error) { return f.index(indexes, device) }); err != nil {
+				return err
+			}
+			legs[r.NextHop] = goal
 		}
-		if len(legs) == 0 {
-			delete(f.legacy.routes, r.Key())
-			err = f.write.deleteRoute(r)
-		} else {
-			err = f.write.putRoute(r, legs)
+		if len(goal) > 0 && slices.Equal(effective(r.Route, goal), r.legs) {
+			continue
 		}
-		if err != nil {
+		if len(goal) == 0 {
+			if err := f.write.deleteRoute(r.Route); err != nil {
+				return fmt.Errorf("delete %s: %w", r, err)
+			}
+			delete(l.routes, k)
+			continue
+		}
+		if err := f.write.putRoute(r.Route, goal); err != nil {
 			return fmt.Errorf("%s: %w", r, err)
 		}
+		r.legs = effective(r.Route, goal)
+		l.routes[k] = r
 	}
 	return nil
 }
 
-// legs gives what a next hop means in legs.
+// index gives the index of a device; 0 if it carries nothing.
+func (f *FIB) index(known map[string]int, device string) (int, error) {
+	if index, ok := known[device]; ok {
+		return index, nil
+	}
+	index, up, err := f.write.device(device)
+	switch {
+	case errors.Is(err, unix.ENODEV):
+		index = 0
+	case err != nil:
+		return 0, err
+	case !up:
+		index = 0
+	}
+	known[device] = index
+	return index, nil
+}
+
+// legs gives what a next hop means in legs; a device that carries nothing is
+// none.
 func (l *legacy) legs(id uint32, ifindex func(string) (int, error)) ([]leg, error) {
 	n, ok := l.hops[id]
 	if !ok {
@@ -120,7 +160,9 @@ func (l *legacy) legs(id uint32, ifindex func(string) (int, error)) ([]leg, erro
 		if err != nil {
 			return nil, err
 		}
-		legs = append(legs, leg{index, m.Weight})
+		if index != 0 {
+			legs = append(legs, leg{index, m.Weight})
+		}
 	}
 	return legs, nil
 }
@@ -130,6 +172,7 @@ func (l *legacy) legs(id uint32, ifindex func(string) (int, error)) ([]leg, erro
 func (f *FIB) observeLegacy(s kernel.State) (kernel.State, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	l := f.legacy
 	names, up, err := f.read.devices()
 	if err != nil {
 		return kernel.State{}, err
@@ -138,26 +181,35 @@ func (f *FIB) observeLegacy(s kernel.State) (kernel.State, error) {
 	for index, name := range names {
 		indexes[name] = index
 	}
-	for id, n := range maps.Clone(f.legacy.hops) {
+	for id, n := range maps.Clone(l.hops) {
 		if !n.IsGroup() && !up[n.Device] {
-			f.legacy.forget(id)
+			l.forget(id)
 		}
 	}
-	s.NextHops = slices.Collect(maps.Values(f.legacy.hops))
+	s.NextHops = slices.Collect(maps.Values(l.hops))
 	found, err := f.routes(f.read)
 	if err != nil {
 		return kernel.State{}, err
 	}
+	routes := map[kernel.RouteKey]legacyRoute{}
 	for _, r := range found {
-		known, ok := f.legacy.routes[r.Key()]
-		legs, err := f.legacy.legs(known.NextHop, func(name string) (int, error) { return indexes[name], nil })
-		if ok && err == nil && slices.Equal(effective(r.Route, legs), effective(r.Route, r.legs)) {
+		known, ok := l.routes[r.Key()]
+		goal, err := l.legs(known.NextHop, func(name string) (int, error) { return indexes[name], nil })
+		if err != nil {
+			return kernel.State{}, err
+		}
+		if ok {
+			known.legs = effective(r.Route, r.legs)
+			routes[r.Key()] = known
+		}
+		if ok && len(goal) > 0 && slices.Equal(effective(r.Route, goal), known.legs) {
 			r.NextHop, r.Device = known.NextHop, ""
 		} else if r.Device == "" && len(r.legs) > 0 {
 			r.Device = names[r.legs[0].index]
 		}
 		s.Routes = append(s.Routes, r.Route)
 	}
+	l.routes = routes // one that is gone must not come back with its next hop
 	s.Sort()
 	return s, nil
 }

@@ -23,7 +23,7 @@ type density struct {
 }
 
 var (
-	usual = density{cap: 12, nearest: 1, strata: 2, drawn: 6, gaps: 2, fills: 3}
+	usual = density{cap: 12, nearest: 1, strata: 2, drawn: 6, gaps: 7, fills: 2}
 	dense = density{cap: 18, nearest: 2, strata: 4, drawn: 18, gaps: 1, fills: 4}
 )
 
@@ -32,7 +32,7 @@ const (
 	minDegree = 5
 	// anchors is how many nodes on the ring everyone else is tied to.
 	anchors = 2
-	// maxWeight bounds how much more often a node with a large cap is chosen.
+	// maxWeight bounds for how many usual nodes one with a large cap counts.
 	maxWeight = 16
 	// unknown is the distance between nodes of which nothing is known.
 	unknown = math.MaxUint32
@@ -206,7 +206,7 @@ func (b *builder) draw(i, j int, purpose uint64) uint64 {
 	return x ^ x>>31
 }
 
-// score is j's best draw. A node with a large cap has several.
+// score is j's best draw. A node with a large cap has more than one.
 func (b *builder) score(i, j int, purpose uint64) uint64 {
 	best := b.draw(i, j, purpose)
 	for ticket := 1; ticket < b.weight(j); ticket++ {
@@ -215,7 +215,7 @@ func (b *builder) score(i, j int, purpose uint64) uint64 {
 	return best
 }
 
-// weight is how many usual nodes i counts for.
+// weight is how many usual nodes i counts for: how often it draws, and is drawn.
 func (b *builder) weight(i int) int { return min(max(b.caps[i]/b.cap, 1), maxWeight) }
 
 // room reports whether i may have another link.
@@ -323,9 +323,11 @@ func (b *builder) choose() {
 	}
 	for s := range b.strata {
 		for _, i := range b.order {
-			// A drawn anchor does what the farthest stratum does.
-			if len(b.adj[i]) < b.drawn*b.weight(i) && (b.onRing[i] || s < b.strata-1) {
-				b.grant(i, wishes[i].strata[s], ByStratum)
+			for range b.weight(i) {
+				// A drawn anchor does what the farthest stratum does.
+				if len(b.adj[i]) < b.drawn*b.weight(i) && (b.onRing[i] || s < b.strata-1) {
+					b.grant(i, wishes[i].strata[s], ByStratum)
+				}
 			}
 		}
 	}

@@ -89,7 +89,7 @@ func (b *builder) fill(wishes []wish) {
 			best, most := -1, 0
 			if len(b.adj[i]) < minDegree {
 				most = -1 // any link will do
-			} else if len(b.adj[i]) >= 9*b.cap/12*b.weight(i) || added >= b.fills || c.gaps(i)*100 <= b.gaps*len(c.to) {
+			} else if added >= b.fills || c.gaps(i)*100 <= b.gaps*len(c.to) {
 				break
 			}
 			for _, list := range append(wishes[i].strata, wishes[i].near) {
