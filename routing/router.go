@@ -199,6 +199,15 @@ func (r *Router) Usable(peer mesh.NodeID) bool {
 	return n != nil && n.usable()
 }
 
+// Announced are the neighbours that a node announces.
+func (r *Router) Announced(id mesh.NodeID) []mesh.NodeID {
+	o := r.db.origins[id]
+	if o == nil {
+		return nil
+	}
+	return slices.SortedFunc(maps.Keys(o.adj), mesh.NodeID.Compare)
+}
+
 // Step numbers the newest table and admissions; Committed tells it back.
 func (r *Router) Step() uint64 { return r.lfi.Step() }
 

@@ -23,8 +23,11 @@ func (w *World) Chaos() {
 		n := w.nodes[w.rng.IntN(len(w.nodes))]
 		some = []*node{n, n.ends[w.rng.IntN(len(n.ends))].peer}
 	}
-	theme := disturbances[w.rng.IntN(len(disturbances))]
-	themed := w.rng.IntN(2) == 0
+	themes := disturbances // all, or two of them
+	if w.rng.IntN(2) == 0 {
+		i, j := w.rng.IntN(len(disturbances)), w.rng.IntN(len(disturbances))
+		themes = []disturbance{disturbances[i], disturbances[j]}
+	}
 	w.quiet = false
 	end := w.now + lasts
 	var next func()
@@ -33,10 +36,7 @@ func (w *World) Chaos() {
 			return
 		}
 		w.States++
-		d := theme
-		if !themed || w.rng.IntN(3) == 0 {
-			d = disturbances[w.rng.IntN(len(disturbances))]
-		}
+		d := themes[w.rng.IntN(len(themes))]
 		n := some[w.rng.IntN(len(some))]
 		e := n.ends[w.rng.IntN(len(n.ends))]
 		if w.rng.IntN(2) == 0 {
@@ -56,9 +56,11 @@ func (w *World) Chaos() {
 	}
 }
 
-// disturbances are what happens: to a node, or to one of its adjacencies seen
-// from either end. What passes lasts for the given time.
-var disturbances = []func(n *node, e *end, lasting time.Duration){
+// A disturbance happens to a node, or to one of its adjacencies, seen from
+// either end. What passes lasts for the given time.
+type disturbance func(n *node, e *end, lasting time.Duration)
+
+var disturbances = []disturbance{
 	(*node).linkFails, (*node).linksFail, (*node).isolate,
 	(*node).falseAlarm, (*node).falseAlarm,
 	(*node).reprice, (*node).drain, (*node).transit,

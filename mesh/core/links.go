@@ -80,8 +80,8 @@ func (n *Node) plan() {
 	if n.state == nil {
 		return
 	}
-	neighbours := n.wanted()
-	for _, id := range neighbours {
+	neighbours := n.rewire()
+	for _, id := range n.shape.wanted {
 		facts, known := n.facts[id]
 		if !known {
 			continue

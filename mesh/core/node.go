@@ -145,7 +145,11 @@ func (n *Node) Step(now time.Time, ev Event) Ready {
 	case FactsChanged:
 		if ev.Facts.Node != n.cfg.Self && ev.Facts.Serial >= n.facts[ev.Facts.Node].Serial {
 			n.facts[ev.Facts.Node] = ev.Facts
-			n.plan()
+			if slices.Contains(n.shape.wanted, ev.Facts.Node) || n.peers[ev.Facts.Node] {
+				n.plan()
+			} else {
+				urgent = false
+			}
 		}
 	case Received:
 		urgent = n.receive(ev)
@@ -229,6 +233,12 @@ func (n *Node) advance() {
 	}
 	n.router.SetSpeaking(n.speaking)
 	n.locate()
+	if n.state != nil {
+		if !n.now.Before(n.shape.next) {
+			n.plan()
+		}
+		n.due(n.shape.next)
+	}
 	messages, deadline := n.router.Poll(n.now)
 	for _, m := range messages {
 		n.sendTo(m.To, m.Body)
@@ -325,9 +335,9 @@ func (n *Node) legCost(e *entry) mesh.Cost {
 }
 
 // drained reports whether the operator has drained the link, or an uplink that
-// it uses at either end.
+// it uses at either end, or the mesh has another shape now.
 func (n *Node) drained(id mesh.LinkID) bool {
-	return n.state != nil && n.state.LinkDrain(n.cfg.Self, id) != nil
+	return slices.Contains(n.shape.retire, id.Peer) || n.state != nil && n.state.LinkDrain(n.cfg.Self, id) != nil
 }
 
 // linkCost is the cost of one link with the operator's wishes for its uplinks.

@@ -23,8 +23,11 @@ const (
 type shape struct {
 	graph   *topology.Graph
 	built   time.Time
-	members bool                 // the log changed since
-	retire  map[mesh.NodeID]bool // neighbours whose links are being drained
+	members bool // the log changed since
+	rewire  topology.Rewire
+	wanted  []mesh.NodeID // as last planned
+	retire  []mesh.NodeID // neighbours whose links are being drained
+	next    time.Time     // when to plan again; zero: when something changes
 
 	publisher *coordinate.Publisher
 	located   time.Time
@@ -52,6 +55,47 @@ func (n *Node) wanted() []mesh.NodeID {
 		s.graph, s.built, s.members = n.cfg.Build(nodes, policy(n.state.Mesh)), n.now, false
 	}
 	return s.graph.Neighbours(n.cfg.Self)
+}
+
+// rewire gives the nodes to have links with now: those that are wanted, and
+// those that were and are needed until the others work.
+func (n *Node) rewire() []mesh.NodeID {
+	s := &n.shape
+	s.wanted = n.wanted()
+	present := map[mesh.NodeID]*topology.Present{}
+	for id, e := range n.entries {
+		p := present[id.Peer]
+		if p == nil {
+			p = &topology.Present{ID: id.Peer}
+			present[id.Peer] = p
+		}
+		if e.judge == nil || !e.judge.Usable() || !n.router.Usable(id.Peer) {
+			continue
+		}
+		if since := e.judge.Since(); p.Since.IsZero() || since.Before(p.Since) {
+			p.Since = since
+		}
+		p.Busy = p.Busy || e.judge.Busy(n.now)
+	}
+	have := make([]topology.Present, 0, len(present))
+	keep := slices.Clone(s.wanted)
+	for _, id := range slices.SortedFunc(maps.Keys(present), mesh.NodeID.Compare) {
+		p := present[id]
+		if !slices.Contains(s.wanted, id) {
+			p.Needed = slices.Contains(s.graph.Spared(id, n.router.Announced(id)), n.cfg.Self)
+			keep = append(keep, id)
+		}
+		have = append(have, *p)
+	}
+	_, drain, remove, deadline := s.rewire.Step(n.now, s.wanted, have)
+	if !slices.Equal(s.retire, drain) {
+		s.retire, n.routes.stale, n.ready.Dirty = drain, true, true
+	}
+	s.next = deadline
+	if s.next.IsZero() || s.next.After(s.built.Add(rebuildEvery)) {
+		s.next = s.built.Add(rebuildEvery)
+	}
+	return slices.DeleteFunc(keep, func(id mesh.NodeID) bool { return slices.Contains(remove, id) })
 }
 
 // policy is what the operator decided about the mesh's shape.

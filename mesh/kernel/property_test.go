@@ -556,15 +556,23 @@ func observed(t *testing.T, fake *Fake) *Model {
 	return NewModel(s)
 }
 
-// TestIncomplete checks that an incomplete desired state takes nothing away.
+// TestIncomplete checks that an incomplete desired state takes nothing away,
+// but from the filter if that is complete.
 func TestIncomplete(t *testing.T) {
 	for seed := range *seeds {
 		r := rand.New(rand.NewPCG(seed, 3))
 		have, want := randomState(r), randomState(r)
-		want.Complete = false
+		want.Complete, want.FilterComplete = false, r.IntN(2) == 0
 		m := NewModel(have)
 		for _, op := range m.Plan(want) {
+			if why := m.Waits(want, op); why != "" {
+				t.Fatalf("seed %d: %s waits for %s", seed, op, why)
+			}
 			switch op.(type) {
+			case PutNextHop, PutRoute:
+				if want.FilterComplete && !m.filter.guarded(want.Filter) {
+					t.Fatalf("seed %d: %s before the holds", seed, op)
+				}
 			case DeleteTunnel, DeleteAddr, DeleteNextHop, DeleteRoute, DeleteRule, ClearFilter, RestoreSysctls:
 				t.Fatalf("seed %d: %s", seed, op)
 			}
@@ -575,7 +583,13 @@ func TestIncomplete(t *testing.T) {
 				t.Fatalf("seed %d: lost %s", seed, r)
 			}
 		}
+		if want.FilterComplete && !m.filter.Equal(want.Filter) || !m.Filtered(want) || m.Safe(want) {
+			t.Fatalf("seed %d: filtered %t, safe %t\n%s", seed, m.Filtered(want), m.Safe(want), State{Filter: m.filter})
+		}
 		for _, l := range have.Filter.Links {
+			if want.FilterComplete {
+				break
+			}
 			now, ok := m.filter.link(l.Device)
 			if !ok || slices.ContainsFunc(l.Sources, func(p netip.Prefix) bool {
 				return !slices.ContainsFunc(now.Sources, func(q netip.Prefix) bool { return q.Bits() <= p.Bits() && q.Overlaps(p) })

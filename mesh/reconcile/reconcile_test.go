@@ -353,6 +353,41 @@ func TestStart(t *testing.T) {
 	})
 }
 
+// TestFilterFirst: before the first complete state a filter may be complete on
+// its own. It is told to be in force although a tunnel cannot be made, and
+// nothing that an earlier run left is touched.
+func TestFilterFirst(t *testing.T) {
+	bubble(t, site(0, "ab"), func(g *rig) {
+		g.on(func(_ context.Context, op kernel.Op) error {
+			if _, ok := op.(kernel.CreateTunnel); ok {
+				return errors.New("no memory")
+			}
+			return nil
+		})
+		early := site(1, "ac")
+		early.Complete, early.FilterComplete = false, true
+		early.Routes, early.Rules = nil, nil
+		early.NextHops = slices.DeleteFunc(early.NextHops, kernel.NextHop.IsGroup)
+		for i := range early.Filter.Links {
+			early.Filter.Links[i].Held = true
+		}
+		g.r.Set(early)
+		g.settle()
+		if last := g.reports[len(g.reports)-1]; !last.Filtered || last.Safe || last.Done {
+			t.Errorf("report %+v", last)
+		}
+		got := g.fake.String()
+		for _, line := range []string{"tunnel gw-b", "next hop 0x86001000 0x86000061*1 0x86000062*1", "route 10.4.0.0/16", "filter gw-a from - held", "filter gw-c from - held"} {
+			if !strings.Contains(got, line) {
+				t.Errorf("no %s in\n%s", line, got)
+			}
+		}
+		if strings.Contains(got, "filter gw-b") {
+			t.Errorf("the filter was only widened:\n%s", got)
+		}
+	})
+}
+
 // TestRepair: what others break is repaired after a hint at once, without one
 // after the slow timer, and told.
 func TestRepair(t *testing.T) {
