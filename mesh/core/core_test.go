@@ -13,6 +13,7 @@ import (
 	"guywire/mesh"
 	"guywire/mesh/kernel"
 	"guywire/mesh/link"
+	"guywire/routing"
 	"guywire/store"
 )
 
@@ -283,6 +284,54 @@ func TestUsedPrefersSureLegsAndKeepsTheLast(t *testing.T) {
 		}
 		if len(carry) > 0 && carry[0].total > 1000 {
 			t.Errorf("%s: the best is not first", name)
+		}
+	}
+}
+
+// P9: whatever carries traffic promises a path of at most v = 1.4 times the best
+// that is up, and the best always carries.
+func TestP9StretchBound(t *testing.T) {
+	n := node(state(2, 1, 2))
+	rng := rand.New(rand.NewPCG(9, 9))
+	for range 2000 {
+		links := map[mesh.NodeID][]leg{}
+		var d routing.Destination
+		shortest := mesh.Infinite
+		for peer := byte(2); peer < 2+byte(rng.IntN(6)+1); peer++ {
+			s := routing.Successor{Peer: id(peer), Rest: mesh.Cost(rng.IntN(50_000))}
+			d.Successors = append(d.Successors, s)
+			for port := range rng.IntN(3) + 1 {
+				judge := link.Adopt(start, 0)
+				if rng.IntN(5) == 0 {
+					judge.Silent(start)
+				}
+				e := &entry{judge: judge, rec: Record{Link: mesh.LinkID{Peer: id(peer), Local: string(rune('a' + port))}}}
+				c := mesh.Cost(250 + rng.IntN(50_000))
+				links[s.Peer] = append(links[s.Peer], leg{e, c})
+				if judge.State() == link.Up {
+					shortest = min(shortest, c.Add(s.Rest))
+				}
+			}
+		}
+		carry, armed := n.used(n.legs(d, links))
+		if len(carry) == 0 {
+			t.Fatal("a destination with legs has none in use")
+		}
+		if shortest == mesh.Infinite {
+			continue // only suspects: the best of them
+		}
+		if carry[0].total != shortest {
+			t.Fatalf("the best leg of %d does not carry: %d", shortest, carry[0].total)
+		}
+		for _, l := range carry {
+			if l.total*10 > shortest*14 {
+				t.Fatalf("a leg of %d carries beside one of %d", l.total, shortest)
+			}
+		}
+		for _, l := range armed {
+			if l.e.judge.State() == link.Up && l.total*10 <= shortest*14 {
+				t.Fatalf("a leg of %d stands by while the best is %d", l.total, shortest)
+			}
 		}
 	}
 }
