@@ -16,9 +16,14 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
 	"guywire/integration/lab"
+	"guywire/integration/lab/bench"
+	"guywire/integration/lab/chaos"
 	"guywire/integration/lab/demo"
 	"guywire/integration/lab/flow"
+	"guywire/integration/lab/peers"
+	"guywire/integration/lab/world"
 )
 
 // The exit codes.
@@ -93,7 +98,7 @@ func newRoot() *cobra.Command {
 	flows := &cobra.Command{Use: "flow", Short: "Generate and measure traffic, inside a node", Hidden: true}
 	flows.AddCommand(flow.Commands()...)
 	root.AddCommand(flows)
-	root.AddCommand(demo.Commands()...)
+	root.AddCommand(demo.Command(), bench.Command(), chaos.Command(), world.InsideCommand(append(chaos.InsideCommands(), peers.InsideCommand())...))
 	return root
 }
 

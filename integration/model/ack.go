@@ -3,6 +3,7 @@ package model
 import (
 	"encoding/binary"
 	"fmt"
+	"strings"
 
 	"guywire/mesh"
 	"guywire/routing/wire"
@@ -131,18 +132,20 @@ func (e *end) listen(s *stream, seg *wire.Segment) {
 			}
 		}
 		s.told = append(s.told, t)
-		w.trace("%s tells %s %T %s", e.node, e.peer, note, w.entries(t.entries))
+		if w.opt.Trace != nil {
+			w.trace("%s tells %s %T%s", e.node, e.peer, note, w.words(t.entries))
+		}
 	}
 }
 
-func (w *World) entries(list []wire.Entry) string {
-	out := ""
+func (w *World) words(list []wire.Entry) string {
+	var b strings.Builder
 	for _, e := range list {
-		name := e.Key.String()
 		if i, ok := w.number[e.Key.Node]; ok {
-			name = fmt.Sprintf("n%d", i)
+			fmt.Fprintf(&b, " n%d=%d", i, e.Distance)
+		} else {
+			fmt.Fprintf(&b, " %v=%d", e.Key, e.Distance)
 		}
-		out += fmt.Sprintf(" %s=%d", name, e.Distance)
 	}
-	return out
+	return b.String()
 }

@@ -197,7 +197,8 @@ func (w *World) heal() {
 	}
 	for _, p := range w.pairs {
 		for l := range p.alive {
-			p.a.restore(l)
+			p.alive[l] = true
+			p.notice(l)
 		}
 	}
 	for _, n := range w.nodes {

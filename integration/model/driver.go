@@ -111,8 +111,16 @@ func (n *node) finish(p *plan) {
 		return
 	}
 	n.driver.plan = nil
-	n.settled = n.settled || !p.filter
+	first := !n.settled && !p.filter
+	n.settled = n.settled || first
 	n.commit(p.step)
+	if first && n.w.cruel && !n.w.quiet {
+		// The kernel follows this run, and nobody has heard of that.
+		e := n.ends[n.w.rng.IntN(len(n.ends))]
+		n.reprice(e, 0)
+		n.crash(nil, n.w.upTo(20*time.Millisecond))
+		n.reprice(e, 0)
+	}
 }
 
 func (n *node) commit(step uint64) {

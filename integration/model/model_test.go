@@ -13,42 +13,46 @@ import (
 )
 
 var (
-	states   = flag.Int("states", 0, "states that TestModel checks at least")
-	runsFlag = flag.Int("runs", 0, "runs of each row of TestBrokenModelLoops")
-	seed     = flag.Uint64("seed", 0, "first seed of TestModel; without -states the only one")
+	states = flag.Int("states", 0, "states that TestModel checks at least")
+	seed   = flag.Uint64("seed", 0, "first seed of TestModel; without -states the only one, of any test")
+	runs   = flag.Int("runs", 0, "runs for each row of TestBrokenModelLoops; 0: until a loop is found")
 )
 
 // share is how many states a test checks at least in the usual run.
-const share = 40_000
+const share = 30_000
 
 // check runs seeds from first on until enough states are checked, on all
 // processors. The failure with the smallest seed is explained.
 func check(t *testing.T, first uint64, enough int, opt Options) {
 	t.Helper()
+	workers := runtime.GOMAXPROCS(0)
+	if *seed > 0 && *states == 0 {
+		first, enough, workers = *seed, 0, 1
+	}
 	start := time.Now()
 	var (
 		mu       sync.Mutex
 		group    sync.WaitGroup
 		next     atomic.Uint64
-		runs     int
-		states   int
+		done     int
+		found    int
 		settling time.Duration
 		broken   []uint64
 	)
 	next.Store(first)
-	for range runtime.GOMAXPROCS(0) {
+	for range workers {
 		group.Go(func() {
 			for {
 				seed := next.Add(1) - 1
 				w := Run(seed, opt)
 				mu.Lock()
-				runs, states, settling = runs+1, states+w.States, max(settling, w.Settling)
+				done, found, settling = done+1, found+w.States, max(settling, w.Settling)
 				if w.Problem != "" {
 					broken = append(broken, seed)
 				}
-				done := states >= enough || len(broken) > 0
+				stop := found >= enough || len(broken) > 0
 				mu.Unlock()
-				if done {
+				if stop {
 					return
 				}
 			}
@@ -56,21 +60,19 @@ func check(t *testing.T, first uint64, enough int, opt Options) {
 	}
 	group.Wait()
 	if len(broken) > 0 {
-		t.Fatal(Explain(slices.Min(broken), opt))
+		bad := slices.Min(broken)
+		t.Fatalf("%s\nto repeat: go test ./integration/model -run '%s$' -args -seed %d", Explain(bad, opt), t.Name(), bad)
 	}
 	t.Logf("%d states in %d runs from seed %d, %.0f a second, no loop; at most %v until all was quiet",
-		states, runs, first, float64(states)/time.Since(start).Seconds(), settling.Round(time.Millisecond))
+		found, done, first, float64(found)/time.Since(start).Seconds(), settling.Round(time.Millisecond))
 }
 
 // With -states, from -seed on, this is the long check; with -seed alone it
 // repeats one run. In the usual run it is a short check from a random seed.
 func TestModel(t *testing.T) {
-	switch {
-	case *states > 0:
+	if *states > 0 {
 		check(t, *seed, *states, Options{})
-	case *seed > 0:
-		check(t, *seed, 1, Options{})
-	default:
+	} else {
 		check(t, rand.Uint64N(1<<40), share, Options{})
 	}
 }
@@ -205,35 +207,31 @@ func TestSameSeedSameRun(t *testing.T) {
 	}
 }
 
-// The model sees loops where there are some: it is broken on purpose.
+// The model sees loops where there are some: it is broken on purpose. With
+// -runs this measures how often.
 func TestBrokenModelLoops(t *testing.T) {
 	for _, m := range []struct {
 		name   string
 		broken Broken
-		runs   int
+		first  uint64 // seed; the usual run need not search long
 	}{
-		{"shortest paths", ShortestPath, 4},
-		{"transit of neighbours held down is let in", IgnoresHolds, 60},
-		{"steps are reported before the kernel has them", CommitsEarly, 60},
+		{"shortest paths", ShortestPath, 1},
+		{"transit of neighbours held down is let in", IgnoresHolds, 11},
+		{"steps are reported before the kernel has them", CommitsEarly, 1},
 	} {
 		t.Run(m.name, func(t *testing.T) {
-			looped, share, states := 0, 0.0, 0
-			runs := m.runs
-			if *runsFlag > 0 {
-				runs = *runsFlag
-			}
-			for i := range runs {
-				w := Run(uint64(i), Options{Broken: m.broken, Graph: &RandomRing, Nodes: 14})
-				if share += w.LoopShare() / float64(runs); w.Loops > 0 {
+			const enough = 60
+			done, looped, states, looping := 0, 0, 0, 0.0
+			for done < *runs || *runs == 0 && looped == 0 && done < enough {
+				w := Run(m.first+uint64(done), Options{Broken: m.broken, Graph: &RandomRing, Nodes: 14})
+				done++
+				states += w.States
+				looping += w.LoopShare()
+				if w.Loops > 0 {
 					looped++
 				}
-				states += w.States
-				if *runsFlag == 0 && looped > 0 {
-					runs = i + 1
-					break
-				}
 			}
-			t.Logf("loops in %d of %d runs (%d states), %.4f %% of the time", looped, runs, states, 100*share)
+			t.Logf("loops in %d of %d runs (%d states), %.4f %% of the time", looped, done, states, 100*looping/float64(done))
 			if looped == 0 {
 				t.Error("no loop was found")
 			}

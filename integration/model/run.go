@@ -2,6 +2,7 @@ package model
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -36,8 +37,7 @@ func (w *World) LoopShare() float64 {
 	return float64(w.LoopTime) / float64(w.now) / float64(len(w.space.addrs))
 }
 
-// Explain runs a seed again and gives the problem, what happened before it,
-// and how to see it again.
+// Explain runs a seed again and gives the problem and what happened before it.
 func Explain(seed uint64, opt Options) string {
 	const kept = 120
 	var lines []string
@@ -48,9 +48,5 @@ func Explain(seed uint64, opt Options) string {
 	}
 	w := Run(seed, opt)
 	lines = lines[max(0, len(lines)-kept):]
-	out := fmt.Sprintf("seed %d: %d nodes, %s\n\nwhat happened last:\n", seed, len(w.nodes), w.Problem)
-	for _, l := range lines {
-		out += l + "\n"
-	}
-	return out + fmt.Sprintf("\nto repeat: go test ./integration/model -run 'TestModel$' -args -seed %d\n", seed)
+	return fmt.Sprintf("seed %d: %d nodes, %s\n\nwhat happened last:\n%s\n", seed, len(w.nodes), w.Problem, strings.Join(lines, "\n"))
 }

@@ -81,6 +81,7 @@ type World struct {
 	mindful       bool          // drivers install all that the log grants
 	labels        bool
 	long          bool // little happens for minutes
+	cruel         bool // a restarted agent dies when it has settled
 	quiet         bool // nothing more goes wrong
 }
 
@@ -185,6 +186,7 @@ func (w *World) character() {
 	w.trust = w.upTo([]time.Duration{0, 300 * time.Millisecond, 3 * time.Second}[w.rng.IntN(3)])
 	w.disorder, w.mindful = w.rng.IntN(4) == 0, w.rng.IntN(2) == 0
 	w.labels = w.opt.Labels
+	w.cruel = w.rng.IntN(6) == 0
 	if w.long = w.rng.IntN(25) == 0; w.long {
 		w.probeEvery = time.Second
 	}

@@ -238,6 +238,9 @@ func (n *Node) attempt(link mesh.LinkID) {
 	case !n.Running:
 		return
 	}
+	// An offer and its answer bring the facts along.
+	p.hear([]discovery.Facts{n.facts})
+	n.hear([]discovery.Facts{p.facts})
 	w.order++
 	id, port := w.order, uint16(mesh.TunnelPortFirst+w.rng.IntN(1000))
 	n.step(core.AttemptDone{Link: link, ID: id, Port: port, Endpoint: netip.AddrPortFrom(p.host.Uplinks[0].Addrs[0], port), Peer: w.state.Nodes[p.ID].Keys[0]})

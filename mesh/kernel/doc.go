@@ -7,12 +7,15 @@
 //
 // # The total order
 //
+//	cut      tunnels of revoked peers; dead next hops that no group depends on
 //	guard    the filter as it is, plus the holds that are new
-//	cut      tunnels of revoked peers; dead next hops; groups that only lose legs
+//	heal     backups for groups that only have dead next hops, then these go;
+//	         groups that only lose legs
+//	forward  next hops, groups, routes, as far as the devices for them exist
 //	uplinks  uplink tables, then the rules that lead marked packets there
 //	tunnels  sysctls, create, update, sysctls of the new devices
 //	address  overlay addresses
-//	forward  next hops, groups, routes (throw and unreachable before forward)
+//	forward  the other next hops, groups and routes
 //	rules    the rule that leads all packets to the mesh table
 //	filter   the wanted filter, but with the holds that are to be lifted
 //	release  rule, routes, groups, next hops that are no longer wanted
@@ -20,9 +23,12 @@
 //
 // What this promises at every step in between, also when a later step fails:
 //
-//   - A route that is in both states never disappears, unless its only next
-//     hop is a revoked peer's. Replace, never delete and add; a next hop is
-//     deleted only when the kernel takes no wanted route along.
+//   - A route that is in both states never disappears, and is not left with
+//     dead legs while it has others; unless its only next hop is a revoked
+//     peer's. Replace, never delete and add; a next hop is deleted only when
+//     the kernel takes no wanted route along.
+//   - No route is ever given a leg that it has in neither state. A group wins
+//     a leg only when the routes that are to leave it have left.
 //   - A hold is in place before anything is added, and lifted only after all
 //     that is unwanted is gone (routing.md 5.4, rule 7). So one change may
 //     need up to three filters, each a single transaction; the usual ones,
@@ -34,9 +40,26 @@
 //   - A packet of a tunnel never leaves by another uplink: mark rules and
 //     uplink tables come before the tunnels and go after them.
 //   - A connected prefix is never covered by a mesh route: its throw route
-//     comes first and goes last.
+//     comes first and goes last. Nor does a new wide route take the packets
+//     of a narrower one that is still to come.
 //
-// The cut asks for no one's consent because any subset of a loop-free set of
-// next hops is loop-free. It is made of as few messages as possible: deleting
-// one next hop shrinks all its groups at once, whatever the number of routes.
+// The promises about routes have one price: ids must keep their meaning. An id
+// that comes to stand for another device is deleted first, and a route may
+// have to refuse while two groups change roles. So an id should always stand
+// for the same device, or for legs out of one and the same set.
+//
+// # The cut
+//
+// It asks for no one's consent because any subset of a loop-free set of next
+// hops is loop-free. It is made of as few messages as possible: deleting one
+// next hop shrinks all its groups at once, whatever the number of routes.
+// Only groups that would be left without a leg need a message of their own
+// before, and only those whose weights change need one after. For this the
+// wanted state must be without that next hop, though its tunnel may stay. A
+// leg that some route is to keep, as its last and doubtful path, should
+// therefore be a next hop of its own over the same device: else the other
+// groups have to be reshaped one by one.
+//
+// A state that shares its list of routes with the one before is planned in a
+// time that does not depend on how many there are.
 package kernel

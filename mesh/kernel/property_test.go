@@ -381,11 +381,6 @@ func (m *Model) routesOf(table int) (n int) {
 	return n
 }
 
-func hasRoute(s State, k RouteKey) bool {
-	_, ok := find(s.Routes, k)
-	return ok
-}
-
 func (s State) hasTunnel(name string) bool {
 	return slices.ContainsFunc(s.Tunnels, func(t Tunnel) bool { return t.Name == name })
 }

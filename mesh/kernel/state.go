@@ -27,10 +27,12 @@ type State struct {
 	Tunnels  []Tunnel
 	Addrs    []netip.Prefix // overlay addresses, on the loopback device
 	NextHops []NextHop
-	Routes   []Route
-	Rules    []Rule
-	Filter   Filter
-	Sysctls  []Sysctl
+	// Routes are shared by successive desired states between which they do
+	// not change: then none of them is looked at, however many there are.
+	Routes  []Route
+	Rules   []Rule
+	Filter  Filter
+	Sysctls []Sysctl
 }
 
 // A Tunnel is one WireGuard device: one link, one peer.
@@ -60,8 +62,9 @@ type Tunnel struct {
 }
 
 // A NextHop is a kernel next-hop object: a tunnel device (no gateway, IPv6
-// family, serves both families), or a group of such. An id never changes from
-// one kind to the other: the kernel cannot do that under the routes using it.
+// family, serves both families), or a group of such. An id should keep its
+// meaning, one device, or legs out of one set: else routes may have to be
+// interrupted, see the package comment. A device may have several next hops.
 type NextHop struct {
 	ID      uint32
 	Device  string   // set for a single next hop

@@ -18,10 +18,8 @@ const (
 	// headlessPenalty is added for a far end that has had no agent for
 	// headlessPatience: transit avoids it.
 	headlessPenalty mesh.Cost = 500_000
-	// delaySettle is how long a larger delay must last to be believed,
-	// lossSettle larger loss: probes out of order seem lost for a while.
+	// delaySettle is how long a larger delay must last to be believed.
 	delaySettle = 300 * time.Millisecond
-	lossSettle  = 100 * time.Millisecond
 	// lossBits is how many lost probes in the last 2 × lossFast are evidence.
 	lossBits = 3
 	// calmBuckets × calmSpan is how long a link must have been better before
@@ -64,7 +62,7 @@ func (l *Link) appraise(at time.Time, tx float64) {
 	}
 	lost := int64(l.loss.fast) + int64(math.Round(tx*lossFast))
 	noise := int64(3 * math.Sqrt(float64(l.lossy.value)))
-	l.lossy.update(now, lost, noise+lossBits-1, max(l.lossy.value/2, 2), lossSettle)
+	l.lossy.update(now, lost, noise+lossBits-1, max(l.lossy.value/2, 2), 0)
 
 	percent := 100 * float64(l.lossy.value) / lossFast
 	price := min(lossLinear*percent+lossSquare*percent*percent, lossMost)

@@ -237,7 +237,10 @@ func TestLossWindowAgainstTheModel(t *testing.T) {
 			}
 			return lost, bursts
 		}
+		before := all
+		all = all[:max(len(all)-lossLag, 0)]
 		fast, _ := count(lossFast)
+		all = before
 		slow, bursts := count(lossSlow)
 		if w.fast != fast || w.slow != slow || w.bursts != bursts {
 			t.Fatalf("window: %d, %d in %d bursts; model: %d, %d in %d", w.fast, w.slow, w.bursts, fast, slow, bursts)

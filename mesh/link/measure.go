@@ -66,10 +66,13 @@ func (w *window) max() int64 {
 	return best
 }
 
-// The lengths of the two windows of loss, in probes.
 const (
+	// lossFast and lossSlow are the lengths of the two windows of loss, in
+	// probes; the fast one ends lossLag before the newest, because what others
+	// have overtaken seems lost for a while.
 	lossFast = 128
 	lossSlow = 1024
+	lossLag  = 8
 )
 
 // A lossWindow counts which of the last probes arrived.
@@ -77,8 +80,8 @@ type lossWindow struct {
 	lost   [lossSlow]bool
 	next   int // place of the oldest
 	seen   int
-	fast   int // lost among the last lossFast
-	slow   int // lost among the last lossSlow
+	fast   int // lost in the fast window
+	slow   int // lost in the slow one
 	bursts int // losses among those that follow no other loss
 }
 
@@ -99,7 +102,7 @@ func (w *lossWindow) found(before uint32) {
 	}
 	*w.at(back) = false
 	w.slow--
-	if back <= lossFast {
+	if back > lossLag && back <= lossLag+lossFast {
 		w.fast--
 	}
 	switch older, newer := back+1 < lossSlow && *w.at(back + 1), *w.at(back - 1); {
@@ -114,7 +117,10 @@ func (w *lossWindow) found(before uint32) {
 func (w *lossWindow) at(back int) *bool { return &w.lost[(w.next+lossSlow-back)%lossSlow] }
 
 func (w *lossWindow) push(lost bool) {
-	if *w.at(lossFast) {
+	if *w.at(lossLag) {
+		w.fast++
+	}
+	if *w.at(lossLag + lossFast) {
 		w.fast--
 	}
 	if *w.at(lossSlow) {
@@ -124,7 +130,6 @@ func (w *lossWindow) push(lost bool) {
 		}
 	}
 	if lost {
-		w.fast++
 		w.slow++
 		if !*w.at(1) {
 			w.bursts++
@@ -135,11 +140,11 @@ func (w *lossWindow) push(lost bool) {
 	w.seen = min(w.seen+1, lossSlow)
 }
 
-// share is the part lost of the last lossFast probes; a shorter history counts
-// as preceded by success.
+// share is the part lost in the fast window; a shorter history counts as
+// preceded by success.
 func (w *lossWindow) share() float64 { return float64(w.fast) / lossFast }
 
-// slowShare is the part lost of the last lossSlow probes.
+// slowShare is the part lost in the slow window.
 func (w *lossWindow) slowShare() float64 { return float64(w.slow) / float64(max(w.seen, lossFast)) }
 
 // shape is the share lost, now or over a longer time, whichever is worse, and

@@ -14,9 +14,9 @@ const (
 	pace = 50 * time.Millisecond
 	// patience bounds one operation and one look.
 	patience = 15 * time.Second
-	// discardsMax is how many looks in a row may be spoilt by own operations
-	// before one is taken with operations at rest.
-	discardsMax = 3
+	// blind is how long own operations may spoil every look at a part, before
+	// one is taken with operations at rest, which a cut then has to wait for.
+	blind = time.Second
 	// rounds bounds how often one pass plans again after its own operations.
 	rounds = 8
 	// listMax bounds the objects in a Status or Report; eventsMax the events

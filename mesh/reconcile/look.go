@@ -18,7 +18,7 @@ type look struct {
 	busy    bool          // the observer is at it
 	ops     uint64        // operations done on the part
 	began   uint64        // ops when the observer began
-	spoilt  int           // looks in a row that operations overtook
+	spoilt  time.Time     // since when operations overtook every look; zero: they did not
 	ended   time.Time     // of the last look
 	retry   time.Time     // after a failed one
 	wait    time.Duration // before that retry
@@ -106,8 +106,11 @@ func (l *loop) observed(ctx context.Context, res result) {
 	k := &l.looks[res.part]
 	k.busy = false
 	if res.err == nil && k.ops != k.began {
-		k.spoilt++
-		if k.spoilt < discardsMax {
+		k.ended = time.Now()
+		if k.spoilt.IsZero() {
+			k.spoilt = k.ended
+		}
+		if k.ended.Sub(k.spoilt) < blind {
 			k.wanted = true
 			return
 		}
@@ -126,7 +129,7 @@ func (l *loop) observed(ctx context.Context, res result) {
 		l.r.update(func(s *Status) { s.Parts[res.part].Error = res.err.Error() })
 		return
 	}
-	k.spoilt, k.wait, k.retry = 0, 0, time.Time{}
+	k.spoilt, k.wait, k.retry = time.Time{}, 0, time.Time{}
 	for _, f := range l.failures {
 		f.doubt = f.doubt && kernel.PartOf(f.op) != res.part
 	}

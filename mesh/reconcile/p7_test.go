@@ -30,7 +30,7 @@ func (g *rig) actual() *kernel.Model {
 
 // safe reports whether the latest report says that a revision is safe.
 func (g *rig) safe(revision uint64) bool {
-	last := g.reports[len(g.reports)-1]
+	last := g.last()
 	return last.Revision == revision && last.Safe
 }
 
@@ -113,7 +113,7 @@ func TestP7SafeOnlyAfterCommit(t *testing.T) {
 				return nil
 			})
 			g.r.opts.Report = func(rep Report) {
-				g.reports = append(g.reports, rep)
+				g.report(rep)
 				mu.Lock()
 				want := wants[rep.Revision]
 				mu.Unlock()
@@ -251,11 +251,11 @@ func TestP7Covered(t *testing.T) {
 		g.r.Set(refuse)
 		g.settle()
 		if !g.safe(3) {
-			t.Errorf("not safe, though it refuses: %+v", g.reports[len(g.reports)-1])
+			t.Errorf("not safe, though it refuses: %+v", g.last())
 		}
 		g.r.Set(kernel.State{Revision: 4, Complete: true, Filter: have.Filter})
 		g.settle()
-		if last := g.reports[len(g.reports)-1]; last.Done || !last.Safe {
+		if last := g.last(); last.Done || !last.Safe {
 			t.Errorf("a route that refuses and cannot be deleted: %+v", last)
 		}
 	})
@@ -289,7 +289,7 @@ func TestP7LostAnswer(t *testing.T) {
 		}
 		g.r.Set(narrow)
 		g.settle()
-		if last := g.reports[len(g.reports)-1]; last.Safe || last.Done || len(last.Waiting) != 1 ||
+		if last := g.last(); last.Safe || last.Done || len(last.Waiting) != 1 ||
 			last.Waiting[0].Name != fmt.Sprintf("next hop %#x", groupID) || last.Waiting[0].Needs == "" || last.Waiting[0].Since.IsZero() {
 			t.Errorf("before the look: %+v", last)
 		}

@@ -12,6 +12,8 @@
 //     What does not depend on it goes on, what does waits and says for what.
 //   - A look that was overtaken by own operations is thrown away, so what is
 //     taken for the kernel's state has been true at one moment.
+//   - Nothing is said to be safe before the kernel confirmed it. After an
+//     operation whose outcome nobody knows, that is after the next look.
 //   - Stopping changes nothing in the kernel. To tear down, set an empty
 //     complete state and wait for its report.
 package reconcile

@@ -124,7 +124,7 @@ func bubble(t *testing.T, have kernel.State, test func(*rig)) {
 		g := &rig{t: t, fake: kernel.NewFake(have)}
 		g.fake.Before = g.call
 		g.r = New(Backends{g.fake, slowObserver{g.fake, g}, g.fake, g.fake}, Options{
-			Report: func(r Report) { g.reports = append(g.reports, r) },
+			Report: g.report,
 			Event:  func(e Event) { g.events = append(g.events, e) },
 		})
 		ctx, cancel := context.WithCancel(t.Context())
@@ -136,6 +136,22 @@ func bubble(t *testing.T, have kernel.State, test func(*rig)) {
 			t.Errorf("Run: %v", err)
 		}
 	})
+}
+
+func (g *rig) report(r Report) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.reports = append(g.reports, r)
+}
+
+// last gives the latest report.
+func (g *rig) last() Report {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.reports) == 0 {
+		g.t.Fatal("no report")
+	}
+	return g.reports[len(g.reports)-1]
 }
 
 // settle waits until nothing moves without the clock.
@@ -155,10 +171,7 @@ func (g *rig) mustBe(want kernel.State) {
 	if s := g.r.Status(); s.Done != want.Revision || s.Pending != 0 || !s.Safe && want.Complete {
 		g.t.Errorf("status %+v", s)
 	}
-	if len(g.reports) == 0 {
-		g.t.Fatal("no report")
-	}
-	if rep := g.reports[len(g.reports)-1]; !rep.Done || rep.Revision != want.Revision {
+	if rep := g.last(); !rep.Done || rep.Revision != want.Revision {
 		g.t.Errorf("last report %+v", rep)
 	}
 }
@@ -373,7 +386,7 @@ func TestFilterFirst(t *testing.T) {
 		}
 		g.r.Set(early)
 		g.settle()
-		if last := g.reports[len(g.reports)-1]; !last.Filtered || last.Safe || last.Done {
+		if last := g.last(); !last.Filtered || last.Safe || last.Done {
 			t.Errorf("report %+v", last)
 		}
 		got := g.fake.String()

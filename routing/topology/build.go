@@ -278,7 +278,9 @@ func (b *builder) anchor(ring []int) {
 	}
 	for _, j := range ring {
 		share := anchors * (len(b.nodes) - len(ring)) * b.weight(j) / tickets
-		limit[j] = max(share+share/4+2, b.caps[j]/3)
+		// In steps of a half, so that it seldom changes with the number of nodes.
+		for limit[j] = 4; limit[j] < share+share/4+1; limit[j] += limit[j] / 2 {
+		}
 	}
 	distance := make([]uint32, len(b.nodes))
 	for _, i := range b.order {

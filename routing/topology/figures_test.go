@@ -95,7 +95,7 @@ func (w *world) measure(g *Graph) figures {
 		f.least, f.most = min(f.least, len(list)), max(f.most, len(list))
 	}
 	var stretch []float64
-	for _, d := range rand.New(rand.NewPCG(1, 1)).Perm(n)[:min(n, 150)] {
+	for _, d := range rand.New(rand.NewPCG(1, 1)).Perm(n)[:min(n, 100)] {
 		dist := l.distances(d)
 		for s := range l {
 			if s == d {
@@ -299,11 +299,14 @@ func TestWrongAndUnknownDistances(t *testing.T) {
 // A node that joins, leaves or moves changes some links near it, whatever the
 // size of the mesh.
 func TestChangesStayLocal(t *testing.T) {
-	for _, n := range []int{100, 300, 1000} {
-		w, rng := newWorld(uint64(n), n), rand.New(rand.NewPCG(6, 6))
-		before := Build(w.nodes, Policy{})
+	for _, s := range samples() {
+		if s.dense || s.n < 100 {
+			continue
+		}
+		n, w, before := s.n, s.world, s.graph
+		rng := rand.New(rand.NewPCG(6, 6))
 		left, moved, worst := 0, 0, 0
-		runs := max(2, min(10, 2000/n))
+		runs := max(2, 600/n)
 		for range runs {
 			x := rng.IntN(n)
 			rest := slices.Delete(slices.Clone(w.nodes), x, x+1)

@@ -9,71 +9,32 @@ import (
 	"time"
 
 	"guywire/integration/lab/flow"
+	"guywire/integration/lab/world"
 	"guywire/mesh/api"
 )
 
-// failoverMs is the gap that is promised when a path dies.
-const failoverMs = 300
-
-// failover is the claim on every event that takes a path away.
-var failover = claim{limitMs: failoverMs, moves: true}
-
 // cutSilently is step 3.
 func (d *demo) cutSilently(ctx context.Context) error {
-	d.screen.heading(3, "A link goes silent", "A router drops all packets between two sites whose traffic takes the tunnel between them. No carrier is lost, nobody is told.")
-	a, b, err := d.direct(ctx)
+	d.Screen.Heading(3, "A link goes silent", "A router drops all packets between two sites whose traffic takes the tunnel between them. No carrier is lost, nobody is told.")
+	a, b, err := d.DirectPair(ctx)
 	if err != nil {
 		return err
 	}
-	row, heal, err := d.cutTunnel(ctx, a, b)
+	row, heal, err := d.CutTunnel(ctx, a, b, 0)
 	if err != nil {
 		return err
 	}
-	d.told(row)
+	d.told(silentDeath.judged(3, row))
 	if err := heal(ctx); err != nil {
 		return err
 	}
-	return d.untilHealthy(ctx, "the link is back", d.sites)
-}
-
-// direct chooses the pair whose tunnel is cut.
-func (d *demo) direct(ctx context.Context) (a, b *site, err error) {
-	routes := map[string][]api.Route{}
-	err = d.until(ctx, "a pair with one direct tunnel", talkLimit, func(ctx context.Context) (string, error) {
-		for _, s := range d.sites {
-			var r api.Routes
-			if err := d.ctl(ctx, s, &r, "routes"); err != nil {
-				return oneLine(err), nil
-			}
-			routes[s.name] = r.Routes
-		}
-		var err error
-		a, b, err = directPair(d.sites, routes)
-		return oneLine(err), nil
-	})
-	return a, b, err
-}
-
-// cutTunnel cuts the tunnel that carries the flow from a to b, and nothing else. heal undoes it.
-func (d *demo) cutTunnel(ctx context.Context, a, b *site) (row Row, heal func(context.Context) error, err error) {
-	row, err = d.hit(ctx, strike{
-		step: 3, a: a, b: b, claim: failover,
-		act: func(ctx context.Context, ways [2]trace) (event string, at time.Duration, err error) {
-			hop := ways[0][0]
-			heal, at, err = d.silence(ctx, hop)
-			return fmt.Sprintf("%s – %s silent", hop.Node, hop.Peer), at, err
-		},
-	})
-	if err != nil && heal != nil {
-		err = errors.Join(err, heal(ctx))
-	}
-	return row, heal, err
+	return d.UntilHealthy(ctx, "the link is back", d.Sites)
 }
 
 // dualHomed returns the first site with several uplinks that is not excluded.
-func (d *demo) dualHomed(excluded ...string) (*site, error) {
-	for _, s := range d.sites {
-		if len(s.wan) > 1 && !slices.Contains(excluded, s.name) {
+func (d *demo) dualHomed(excluded ...string) (*world.Site, error) {
+	for _, s := range d.Sites {
+		if len(s.WAN) > 1 && !slices.Contains(excluded, s.Name) {
 			return s, nil
 		}
 	}
@@ -81,9 +42,9 @@ func (d *demo) dualHomed(excluded ...string) (*site, error) {
 }
 
 // behindNAT returns the sites behind a NAT.
-func (d *demo) behindNAT() (sites []*site) {
-	for _, s := range d.sites {
-		if !s.public() {
+func (d *demo) behindNAT() (sites []*world.Site) {
+	for _, s := range d.Sites {
+		if !s.Public() {
 			sites = append(sites, s)
 		}
 	}
@@ -96,29 +57,29 @@ func (d *demo) pullUplink(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b := d.sites[2] // far away: its delay shows
-	d.screen.heading(4, "An ISP is unplugged", fmt.Sprintf("The uplink of %s that carries its flow to %s loses its carrier.", a.name, b.name))
+	b := d.Sites[2] // far away: its delay shows
+	d.Screen.Heading(4, "An ISP is unplugged", fmt.Sprintf("The uplink of %s that carries its flow to %s loses its carrier.", a.Name, b.Name))
 	var link string
-	row, err := d.hit(ctx, strike{
-		step: 4, a: a, b: b, claim: failover,
-		act: func(ctx context.Context, ways [2]trace) (string, time.Duration, error) {
-			link = a.name + ":" + a.uplinkInterface(ways[0][0].Local)
+	row, err := d.Hit(ctx, world.Strike{
+		A: a, B: b,
+		Act: func(ctx context.Context, ways [2]world.Trace) (string, time.Duration, error) {
+			link = a.Name + ":" + a.UplinkInterface(ways[0][0].Local)
 			at := flow.Monotonic()
-			return link + " unplugged", at, d.lab.Carrier(ctx, link, false)
+			return link + " unplugged", at, d.Lab.Carrier(ctx, link, false)
 		},
 	})
 	if err != nil {
 		return err
 	}
-	d.told(row)
-	if err := d.lab.Carrier(ctx, link, true); err != nil {
+	d.told(carrierLost.judged(4, row))
+	if err := d.Lab.Carrier(ctx, link, true); err != nil {
 		return err
 	}
-	return d.untilHealthy(ctx, "the uplink is back", d.sites)
+	return d.UntilHealthy(ctx, "the uplink is back", d.Sites)
 }
 
 // transitPair returns the two sites between which no tunnel is possible.
-func (d *demo) transitPair() (a, b *site, err error) {
+func (d *demo) transitPair() (a, b *world.Site, err error) {
 	hidden := d.behindNAT()
 	if len(hidden) < 2 {
 		return nil, nil, fmt.Errorf("the demo needs two sites behind NATs, and %d say they are: is a NAT taken for public?", len(hidden))
@@ -127,8 +88,8 @@ func (d *demo) transitPair() (a, b *site, err error) {
 }
 
 // transitOf returns the site that forwards a flow.
-func transitOf(way trace) (string, error) {
-	t := way.transit()
+func transitOf(way world.Trace) (string, error) {
+	t := way.Transit()
 	if len(t) == 0 {
 		return "", errors.New("the flow crosses no other site")
 	}
@@ -141,40 +102,40 @@ func (d *demo) killTransit(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.screen.heading(5, "A transit site dies", fmt.Sprintf("%s and %s have no tunnel to each other. The site that forwards between them falls silent: "+
-		"uplinks cut, every process killed, the data plane too.", a.name, b.name))
-	var dead *site
-	row, err := d.hit(ctx, strike{
-		step: 5, a: a, b: b, claim: failover,
-		act: func(ctx context.Context, ways [2]trace) (string, time.Duration, error) {
+	d.Screen.Heading(5, "A transit site dies", fmt.Sprintf("%s and %s have no tunnel to each other. The site that forwards between them falls silent: "+
+		"uplinks cut, every process killed, the data plane too.", a.Name, b.Name))
+	var dead *world.Site
+	row, err := d.Hit(ctx, world.Strike{
+		A: a, B: b,
+		Act: func(ctx context.Context, ways [2]world.Trace) (string, time.Duration, error) {
 			name, err := transitOf(ways[0])
 			if err != nil {
 				return "", 0, err
 			}
-			dead = d.byName[name]
+			dead = d.ByName[name]
 			at := flow.Monotonic()
 			// First the cut: what dies must have no chance to say so.
-			for _, iface := range dead.wan {
-				if err := d.lab.Cut(ctx, name+":"+iface, ""); err != nil {
+			for _, iface := range dead.WAN {
+				if err := d.Lab.Cut(ctx, name+":"+iface, ""); err != nil {
 					return "", 0, err
 				}
 			}
-			return "transit " + name + " dead", at, d.lab.KillAll(ctx, name, 0)
+			return "transit " + name + " dead", at, d.Lab.KillAll(ctx, name, 0)
 		},
 	})
 	if err != nil {
 		return err
 	}
-	d.told(row)
-	for _, iface := range dead.wan {
-		if err := d.lab.Heal(ctx, dead.name+":"+iface); err != nil {
+	d.told(silentDeath.judged(5, row))
+	for _, iface := range dead.WAN {
+		if err := d.Lab.Heal(ctx, dead.Name+":"+iface); err != nil {
 			return err
 		}
 	}
-	if _, err := d.lab.Start(ctx, dead.name, "", nil); err != nil {
+	if _, err := d.Lab.Start(ctx, dead.Name, "", nil); err != nil {
 		return err
 	}
-	return d.untilHealthy(ctx, dead.name+" is back", d.sites)
+	return d.UntilHealthy(ctx, dead.Name+" is back", d.Sites)
 }
 
 // away is how long a killed agent stays dead.
@@ -186,33 +147,33 @@ func (d *demo) killAgent(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.screen.heading(6, "An agent is killed under traffic", fmt.Sprintf("SIGKILL to the meshd of the site that forwards between %s and %s; its data plane lives. "+
-		"It is started again after %s.", a.name, b.name, away))
-	row, err := d.hit(ctx, strike{
-		step: 6, a: a, b: b, claim: claim{lossless: true},
-		act: func(ctx context.Context, ways [2]trace) (string, time.Duration, error) {
+	d.Screen.Heading(6, "An agent is killed under traffic", fmt.Sprintf("SIGKILL to the meshd of the site that forwards between %s and %s; its data plane lives. "+
+		"It is started again after %s.", a.Name, b.Name, away))
+	row, err := d.Hit(ctx, world.Strike{
+		A: a, B: b,
+		Act: func(ctx context.Context, ways [2]world.Trace) (string, time.Duration, error) {
 			name, err := transitOf(ways[0])
 			if err != nil {
 				return "", 0, err
 			}
 			at := flow.Monotonic()
-			if err := d.lab.Kill(ctx, name, "", 0); err != nil {
+			if err := d.Lab.Kill(ctx, name, "", 0); err != nil {
 				return "", 0, err
 			}
-			if err := pause(ctx, away); err != nil {
+			if err := world.Pause(ctx, away); err != nil {
 				return "", 0, err
 			}
-			if _, err := d.lab.Start(ctx, name, "", nil); err != nil {
+			if _, err := d.Lab.Start(ctx, name, "", nil); err != nil {
 				return "", 0, err
 			}
-			return "agent of " + name + " restarted", at, d.untilHealthy(ctx, name+" is back", []*site{d.byName[name]})
+			return "agent of " + name + " restarted", at, d.UntilHealthy(ctx, name+" is back", []*world.Site{d.ByName[name]})
 		},
 	})
 	if err != nil {
 		return err
 	}
-	d.told(row)
-	return d.untilHealthy(ctx, "all sites well", d.sites)
+	d.told(lossless.judged(6, row))
+	return d.UntilHealthy(ctx, "all sites well", d.Sites)
 }
 
 // without is how long traffic is watched after the voters' agents died.
@@ -221,7 +182,7 @@ const without = 4 * time.Second
 // killVoters is step 7.
 func (d *demo) killVoters(ctx context.Context) error {
 	var nodes api.Nodes
-	if err := d.ctl(ctx, d.first, &nodes, "nodes"); err != nil {
+	if err := d.Ctl(ctx, d.Sites[0], &nodes, "nodes"); err != nil {
 		return err
 	}
 	dead := votersOf(nodes)
@@ -233,14 +194,14 @@ func (d *demo) killVoters(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.screen.heading(7, "All voters are dead", fmt.Sprintf("SIGKILL to the meshd of %s. Traffic between %s and %s is watched for %s; then the uplink of %s that carries it "+
-		"goes silent. Then the voters come back.", strings.Join(dead, ", "), a.name, b.name, without, a.name))
-	row, err := d.hit(ctx, strike{
-		step: 7, a: a, b: b, claim: claim{lossless: true}, linger: without,
-		act: func(ctx context.Context, _ [2]trace) (string, time.Duration, error) {
+	d.Screen.Heading(7, "All voters are dead", fmt.Sprintf("SIGKILL to the meshd of %s. Traffic between %s and %s is watched for %s; then the uplink of %s that carries it "+
+		"goes silent. Then the voters come back.", strings.Join(dead, ", "), a.Name, b.Name, without, a.Name))
+	row, err := d.Hit(ctx, world.Strike{
+		A: a, B: b, Linger: without,
+		Act: func(ctx context.Context, _ [2]world.Trace) (string, time.Duration, error) {
 			at := flow.Monotonic()
 			for _, name := range dead {
-				if err := d.lab.Kill(ctx, name, "", 0); err != nil {
+				if err := d.Lab.Kill(ctx, name, "", 0); err != nil {
 					return "", 0, err
 				}
 			}
@@ -250,37 +211,37 @@ func (d *demo) killVoters(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.told(row)
+	d.told(lossless.judged(7, row))
 	var link string
-	row, err = d.hit(ctx, strike{
-		step: 7, a: a, b: b, claim: failover,
-		act: func(ctx context.Context, ways [2]trace) (string, time.Duration, error) {
-			link = a.name + ":" + a.uplinkInterface(ways[0][0].Local)
+	row, err = d.Hit(ctx, world.Strike{
+		A: a, B: b,
+		Act: func(ctx context.Context, ways [2]world.Trace) (string, time.Duration, error) {
+			link = a.Name + ":" + a.UplinkInterface(ways[0][0].Local)
 			at := flow.Monotonic()
-			return link + " silent, no voters", at, d.lab.Cut(ctx, link, "")
+			return link + " silent, no voters", at, d.Lab.Cut(ctx, link, "")
 		},
 	})
 	if err != nil {
 		return err
 	}
-	d.told(row)
+	d.told(silentDeath.judged(7, row))
 	for _, name := range dead {
-		if _, err := d.lab.Start(ctx, name, "", nil); err != nil {
+		if _, err := d.Lab.Start(ctx, name, "", nil); err != nil {
 			return err
 		}
 	}
-	if err := d.lab.Heal(ctx, link); err != nil {
+	if err := d.Lab.Heal(ctx, link); err != nil {
 		return err
 	}
-	return d.untilHealthy(ctx, "a leader, and all sites well", d.sites)
+	return d.UntilHealthy(ctx, "a leader, and all sites well", d.Sites)
 }
 
 // far returns a site with a living agent to talk to, other than a.
-func (d *demo) far(dead []string, a *site) (*site, error) {
-	for _, s := range d.sites {
-		if s != a && !slices.Contains(dead, s.name) {
+func (d *demo) far(dead []string, a *world.Site) (*world.Site, error) {
+	for _, s := range d.Sites {
+		if s != a && !slices.Contains(dead, s.Name) {
 			return s, nil
 		}
 	}
-	return nil, fmt.Errorf("besides %s every site is a voter: %s", a.name, strings.Join(dead, ", "))
+	return nil, fmt.Errorf("besides %s every site is a voter: %s", a.Name, strings.Join(dead, ", "))
 }

@@ -2,17 +2,17 @@ package demo
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"guywire/integration/lab"
+	"guywire/integration/lab/screen"
+	"guywire/integration/lab/world"
 )
 
 // Options say how the demo runs.
@@ -37,24 +37,21 @@ var (
 
 // A Report is the outcome of the demo.
 type Report struct {
-	Schema  int       `json:"schema"` // 1
-	Started time.Time `json:"started"`
-	Seconds float64   `json:"seconds"`
-	OK      bool      `json:"ok"`
-	Error   string    `json:"error"` // why it ended early; empty: it did not
-	Joins   []Join    `json:"joins"`
-	Matrix  Matrix    `json:"matrix"`
-	Rows    []Row     `json:"rows"`
+	Schema  int          `json:"schema"` // 1
+	Started time.Time    `json:"started"`
+	Seconds float64      `json:"seconds"`
+	OK      bool         `json:"ok"`
+	Error   string       `json:"error"` // why it ended early; empty: it did not
+	Joins   []world.Join `json:"joins"`
+	Matrix  world.Matrix `json:"matrix"`
+	Rows    []Row        `json:"rows"`
 }
 
 // A demo is one run.
 type demo struct {
-	*world
+	*world.World
 	opts   Options
 	report Report
-
-	first    *site                // where the mesh is made
-	baseline map[string][]linkKey // the links that are up in good times, by site
 }
 
 // A step is one numbered part.
@@ -84,21 +81,21 @@ func Main(ctx context.Context, opts Options) (err error) {
 			return fmt.Errorf("there is no step %d to choose; choose of 3 to %d (1 and 2 always run)", n, steps[len(steps)-1].number)
 		}
 	}
-	if err := built(); err != nil {
+	if err := world.Built(); err != nil {
 		return err
 	}
 	began := time.Now()
-	scr := newScreen(opts.Out, opts.Verbose)
+	scr := screen.New(opts.Out, opts.Verbose)
 	d, err := begin(ctx, scr, opts)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if opts.Keep && ctx.Err() == nil {
-			scr.say("\nThe lab is left running: `meshlab --name %s exec fra -- meshctl status`; end it by `meshlab --name %s down`.", d.lab.Name(), d.lab.Name())
+			scr.Say("\nThe lab is left running: `meshlab --name %s exec fra -- meshctl status`; end it by `meshlab --name %s down`.", d.Lab.Name(), d.Lab.Name())
 			return
 		}
-		err = errors.Join(err, d.lab.Close())
+		err = errors.Join(err, d.Lab.Close())
 	}()
 
 	for _, s := range steps {
@@ -111,7 +108,7 @@ func Main(ctx context.Context, opts Options) (err error) {
 		}
 	}
 	if ctx.Err() != nil {
-		scr.clear()
+		scr.Clear()
 		return context.Cause(ctx)
 	}
 	d.report.Seconds = time.Since(began).Seconds()
@@ -127,11 +124,11 @@ func Main(ctx context.Context, opts Options) (err error) {
 	if err == nil && len(broken) > 0 {
 		err = fmt.Errorf("%d of %d rows: %w", len(broken), len(d.report.Rows), ErrClaim)
 	}
-	return errors.Join(err, writeJSON(opts.JSON, d.report))
+	return errors.Join(err, world.WriteJSON(opts.JSON, d.report))
 }
 
-// begin builds the lab and waits until its agents answer.
-func begin(ctx context.Context, scr *screen, opts Options) (*demo, error) {
+// begin builds the lab.
+func begin(ctx context.Context, scr *screen.Screen, opts Options) (*demo, error) {
 	n, err := lab.Load(network)
 	if err != nil {
 		return nil, err
@@ -143,25 +140,21 @@ func begin(ctx context.Context, scr *screen, opts Options) (*demo, error) {
 			name = fmt.Sprintf("demo-%d", os.Getpid())
 		}
 	}
-	scr.progress("building the network")
-	w, err := open(ctx, scr, n, lab.Options{Name: name, Agents: true, Detach: opts.Keep}, joinOrder)
+	scr.Progress("building the network")
+	w, err := world.Open(ctx, scr, n, lab.Options{Name: name, Agents: true, Detach: opts.Keep}, joinOrder)
 	if err != nil {
 		return nil, err
 	}
 	d := &demo{
-		world: w, opts: opts, first: w.sites[0], baseline: map[string][]linkKey{},
-		report: Report{Schema: 1, Started: time.Now(), Joins: []Join{}, Rows: []Row{}},
+		World: w, opts: opts,
+		report: Report{Schema: 1, Started: time.Now(), Joins: []world.Join{}, Rows: []Row{}},
 	}
 	kinds := map[lab.Kind]int{}
-	for _, n := range w.status.Nodes {
+	for _, n := range w.Status.Nodes {
 		kinds[n.Kind]++
 	}
-	scr.say("Guywire demo: %d sites with a LAN each, %d routers and %d NAT boxes, in namespaces of this machine.",
+	scr.Say("Guywire demo: %d sites with a LAN each, %d routers and %d NAT boxes, in namespaces of this machine.",
 		kinds[lab.Site], kinds[lab.Router], kinds[lab.NAT])
-	if err := w.answering(ctx); err != nil {
-		d.postMortem(ctx, nil, err)
-		return nil, errors.Join(err, w.lab.Close())
-	}
 	return d, nil
 }
 
@@ -175,29 +168,29 @@ func (d *demo) summary(began time.Time) {
 	if len(d.report.Rows) == 0 {
 		return
 	}
-	d.screen.heading(8, "Summary", "")
-	rowTable(d.report.Rows).print(d.screen)
+	d.Screen.Heading(8, "Summary", "")
+	rowTable(d.report.Rows).Print(d.Screen)
 	for _, r := range d.report.Rows {
 		if r.Why != "" {
-			d.screen.note("%s: %s", r.Event, r.Why)
+			d.Screen.Note("%s: %s", r.Event, r.Why)
 		}
 	}
-	d.screen.note("A gap is the longest silence of a %d packets/s flow in either direction.", flowPPS)
-	d.screen.say("   %.0f s in all.", time.Since(began).Seconds())
+	d.Screen.Note("A gap is the longest silence of a %d packets/s flow in either direction.", world.FlowPPS)
+	d.Screen.Say("   %.0f s in all.", time.Since(began).Seconds())
 	if d.opts.JSON != "" {
-		d.screen.say("   The report is in %s.", d.opts.JSON)
+		d.Screen.Say("   The report is in %s.", d.opts.JSON)
 	}
 }
 
 // rowTable lays rows out as the final table.
-func rowTable(rows []Row) *table {
-	t := &table{heads: []string{"EVENT", ">GAP ms", ">LOST", "PATH BEFORE", "AFTER", "PROMISE", ""}}
+func rowTable(rows []Row) *screen.Table {
+	t := &screen.Table{Heads: []string{"EVENT", ">GAP ms", ">LOST", "PATH BEFORE", "AFTER", "PROMISE", ""}}
 	for _, r := range rows {
 		after := r.After
 		if after == r.Before {
 			after = "the same"
 		}
-		t.add(r.Event, gapText(r), fmt.Sprint(r.Lost), narrow(r.Before), narrow(after), promise(r), r.Verdict)
+		t.Add(r.Event, gapText(r), fmt.Sprint(r.Lost), narrow(r.Before), narrow(after), promise(r), r.Verdict)
 	}
 	return t
 }
@@ -210,7 +203,7 @@ func gapText(r Row) string {
 	case r.Open:
 		return "endless"
 	case r.GapMs <= 0:
-		return fmt.Sprintf("< %d", noGap.Milliseconds())
+		return fmt.Sprintf("< %d", world.NoGap.Milliseconds())
 	default:
 		return fmt.Sprintf("%.0f", r.GapMs)
 	}
@@ -225,19 +218,4 @@ func promise(r Row) string {
 		p = append(p, "0 lost")
 	}
 	return strings.Join(p, ", ")
-}
-
-// writeJSON writes a document for other programs; an empty path is nowhere.
-func writeJSON(path string, doc any) error {
-	if path == "" {
-		return nil
-	}
-	data, err := json.MarshalIndent(doc, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(path, append(data, '\n'), 0o644)
 }

@@ -62,6 +62,37 @@ func TestDistance(t *testing.T) {
 	}
 }
 
+// One update, worked by hand: 10 ms and heights of 2 and 1 predict 13 ms where
+// 23 are measured; both errors are 50 %, so an eighth of 10 ms pushes.
+func TestUpdate(t *testing.T) {
+	v := newVivaldi(rand.New(rand.NewPCG(1, 1)), Published{Vector: [Dimensions]int32{10_000}, Height: 2000, Error: 50})
+	v.update(Published{Height: 1000, Error: 50}, 0.023)
+	want := Published{Vector: [Dimensions]int32{11_250}, Height: 2375, Adjustment: 209, Error: 50}
+	if got := v.published(); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	v.update(Published{Height: 1000, Error: 1}, 9.9)
+	if got := v.published().Vector[0]; got != 31_250 {
+		t.Errorf("a sample moved the node to %d µs, more than 20 ms", got)
+	}
+}
+
+func TestTwoOnOneSpotPart(t *testing.T) {
+	v := newVivaldi(rand.New(rand.NewPCG(1, 1)), Published{})
+	v.update(Published{Height: minHeight, Error: 50}, 0.1)
+	if v.distance(vector{}) < 0.015 {
+		t.Errorf("still %v from each other", v.distance(vector{}))
+	}
+}
+
+func TestGravity(t *testing.T) {
+	v := newVivaldi(rand.New(rand.NewPCG(1, 1)), Published{Vector: [Dimensions]int32{6_000_000}, Height: 10, Error: 10})
+	v.update(Published{Vector: [Dimensions]int32{5_000_000}, Height: 10, Error: 10}, 1.00002)
+	if got := v.published().Vector[0]; got != 5_998_400 { // (6/150)² s nearer
+		t.Errorf("at %d µs", got)
+	}
+}
+
 func FuzzDistance(f *testing.F) {
 	f.Add(int32(0), int32(0), int32(10), int32(0), int32(limit), int32(-limit), int32(limit), int32(-limit))
 	f.Fuzz(func(t *testing.T, x, y, h, adj, x2, y2, h2, adj2 int32) {
@@ -94,7 +125,7 @@ type cloud struct {
 	publishers []*Publisher
 	reports    []Report
 	now        time.Time
-	skew       float64 // added to each measured round trip, as a share
+	rough      bool // detours of up to four times, which no space can hold
 }
 
 func newCloud(seed uint64, n int) *cloud {
@@ -108,7 +139,11 @@ func newCloud(seed uint64, n int) *cloud {
 
 func (c *cloud) rtt(i, j int) time.Duration {
 	a, b := c.place[i], c.place[j]
-	return time.Duration((math.Hypot(a[0]-b[0], a[1]-b[1]) + a[2] + b[2]) * float64(time.Millisecond))
+	ms := math.Hypot(a[0]-b[0], a[1]-b[1]) + a[2] + b[2]
+	if c.rough {
+		ms *= 1 + 3*rand.New(rand.NewPCG(uint64(min(i, j)), uint64(max(i, j)))).Float64()
+	}
+	return time.Duration(ms * float64(time.Millisecond))
 }
 
 // run lets every node measure the 12 after it, and gives how often which node
@@ -119,7 +154,7 @@ func (c *cloud) run(d time.Duration) []int {
 	for end := c.now.Add(d); c.now.Before(end); c.now = c.now.Add(round) {
 		for i := range n {
 			for k := 1; k <= 12; k++ {
-				noise := 1 + 0.05*math.Abs(c.rng.NormFloat64()) + c.skew
+				noise := 1 + 0.05*math.Abs(c.rng.NormFloat64())
 				c.publishers[i].Observe(c.now, id((i+k)%n), time.Duration(float64(c.rtt(i, (i+k)%n))*noise))
 			}
 			var changed bool
@@ -155,21 +190,44 @@ func sum(list []int) (n int) {
 }
 
 func TestPredictsWhatWasNeverMeasured(t *testing.T) {
-	c := newCloud(1, 60)
+	c := newCloud(1, 40)
 	c.run(6 * time.Minute)
 	for i, r := range c.reports {
 		if !r.Coordinate.Settled {
 			t.Errorf("node %d has not settled: %+v", i, r.Coordinate)
 		}
 	}
-	if wrong := c.wrong(60); wrong > 0.15 {
+	if wrong := c.wrong(40); wrong > 0.15 {
 		t.Errorf("median error %.3f", wrong)
 	}
 	c.run(10 * time.Minute)
-	if news := sum(c.run(time.Hour)); news > 6 {
-		t.Errorf("%d news in an hour in which nothing happened", news)
+	if news := sum(c.run(30 * time.Minute)); news > 4 {
+		t.Errorf("%d news in half an hour in which nothing happened", news)
 	}
-	t.Logf("median error %.3f", c.wrong(60))
+	t.Logf("median error %.3f", c.wrong(40))
+}
+
+// Where no coordinate does well the news grow rare: twice an hour.
+func TestHopelessCasesFallSilent(t *testing.T) {
+	c := newCloud(6, 25)
+	c.rough = true
+	c.run(time.Hour)
+	missed := 0
+	for i, r := range c.reports {
+		off := 0.0
+		for peer, rtt := range r.RTT {
+			off += math.Abs(float64(r.Coordinate.Distance(c.of(peer))-rtt)) / float64(rtt)
+		}
+		if off > tolerance*float64(len(r.RTT)) {
+			missed++
+		}
+		if !r.Coordinate.Settled {
+			t.Errorf("node %d never settled", i)
+		}
+	}
+	if news := sum(c.run(time.Hour)); news > 60 || missed == 0 {
+		t.Errorf("%d news; %d nodes are off by more than is put up with", news, missed)
+	}
 }
 
 // When the path to everyone becomes longer by 30 ms at one node, that node says
@@ -190,7 +248,6 @@ func TestNewsWhenItIsTrueForLong(t *testing.T) {
 	if news[7] < 1 || news[7] > 3 {
 		t.Errorf("node 7 had news %d times", news[7])
 	}
-	c.place[7][2] += 0
 	off := 0.0
 	for j := range 30 {
 		if j != 7 {

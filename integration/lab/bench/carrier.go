@@ -1,0 +1,90 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"guywire/integration/lab"
+	"guywire/integration/lab/flow"
+	"guywire/integration/lab/world"
+)
+
+// carrierGap is the target, in milliseconds.
+const carrierGap = 15
+
+// unequal makes the second uplink of the first site the worse one by far, so that both directions take the first.
+func unequal(n *lab.Network) { n.Nodes[pairOrder[0]].Uplinks[1].Delay = 3 * time.Millisecond }
+
+// carrier unplugs the uplink in use of a site with two. The site sees it at once; the other end has to be told.
+func (b *bench) carrier(ctx context.Context) (err error) {
+	b.heading("The uplink in use of a site with two loses its carrier, %d times, under a flow of %d packets/s each way. What the site sends depends on "+
+		"what it sees itself; what it gets, on its word to the other end over the other uplink.", b.cuts, world.FlowPPS)
+	n, err := lab.Load(twoUplinks)
+	if err != nil {
+		return err
+	}
+	unequal(n)
+	w, err := b.mesh(ctx, "carrier", n, pairOrder...)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.close(w)) }()
+	x, y := w.Sites[0], w.Sites[1]
+	var own, others []float64
+	for i := range b.cuts {
+		b.screen.Progress("carrier %d of %d", i+1, b.cuts)
+		var link string
+		felt, err := w.Hit(ctx, world.Strike{A: x, B: y, Act: func(ctx context.Context, ways [2]world.Trace) (string, time.Duration, error) {
+			out, back := x.UplinkInterface(ways[0][0].Local), x.UplinkInterface(ways[1][len(ways[1])-1].Remote)
+			if out != back {
+				return "", 0, fmt.Errorf("the flow leaves %s by %s and comes back by %s; one event does not hit both", x.Name, out, back)
+			}
+			link = x.Name + ":" + out
+			at := flow.Monotonic()
+			return link + " unplugged", at, w.Lab.Carrier(ctx, link, false)
+		}})
+		if err != nil {
+			return err
+		}
+		if felt.Open || felt.Astray != "" {
+			return fmt.Errorf("event %d: %w", i+1, stayedAway(felt))
+		}
+		own, others = append(own, felt.Directions[0].GapMs), append(others, felt.Directions[1].GapMs)
+		if err := w.Lab.Carrier(ctx, link, true); err != nil {
+			return err
+		}
+		if err := w.UntilHealthy(ctx, "the uplink is back", w.Sites); err != nil {
+			return err
+		}
+		if err := untilUplink(ctx, w, x, y, link, comeback); err != nil {
+			return err
+		}
+	}
+	m1, p1 := gaps("own carrier lost", own)
+	m2, p2 := gaps("told by the other end", others)
+	b.tell(m1.most(carrierGap), p1.most(carrierGap), m2.most(carrierGap), p2.most(carrierGap))
+	b.screen.Note("0 is no silence above %d ms. The packets on the cable at that moment, %s worth of them, are lost in any case.", world.NoGap.Milliseconds(), time.Millisecond)
+	return nil
+}
+
+// untilUplink waits, at most for limit, until both directions of the traffic between two sites cross the link NODE:INTERFACE of the first.
+func untilUplink(ctx context.Context, w *world.World, x, y *world.Site, link string, limit time.Duration) error {
+	return w.Until(ctx, "traffic takes "+link+" again", limit, func(ctx context.Context) (string, error) {
+		out, err := w.Leg(ctx, x, y)
+		if err != nil {
+			return world.OneLine(err), nil
+		}
+		back, err := w.Leg(ctx, y, x)
+		if err != nil {
+			return world.OneLine(err), nil
+		}
+		for _, uplink := range []string{out.Local, back.Remote} {
+			if got := x.Name + ":" + x.UplinkInterface(uplink); got != link {
+				return "it takes " + got, nil
+			}
+		}
+		return "", nil
+	})
+}
