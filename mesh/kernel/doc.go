@@ -9,8 +9,8 @@
 //
 //	cut      tunnels of revoked peers; dead next hops that no group depends on
 //	guard    the filter as it is, plus the holds that are new
-//	heal     backups for groups that only have dead next hops, then these go;
-//	         groups that only lose legs
+//	heal     backups for groups that only have dead next hops, and routes off
+//	         groups that get none, then these go; groups that only lose legs
 //	forward  next hops, groups, routes, as far as the devices for them exist
 //	uplinks  uplink tables, then the rules that lead marked packets there
 //	tunnels  sysctls, create, update, sysctls of the new devices

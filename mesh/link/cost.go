@@ -57,12 +57,12 @@ func (l *Link) appraise(at time.Time, tx float64) {
 	now := l.clock(at)
 	if l.recent.filled > 0 {
 		us := (l.recent.min()/2 + int64(l.jitter)) / int64(time.Microsecond)
-		margin := max(l.delay.value/10, int64(l.jitter/time.Microsecond), 1000)
+		margin := max(l.delay.value/10, int64(l.jitter/time.Microsecond)*3/4, 1000)
 		l.delay.update(now, us, margin, margin, delaySettle)
 	}
 	lost := int64(l.loss.fast) + int64(math.Round(tx*lossFast))
-	noise := int64(3 * math.Sqrt(float64(l.lossy.value)))
-	l.lossy.update(now, lost, noise+lossBits-1, max(l.lossy.value/2, 2), 0)
+	noise := int64(math.Sqrt(float64(l.lossy.value))) // of a Poisson count
+	l.lossy.update(now, lost, 4*noise+lossBits-1, max(min(l.lossy.value/2, 2+noise), 2), 0)
 
 	percent := 100 * float64(l.lossy.value) / lossFast
 	price := min(lossLinear*percent+lossSquare*percent*percent, lossMost)

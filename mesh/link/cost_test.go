@@ -57,6 +57,15 @@ func TestNoiseIsNoNews(t *testing.T) {
 			p.delay, p.jitter = 50*time.Millisecond, normal(10*time.Millisecond)
 			p.pace(Idle, false)
 		}, 5},
+		{"a spike of 80 ms each 10 s, metered", func(p *pair) {
+			p.pace(Carrying, true)
+			p.jitter = func(*rand.Rand) time.Duration {
+				if p.now.Sub(start)%(10*time.Second) < 100*time.Millisecond {
+					return 80 * time.Millisecond
+				}
+				return 0
+			}
+		}, 0},
 		{"queues now and then", func(p *pair) { p.jitter = spikes }, 3},
 		{"0.1 % loss", func(p *pair) { p.loss = [2]float64{0.001, 0.001} }, 16},
 		{"1 % loss", func(p *pair) { p.loss = [2]float64{0.01, 0.01} }, 6},
@@ -106,6 +115,7 @@ func TestGreyFailure(t *testing.T) {
 		{"10 % loss one way", Carrying, func(p *pair) { p.loss[0] = 0.1 }, 5_000, 2 * time.Second},
 		{"50 ms more", Carrying, slower(50 * time.Millisecond), 20_000, 2 * time.Second},
 		{"300 ms more", Carrying, slower(300 * time.Millisecond), 140_000, 2 * time.Second},
+		{"30 ms of jitter", Carrying, func(p *pair) { p.jitter = uniform(30 * time.Millisecond) }, 5_000, 2 * time.Second},
 		{"50 ms more on a backup", Backup, slower(50 * time.Millisecond), 20_000, 2 * time.Second},
 	} {
 		var took []time.Duration

@@ -207,7 +207,7 @@ func (l *Link) Receive(at time.Time, incarnation uint64, p wire.Probe) {
 		}
 	}
 	tx := float64(p.Loss) / math.MaxUint16
-	l.txLoss += (tx - l.txLoss) / 64
+	l.txLoss += (tx - l.txLoss) / 256
 	l.appraise(at, tx)
 
 	switch l.state {

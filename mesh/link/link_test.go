@@ -208,6 +208,19 @@ func TestAdopted(t *testing.T) {
 	}
 }
 
+// What a far end echoes of the agent before this one is no answer to it.
+func TestEchoesOfTheLastAgent(t *testing.T) {
+	l := Adopt(start, 0)
+	l.SetPace(start, Carrying, false, 0)
+	if _, due := l.Probe(start, 0, wire.Header{}); !due {
+		t.Fatal("an adopted link is not asked at once")
+	}
+	l.Receive(start.Add(time.Millisecond), 7, wire.Probe{Seq: 900, Interval: 2_000_000, Flags: wire.Hears, EchoSeq: 5000, EchoSent: start.Add(-time.Second).UnixNano()})
+	if l.askedSeq == 0 || l.RTT() != 0 {
+		t.Errorf("the question counts as answered, RTT %s", l.RTT())
+	}
+}
+
 // The end that is not first stays silent until it hears the other, so that the
 // two ends never begin a handshake at the same moment.
 func TestOnlyOneEndBegins(t *testing.T) {

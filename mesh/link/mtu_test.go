@@ -84,8 +84,8 @@ func TestMTUAndLoss(t *testing.T) {
 	p.mtus(1420)
 	p.run(2 * time.Second)
 	p.loss = [2]float64{0.2, 0.2}
-	for range 240 {
-		p.run(time.Second)
+	for range 20 * 240 {
+		p.run(50 * time.Millisecond)
 		if size, _ := p.ends[0].MTU(); size != 1420 {
 			t.Fatalf("%d bytes on a path with a fifth of loss", size)
 		}

@@ -3,6 +3,8 @@ package link
 import (
 	"testing"
 	"time"
+
+	"guywire/routing/wire"
 )
 
 // TestProbeBytes: what links cost on the wire, with WireGuard, UDP and IPv4,
@@ -65,17 +67,18 @@ func TestFasterPaceIsImmediate(t *testing.T) {
 // no silence.
 func TestSlowerPaceWaitsToBeKnown(t *testing.T) {
 	p := newPair()
+	p.ends[1].SetPace(p.now, Idle, false, 500*time.Millisecond) // it seldom answers
 	p.run(5 * time.Second)
 	p.forget()
-	p.pace(Idle, false)
-	p.cut()
+	p.ends[0].SetPace(p.now, Idle, false, 0)
+	p.loss[0] = 1
 	p.run(2*15*time.Millisecond - 2*time.Millisecond)
-	p.loss = [2]float64{}
+	p.loss[0] = 0
 	p.run(10 * time.Second)
 	if len(p.history) > 0 {
 		t.Errorf("%v", p.history)
 	}
-	if p.sent[0] > 20 || p.ends[0].announced != paces[0][Idle] {
+	if p.sent[0] > 60 || p.ends[0].announced != paces[0][Idle] {
 		t.Errorf("%d probes in ten idle seconds", p.sent[0])
 	}
 }
@@ -91,6 +94,34 @@ func TestFasterPaceFindsDeadPath(t *testing.T) {
 	p.run(2*p.delay + 3*15*time.Millisecond + 2*minRoom)
 	if s := p.ends[0].State(); s != Suspect {
 		t.Errorf("%s", s)
+	}
+}
+
+// A round trip that has grown is no missing answer.
+func TestFasterPaceOnALongerPath(t *testing.T) {
+	p := newPair()
+	p.pace(Idle, false)
+	p.run(20 * time.Second)
+	p.forget()
+	p.delay = 100 * time.Millisecond
+	p.run(7 * time.Second)
+	p.pace(Carrying, false)
+	p.run(5 * time.Second)
+	if len(p.history) > 0 {
+		t.Errorf("%v", p.history)
+	}
+}
+
+// A far end that has been silent for long is asked once a second.
+func TestSilentLinkIsProbedSlowly(t *testing.T) {
+	p := newPair()
+	p.run(5 * time.Second)
+	p.cut()
+	p.run(time.Minute)
+	p.forget()
+	p.run(time.Minute)
+	if n := p.sent[0]; n < 55 || n > 65 {
+		t.Errorf("%d probes in a minute", n)
 	}
 }
 
@@ -159,6 +190,13 @@ func TestGrid(t *testing.T) {
 	b.advance(now.Add(2 * time.Millisecond))
 	if !a.nextSend.Equal(b.nextSend) {
 		t.Errorf("next probes are %s apart", b.nextSend.Sub(a.nextSend))
+	}
+	for range 1000 {
+		now = now.Add(time.Millisecond + 77*time.Microsecond)
+		a.advance(now)
+		if gap := a.nextSend.Sub(now); gap < a.every/4 || gap > a.every*5/4 {
+			t.Fatalf("a gap of %s at %s", gap, a.every)
+		}
 	}
 }
 
@@ -230,6 +268,28 @@ func TestTrafficIsProofOfLife(t *testing.T) {
 	p.run(2 * time.Second)
 	if s := p.ends[0].State(); s != Down {
 		t.Errorf("%s when the traffic has ended", s)
+	}
+}
+
+// Traffic that leaves while nothing comes is a suspicion, until a probe comes.
+func TestOneWayTraffic(t *testing.T) {
+	p := newPair()
+	p.pace(Carrying, true)
+	p.run(3 * time.Second)
+	l := p.ends[0]
+	at := l.heard
+	l.Traffic(at, 1000, 1000)
+	early := l.suspectAt()
+	l.Traffic(at.Add(120*time.Millisecond), 1000, 90_000)
+	if l.oneWay.IsZero() || !l.suspectAt().Before(early) {
+		t.Fatal("nothing came while much left, and nothing follows from it")
+	}
+	if due := l.Deadline(at.Add(120 * time.Millisecond)); due.After(at.Add(130 * time.Millisecond)) {
+		t.Errorf("no probe asks at once: the next deadline is after %s", due.Sub(at))
+	}
+	l.Receive(at.Add(130*time.Millisecond), 7, wire.Probe{Seq: l.rxSeq + 1, Interval: 100_000, Flags: wire.Hears, EchoSeq: l.seq})
+	if !l.oneWay.IsZero() {
+		t.Error("a probe came and the suspicion stays")
 	}
 }
 

@@ -3,6 +3,7 @@ package fib
 import (
 	"context"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"slices"
@@ -81,12 +82,16 @@ func BenchmarkFailover10kPrefixes(b *testing.B) {
 			if name == "classic" {
 				return // it is route by route itself
 			}
-			start := time.Now()
-			for _, r := range have.Routes {
-				r.NextHop = cut.NextHops[0].ID // a single next hop that is alive
-				do(b, f, kernel.PutRoute{Route: r})
+			// The best of three, so that a busy machine does not flatter us.
+			each := time.Duration(math.MaxInt64)
+			for i := range 3 {
+				start := time.Now()
+				for _, r := range have.Routes {
+					r.NextHop = cut.NextHops[i].ID // a single next hop that is alive
+					do(b, f, kernel.PutRoute{Route: r})
+				}
+				each = min(each, time.Since(start))
 			}
-			each := time.Since(start)
 			b.ReportMetric(float64(each.Microseconds())/1000, "ms-route-by-route")
 			b.ReportMetric(float64(each)/float64(median), "times-faster")
 		})

@@ -138,7 +138,10 @@ func (s *Session) SetCold(cold bool) { s.cold = cold }
 
 // Header is for the next probe.
 func (s *Session) Header() wire.Header {
-	return wire.Header{From: s.local, To: s.remote, Received: s.in.received, Committed: s.committed, Cold: s.cold, Open: s.open}
+	return wire.Header{
+		From: s.local, To: s.remote, Received: s.in.received, Committed: s.committed,
+		Cold: s.cold, Open: s.open, Gap: len(s.in.ahead) > 0,
+	}
 }
 
 // Nudge says that the link used before died: what is outstanding is sent
@@ -191,7 +194,9 @@ func (s *Session) take(now time.Time, h wire.Header, seg *wire.Segment, in *Inpu
 	case h.Received > s.out.acked:
 		s.out.acknowledge(h.Received)
 		s.timer = timer{since: now}
-	case h.Received == s.out.acked && seg != nil && len(seg.Data) == 0 && !in.Committed:
+	case h.Gap && h.Received == s.out.acked && seg != nil && len(seg.Data) == 0 && !in.Committed:
+		// Answers without a gap tell of commits, of duplicates, of a session
+		// that opens while data is on its way.
 		s.out.repeat()
 	}
 	if seg == nil || len(seg.Data) == 0 {

@@ -278,8 +278,9 @@ func (b *builder) anchor(ring []int) {
 	}
 	for _, j := range ring {
 		share := anchors * (len(b.nodes) - len(ring)) * b.weight(j) / tickets
-		// In steps of a half, so that it seldom changes with the number of nodes.
-		for limit[j] = 4; limit[j] < share+share/4+1; limit[j] += limit[j] / 2 {
+		limit[j] = 4
+		for limit[j] < share+share/4+1 {
+			limit[j] += limit[j] / 2 // in large steps, so that it seldom changes when nodes come and go
 		}
 	}
 	distance := make([]uint32, len(b.nodes))
@@ -289,7 +290,9 @@ func (b *builder) anchor(ring []int) {
 		}
 		tied := 0
 		for _, h := range b.adj[i] {
-			tied += 1 - leaf(b.nodes[h.to]) // pins
+			if j := int(h.to); b.nodes[j].Transit && b.sure(i, j) {
+				tied++ // a pin is as good
+			}
 		}
 		b.distances(i, distance)
 		drawn := func(x, y int) int { return cmp.Compare(b.score(i, y, forAnchor), b.score(i, x, forAnchor)) }

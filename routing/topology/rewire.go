@@ -94,7 +94,7 @@ func (r *Rewire) Step(now time.Time, want []mesh.NodeID, have []Present) (create
 	mayGo := func(id mesh.NodeID) bool {
 		_, old := r.unwanted[id]
 		p := here[id]
-		needed := !p.Since.IsZero() && (slices.Contains(kept, id))
+		needed := !p.Since.IsZero() && (p.Needed || slices.Contains(kept, id))
 		return old && !pending && !needed && now.Sub(r.unwanted[id]) >= hold
 	}
 	for _, id := range spare {

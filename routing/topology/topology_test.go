@@ -161,6 +161,19 @@ func TestForbiddenPairsAreWorkedAroundOrReported(t *testing.T) {
 	if !slices.Contains(g.Neighbours(id(20)), id(21)) {
 		t.Error("it is not used")
 	}
+	for salt := range byte(10) { // of two permitted pairs the one that can surely connect
+		nodes := bare(40)
+		nodes[18].Reachable, nodes[21].Reachable = false, false
+		p := Policy{Salt: mesh.MeshID{salt}}
+		for _, f := range forbids {
+			if f != pair(19, 22) {
+				p.Forbids = append(p.Forbids, f)
+			}
+		}
+		if !slices.Contains(Build(nodes, p).Neighbours(id(20)), id(21)) {
+			t.Errorf("salt %d: the halves depend on a link between unreachable nodes", salt)
+		}
+	}
 	g = Build(bare(40), Policy{Forbids: append(forbids, pair(20, 21))})
 	if parts := g.Parts(); len(parts) != 2 || parts[0][0] != id(1) || parts[1][0] != id(21) || len(parts[1]) != 20 {
 		t.Errorf("two halves, not %v", parts)
@@ -213,7 +226,11 @@ func TestUnreachablePairsAndLeavesDoNotMatter(t *testing.T) {
 				core++
 			}
 		}
-		g := Build(w.nodes, Policy{Dense: seed%4 == 0})
+		p := Policy{Dense: seed%4 == 0}
+		for range len(w.nodes) { // no pin makes it worse
+			p.Pins = append(p.Pins, [2]mesh.NodeID{w.nodes[rng.IntN(len(w.nodes))].ID, w.nodes[rng.IntN(len(w.nodes))].ID})
+		}
+		g := Build(w.nodes, p)
 		for lost := -1; lost < len(w.nodes) && core > 0; lost++ {
 			if lost >= 0 && core < 3 {
 				break // one or two nodes carry all: that cannot be helped
@@ -288,6 +305,9 @@ func TestEvenlyAnchored(t *testing.T) {
 			t.Errorf("%s has %d anchors", n.ID, anchored[n.ID])
 		}
 	}
+	if d := w.measure(g).degree; d > 8.5 {
+		t.Errorf("degree %.2f", d)
+	}
 	if share := float64(anchors*(200-core)) / float64(core); float64(most) > 1.25*share+3 {
 		t.Errorf("one node anchors %d, the mean is %.1f", most, share)
 	}
@@ -347,6 +367,34 @@ func TestMeasuredDistances(t *testing.T) {
 	b.distances(0, row)
 	if row[5] != unknown || row[6] != unknown {
 		t.Error("a coordinate that is not settled, or invalid, is used")
+	}
+}
+
+// Five nodes in a row, 10 ms apart. Node 2 links to 1 and 3, so that towards
+// each side it has one next hop; 4 would be a second towards 5 and is none when
+// it is not transit.
+func TestCover(t *testing.T) {
+	for _, transit := range []bool{true, false} {
+		nodes := bare(5)
+		for i := range nodes {
+			nodes[i].Coordinate = coordinate.Published{Vector: [coordinate.Dimensions]int32{int32(i) * 10_000}, Height: 100, Error: 10, Settled: true}
+		}
+		nodes[3].Transit = transit
+		b := newBuilder(nodes, Policy{})
+		b.link(1, 0, ByRing)
+		b.link(1, 2, ByRing)
+		c := b.newCover()
+		want := 2 // towards 4 and 5
+		if !transit {
+			want = 1
+		}
+		if got := c.gain(1, 3); got != want || c.gaps(1) != 4 {
+			t.Errorf("transit %v: gain %d, not %d; %d gaps, not 4", transit, got, want, c.gaps(1))
+		}
+		c.count(1, 3)
+		if got := c.gaps(1); got != 4-want {
+			t.Errorf("transit %v: then %d gaps, not %d", transit, got, 4-want)
+		}
 	}
 }
 

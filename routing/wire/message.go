@@ -87,6 +87,7 @@ type Header struct {
 	Committed uint64 // offset in that stream up to which all is acted upon and in the sender's kernel
 	Cold      bool   // the sender holds the receiver down, or has forgotten it
 	Open      bool   // the sender has heard the receiver speak to From
+	Gap       bool   // something beyond Received has arrived: what is missing was lost, or overtaken
 }
 
 // A Segment is part of the sender's byte stream: Data begins at Offset. It is
@@ -212,13 +213,14 @@ func (r *reader) silence() (s Silence) {
 const (
 	flagCold = 1 << iota
 	flagOpen
+	flagGap
 )
 
 func (r *reader) header() Header {
 	h := Header{From: r.u64(), To: r.u64(), Received: r.u64(), Committed: r.u64()}
 	flags := r.u8()
-	r.bad = r.bad || flags&^(flagCold|flagOpen) != 0
-	h.Cold, h.Open = flags&flagCold != 0, flags&flagOpen != 0
+	r.bad = r.bad || flags&^(flagCold|flagOpen|flagGap) != 0
+	h.Cold, h.Open, h.Gap = flags&flagCold != 0, flags&flagOpen != 0, flags&flagGap != 0
 	return h
 }
 
@@ -233,6 +235,9 @@ func appendHeader(b []byte, h Header) []byte {
 	}
 	if h.Open {
 		flags |= flagOpen
+	}
+	if h.Gap {
+		flags |= flagGap
 	}
 	return append(b, flags)
 }

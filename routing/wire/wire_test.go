@@ -46,7 +46,7 @@ func lsas(id mesh.NodeID) []LSA {
 }
 
 func messages() []Message {
-	header := Header{From: 1 << 60, To: 12, Received: 5000, Committed: 4000, Cold: true, Open: true}
+	header := Header{From: 1 << 60, To: 12, Received: 5000, Committed: 4000, Cold: true, Open: true, Gap: true}
 	return []Message{
 		{Incarnation: 1, Body: Probe{
 			Seq: 4, Sent: -5, Interval: 50_000, Want: 20_000, Flags: Hears | HoldsDown, EchoSeq: 3, EchoSent: 9, EchoDelay: 17,
@@ -176,7 +176,7 @@ func TestDatagramRefusesOtherEncodings(t *testing.T) {
 		"an unknown verdict":   {probe, body + 20, byte(knownFlags) + 1},
 		"padding with content": {probe, ProbeLen + 1, 1},
 		"more padding claimed": {probe, ProbeLen - 1, 4},
-		"an unknown flag":      {segment, body + headerLen - 1, 4},
+		"an unknown flag":      {segment, body + headerLen - 1, 8},
 		"unsorted links":       {silence, body + 2, 'x'},
 		"a twofold link":       {silence, body + 7, 'z'},
 		"not a name":           {silence, body + 2, 'A'},
