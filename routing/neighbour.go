@@ -46,16 +46,17 @@ type neighbour struct {
 	// it tells is gathered in table and not confirmed. Until it says that its kernel forwards by
 	// that, it may only raise what an earlier run of its agent told, the ghost;
 	// it is empty when we know of no such run.
-	complete bool // we have a whole table, of this session or of the earlier run
-	welcome  bool // its kernel lets our transit in
-	names    map[uint32]wire.Destination
-	table    map[wire.Destination]mesh.Cost // nil: what it tells counts as it comes
-	filled   bool
-	ghost    map[wire.Destination]mesh.Cost // nil: its kernel forwards by what it tells
-	acks     []ack
-	waiting  time.Time // since when a route waits for its confirmation of anything
-	heardOf  uint64    // what it had confirmed then
-	differ   time.Time // since when its digest differs from ours; zero: equal
+	complete   bool // we have a whole table, of this session or of the earlier run
+	welcome    bool // its kernel lets our transit in
+	names      map[uint32]wire.Destination
+	table      map[wire.Destination]mesh.Cost // nil: what it tells counts as it comes
+	filled     bool
+	ghost      map[wire.Destination]mesh.Cost // nil: its kernel forwards by what it tells
+	acks       []ack
+	waiting    time.Time // since when a route waits for its confirmation of anything
+	heardOf    uint64    // what it had confirmed then
+	differ     time.Time // since when its digest differs from ours by difference; zero: equal
+	difference uint64
 }
 
 // An ack is what to confirm once the kernel follows step.
@@ -201,11 +202,13 @@ func (r *Router) Hear(now time.Time, peer mesh.NodeID, h wire.Header, digest uin
 	}
 	r.now = now
 	r.receive(n, h, nil)
-	switch {
-	case digest == r.db.digest || len(n.flood) > 0:
+	// What both have learned since does not change the difference of the two
+	// sums: as long as it changes, something is on its way.
+	switch difference := r.db.digest - digest; {
+	case difference == 0 || len(n.flood) > 0:
 		n.differ = time.Time{}
-	case n.differ.IsZero():
-		n.differ = now
+	case n.differ.IsZero() || difference != n.difference:
+		n.differ, n.difference = now, difference
 	case now.Sub(n.differ) >= repairAfter:
 		n.differ = time.Time{}
 		for _, f := range r.db.all() {

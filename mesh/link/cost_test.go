@@ -82,6 +82,28 @@ func TestNoiseIsNoNews(t *testing.T) {
 	}
 }
 
+// One outlier is no jitter; a run of them is.
+func TestOneOutlierIsNoJitter(t *testing.T) {
+	l := New(start, true, 0)
+	now := start
+	feed := func(n int, rtt func(i int) time.Duration) {
+		for i := range n {
+			now = now.Add(15 * time.Millisecond)
+			l.measure(now, rtt(i))
+		}
+	}
+	feed(100, func(int) time.Duration { return 20 * time.Millisecond })
+	feed(1, func(int) time.Duration { return 500 * time.Millisecond })
+	feed(1, func(int) time.Duration { return 20 * time.Millisecond })
+	if l.jitter > time.Millisecond {
+		t.Errorf("one late answer makes %s of jitter", l.jitter)
+	}
+	feed(60, func(i int) time.Duration { return time.Duration(20+30*(i%2)) * time.Millisecond })
+	if l.jitter < 25*time.Millisecond || l.jitter > 30*time.Millisecond {
+		t.Errorf("answers that differ by 30 ms make %s of jitter", l.jitter)
+	}
+}
+
 // Probes that overtake each other are late, not lost.
 func TestDisorderIsNoLoss(t *testing.T) {
 	p := newPair()
