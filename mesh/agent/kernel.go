@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 
 	"guywire/mesh/api"
@@ -24,7 +23,8 @@ func (m *member) newReconciler() *reconcile.Reconciler {
 			if r.Done {
 				m.applied.Store(r.Revision)
 			}
-			if r.Done || r.Safe && admitting(r) {
+			first := m.completeAt.Load()
+			if r.Safe || r.Filtered && (first == 0 || r.Revision < first) {
 				m.post(core.KernelDone{Revision: r.Revision})
 			}
 		},
@@ -39,13 +39,6 @@ func (m *member) newReconciler() *reconcile.Reconciler {
 		},
 		Log: m.log,
 	})
-}
-
-// admitting reports whether the filter is as wanted, though something else is
-// not: neighbours may then count on what it lets in.
-func admitting(r reconcile.Report) bool {
-	const listed = 100 // more objects than that are not told
-	return len(r.Waiting) < listed && !slices.ContainsFunc(r.Waiting, func(o reconcile.Object) bool { return o.Part == kernel.PartFilter })
 }
 
 // revision compares what is wanted with what is in the kernel.

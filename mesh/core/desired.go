@@ -75,7 +75,10 @@ func (n *Node) tunnels(want *kernel.State) {
 	}
 }
 
+// nextHop is the object of a link that shares groups with others, onlyHop the
+// one where it is the only way.
 func (e *entry) nextHop() uint32 { return mesh.NextHopBase + uint32(e.rec.Slot) }
+func (e *entry) onlyHop() uint32 { return mesh.NextHopBase + 1<<15 + uint32(e.rec.Slot) }
 
 func (n *Node) mtu(u mesh.Uplink) int {
 	if n.cfg.MTU != 0 {

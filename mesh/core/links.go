@@ -23,6 +23,8 @@ const (
 	deferFor = 20 * time.Second
 	// standby is how many armed legs of a group in use are probed fast.
 	standby = 2
+	// maxSlot bounds next-hop slots: each stands for two objects below the groups.
+	maxSlot = 1<<15 - 1
 	// silenceEvery is the pause between two words to the far end that it is
 	// not heard.
 	silenceEvery = 100 * time.Millisecond
@@ -241,15 +243,17 @@ func (n *Node) epoch() mesh.Epoch {
 	return keys[len(keys)-1].Epoch
 }
 
-// freeSlot is the lowest next-hop slot that no link has.
+// freeSlot is the next-hop slot after the last one given that no link has: the
+// kernel may still forward by the slot of a link that has just gone.
 func (n *Node) freeSlot() uint16 {
 	taken := map[uint16]bool{}
 	for _, e := range n.entries {
 		taken[e.rec.Slot] = true
 	}
-	for s := uint16(1); ; s++ {
-		if !taken[s] {
-			return s
+	for {
+		n.slot = n.slot%maxSlot + 1
+		if !taken[n.slot] {
+			return n.slot
 		}
 	}
 }

@@ -83,6 +83,7 @@ type Node struct {
 	chosen    map[string]string // destination → next hops in words, to see changes
 	lastCause string
 
+	slot     uint16 // of next hops, given last
 	revision uint64
 	steps    []step // revisions on their way to the kernel
 	adopted  bool   // tunnels were found at start

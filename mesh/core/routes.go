@@ -41,9 +41,9 @@ type routes struct {
 	groups  []group
 	sources map[mesh.NodeID][]netip.Prefix // what may arrive from whom
 
-	list  []kernel.Route // of the mesh and the uplinks, in the order of kernel.State
-	dead  string         // which groups had no member when list was made
-	extra []kernel.Route // the uplinks' routes in list
+	list []kernel.Route    // of the mesh
+	dead string            // which groups had no member when list was made
+	ids  map[string]uint32 // of the groups of this plan and the one before, by content
 }
 
 // planned is one destination of the plan.
@@ -138,12 +138,14 @@ func (n *Node) replan() {
 			links[id.Peer] = append(links[id.Peer], leg{e, n.legCost(e)})
 		}
 	}
-	said := map[uint32]string{}
-	for _, g := range r.groups {
-		said[g.id] = g.said
-	}
 	r.groups, r.dests = nil, nil
+	// An id must not come to mean other legs while routes may be on it.
+	before := r.ids
+	r.ids = map[string]uint32{}
 	taken := map[uint32]bool{}
+	for _, id := range before {
+		taken[id] = true
+	}
 	index := map[string]int{}
 	names := map[string]bool{}
 	for _, d := range r.table.Destinations {
@@ -153,7 +155,12 @@ func (n *Node) replan() {
 		if !ok {
 			i = len(r.groups)
 			index[key] = i
-			r.groups = append(r.groups, group{id: groupID(key, taken), legs: legs})
+			id, known := before[key]
+			if !known {
+				id = groupID(key, taken)
+			}
+			r.ids[key] = id
+			r.groups = append(r.groups, group{id: id, legs: legs})
 		}
 		p := planned{Destination: d, group: i, named: n.nameOf(d, names)}
 		r.dests = append(r.dests, p)
@@ -207,7 +214,7 @@ func (n *Node) meshRoutes(want *kernel.State) {
 	}
 	n.steps = append(n.steps, step{n.revision, r.step})
 
-	live := map[*entry]bool{}
+	live, only := map[*entry]bool{}, map[*entry]bool{}
 	var dead []byte
 	for i := range r.groups {
 		g := &r.groups[i]
@@ -218,8 +225,14 @@ func (n *Node) meshRoutes(want *kernel.State) {
 		}
 		nh := kernel.NextHop{ID: g.id}
 		for _, l := range g.carry {
-			nh.Members = append(nh.Members, kernel.Member{ID: l.e.nextHop(), Weight: weight(l, g.carry[0])})
-			live[l.e] = true
+			hop := kernel.Member{ID: l.e.nextHop(), Weight: weight(l, g.carry[0])}
+			if len(g.legs) == 1 {
+				hop.ID = l.e.onlyHop()
+				only[l.e] = true
+			} else {
+				live[l.e] = true
+			}
+			nh.Members = append(nh.Members, hop)
 		}
 		if allEqual(nh.Members) {
 			for i := range nh.Members {
@@ -228,11 +241,18 @@ func (n *Node) meshRoutes(want *kernel.State) {
 		}
 		want.NextHops = append(want.NextHops, nh)
 	}
-	// A link that carries nothing and is not well has no next hop: its removal
-	// is what heals every group at once.
+	// A link that is not well and carries nothing that could go elsewhere has no
+	// next hop: its removal is what heals every group at once. Where it is the
+	// only way, it is used through an object of its own, so that it can stay.
 	for _, e := range n.entries {
-		if e.judge != nil && (live[e] || e.judge.State() == link.Up) && n.hasTunnel(e) {
+		if e.judge == nil || !n.hasTunnel(e) {
+			continue
+		}
+		if live[e] || e.judge.State() == link.Up {
 			want.NextHops = append(want.NextHops, kernel.NextHop{ID: e.nextHop(), Device: e.rec.Device})
+		}
+		if only[e] {
+			want.NextHops = append(want.NextHops, kernel.NextHop{ID: e.onlyHop(), Device: e.rec.Device})
 		}
 	}
 	if r.list == nil || r.dead != string(dead) {
@@ -296,6 +316,12 @@ func (n *Node) meshList() []kernel.Route {
 				routed[p] = true
 			}
 		}
+	}
+	// Should a device go down, the kernel drops its routes before anybody can
+	// react: what belongs to the mesh is refused meanwhile as well.
+	for _, p := range n.meshPrefixes() {
+		out = append(out, kernel.Route{Table: mesh.RouteTable, Prefix: p, Metric: unreachableMetric, Kind: kernel.Unreachable})
+		routed[p] = true
 	}
 	return n.throws(out, routed)
 }
@@ -369,20 +395,24 @@ func (n *Node) firstFilter(want *kernel.State) {
 	n.steps = append(n.steps, step{n.revision, n.routes.table.Step})
 }
 
-// filter says what may arrive over each tunnel.
-func (n *Node) filter(want *kernel.State) {
-	self := n.state.Nodes[n.cfg.Self]
-	f := kernel.Filter{Own: kernel.Aggregate(append(hostPrefixes(self), self.Prefixes...))}
+// meshPrefixes is everything that belongs to the mesh, but for what this
+// machine reaches itself: without owning it, that may enter from there.
+func (n *Node) meshPrefixes() []netip.Prefix {
 	if n.pools == nil {
 		for _, node := range n.state.Nodes {
 			n.pools = append(append(n.pools, hostPrefixes(node)...), node.Prefixes...)
 		}
-		// What this machine reaches itself without owning it may enter from there.
 		n.pools = kernel.Aggregate(slices.DeleteFunc(n.pools, func(p netip.Prefix) bool {
 			return slices.ContainsFunc(n.host.Attached, func(a Attached) bool { return a.Prefix.Overlaps(p) })
 		}))
 	}
-	f.Mesh = n.pools
+	return n.pools
+}
+
+// filter says what may arrive over each tunnel.
+func (n *Node) filter(want *kernel.State) {
+	self := n.state.Nodes[n.cfg.Self]
+	f := kernel.Filter{Own: kernel.Aggregate(append(hostPrefixes(self), self.Prefixes...)), Mesh: n.meshPrefixes()}
 	for id, e := range n.entries {
 		if e.judge != nil {
 			f.Links = append(f.Links, kernel.FilterLink{Device: e.rec.Device, Sources: n.routes.sources[id.Peer], Held: !n.router.Admits(id.Peer)})
