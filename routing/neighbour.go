@@ -38,6 +38,7 @@ type neighbour struct {
 
 	// What we have told it in this session.
 	flood    map[fragment]bool // announcements to send
+	queue    []fragment        // those of them that come first, in order
 	told     bool              // the whole first table
 	welcomed bool
 	settled  bool
@@ -375,15 +376,22 @@ func (r *Router) pump(n *neighbour) {
 }
 
 // next gives the next thing to tell a neighbour, and what to do once it has a
-// serial.
+// serial. What makes us a next hop comes before the announcements: a neighbour
+// with our table alone may take us for one that has just restarted, too.
 func (r *Router) next(n *neighbour) (note wire.Note, sent func(serial uint64)) {
 	nothing := func(uint64) {}
+	switch {
+	case !n.told:
+	case !n.settled && r.lfi.Settled() && r.settledAt <= r.lfi.InKernel():
+		n.settled = true
+		return wire.Settled{}, nothing
+	case !n.welcomed && n.admitted && n.admittedAt <= r.lfi.InKernel():
+		n.welcomed = true
+		return wire.Welcome{}, nothing
+	}
 	if n.told || !r.informed {
-		for _, f := range slices.SortedFunc(maps.Keys(n.flood), fragment.compare) {
-			delete(n.flood, f)
-			if s, ok := r.db.get(f); ok {
-				return wire.Flood{SignedLSA: s.signed}, nothing
-			}
+		if s, ok := r.nextFlood(n); ok {
+			return wire.Flood{SignedLSA: s.signed}, nothing
 		}
 	}
 	if !r.informed {
@@ -392,18 +400,29 @@ func (r *Router) next(n *neighbour) (note wire.Note, sent func(serial uint64)) {
 	if entries := r.lfi.Due(n.id, entriesPerNote); len(entries) > 0 {
 		return wire.Distances{Entries: entries}, func(serial uint64) { r.lfi.Sent(n.id, entries, serial) }
 	}
-	switch {
-	case !n.told:
+	if !n.told {
 		return wire.Complete{}, func(serial uint64) {
 			n.told = true
 			r.lfi.SentComplete(n.id, serial)
 		}
-	case !n.welcomed && n.admitted && n.admittedAt <= r.lfi.InKernel():
-		n.welcomed = true
-		return wire.Welcome{}, nothing
-	case !n.settled && r.lfi.Settled() && r.settledAt <= r.lfi.InKernel():
-		n.settled = true
-		return wire.Settled{}, nothing
 	}
 	return nil, nil
+}
+
+// nextFlood gives the next announcement to send to a neighbour.
+func (r *Router) nextFlood(n *neighbour) (stored, bool) {
+	for len(n.flood) > 0 {
+		if len(n.queue) == 0 {
+			n.queue = slices.SortedFunc(maps.Keys(n.flood), fragment.compare)
+		}
+		f := n.queue[0]
+		n.queue = n.queue[1:]
+		if n.flood[f] {
+			delete(n.flood, f)
+			if s, ok := r.db.get(f); ok {
+				return s, true
+			}
+		}
+	}
+	return stored{}, false
 }

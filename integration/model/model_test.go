@@ -19,7 +19,7 @@ var (
 )
 
 // share is how many states a test checks at least in the usual run.
-const share = 30_000
+const share = 25_000
 
 // check runs seeds from first on until enough states are checked, on all
 // processors. The failure with the smallest seed is explained.
@@ -199,7 +199,7 @@ func TestSameSeedSameRun(t *testing.T) {
 		w := Run(seed, Options{Labels: true, Walk: true, Trace: func(line string) { h.Write([]byte(line)) }})
 		return h.Sum64(), w.States
 	}
-	for _, seed := range []uint64{11, 12, 13} {
+	for _, seed := range []uint64{77, 78, 79} {
 		a, n := run(seed)
 		if b, m := run(seed); a != b || n != m {
 			t.Errorf("seed %d: two runs differ, %d and %d states", seed, n, m)

@@ -230,7 +230,7 @@ func (n *Node) advance() {
 	}
 	n.announce()
 	if n.complete && !n.settled && n.speaking && n.router.Settle() {
-		n.settled = true
+		n.settled, n.ready.Dirty = true, true
 	}
 	n.router.SetSpeaking(n.speaking)
 	n.locate()

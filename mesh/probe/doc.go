@@ -5,6 +5,6 @@
 // It tells links apart by interface index, stamps arrivals with the kernel's
 // receive time, and turns errors of the socket into hints about the link they
 // are about. A datagram travels in one packet or not at all, so that padded
-// probes find the path's MTU. It drops whatever did not come from a neighbour's own socket, and
-// decides nothing.
+// probes find the MTU of the path. It drops whatever did not come from a
+// neighbour's own socket, and decides nothing.
 package probe
