@@ -82,7 +82,14 @@ func (e *end) observe(h wire.Header, seg *wire.Segment) {
 		if d, ok := least[key]; ok {
 			bound = min(bound, d)
 		}
-		if k.legs[p].has(e.peer.i) && k.rd[p][e.peer.i] < bound {
+		if !k.legs[p].has(e.peer.i) || k.rd[p][e.peer.i] >= bound {
+			continue
+		}
+		if f, _ := e.node.router.Feasibility(key); bound < f.Feasible {
+			// It was told more in the same datagram, which it does not
+			// confirm: as far as it does, the next hop is approved.
+			k.rd[p][e.peer.i] = bound
+		} else {
 			w.fail("%s confirms that %s told it %d for %v, and its kernel still goes by %d", e.node, e.peer, bound, w.space.prefixes[p], k.rd[p][e.peer.i])
 		}
 	}

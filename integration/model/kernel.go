@@ -206,13 +206,21 @@ func (n *node) refuseAll() {
 	n.w.changed(n.i, n.w.every)
 }
 
-// relabel notes the reports behind the next hops in force.
+// relabel notes the reports behind the next hops in force and those that are
+// about to be.
 func (n *node) relabel() {
 	if !n.w.labels || n.router == nil {
 		return
 	}
+	var planned *kernel
+	if p := n.driver.plan; p != nil && !p.filter {
+		planned = &p.want
+	}
 	for p, key := range n.w.space.keys {
 		legs := n.kernel.legs[p]
+		if planned != nil {
+			legs |= planned.legs[p]
+		}
 		if legs == 0 {
 			continue
 		}
@@ -220,6 +228,9 @@ func (n *node) relabel() {
 		for _, r := range f.Reports {
 			if u := n.w.number[r.Peer]; r.Successor && legs.has(u) {
 				n.kernel.rd[p][u] = r.Distance
+				if planned != nil {
+					planned.rd[p][u] = r.Distance
+				}
 			}
 		}
 	}

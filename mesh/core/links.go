@@ -290,7 +290,15 @@ func (n *Node) counted(devices map[string]Count) {
 // weigh looks whether a link is worth more or less to the routes than before.
 func (n *Node) weigh(e *entry) {
 	w := worth{cost: n.legCost(e), damped: e.judge.Damped(n.now)}
-	w.mtu, _ = e.judge.MTU()
+	size, searched := e.judge.MTU()
+	switch u, ok := n.uplink(e.rec.Link.Local); {
+	case searched || e.seen.mtu == 0 && !e.rec.Alive:
+		w.mtu = size
+	case e.seen.mtu != 0:
+		w.mtu = e.seen.mtu // as before, until the search says otherwise
+	case ok:
+		w.mtu = n.mtu(u) // found carrying traffic: as large as its device
+	}
 	if w == e.seen {
 		return
 	}

@@ -382,6 +382,7 @@ func (n *Node) receive(ev Received) (urgent bool) {
 			}
 		}
 	case wire.Segment:
+		e.judge.Control(wire.ProbeLen + len(body.Data)) // its header is no longer than a probe
 		n.router.Receive(n.now, id, body)
 	}
 	return true
@@ -499,10 +500,11 @@ func (n *Node) goodbye() {
 }
 
 func (n *Node) send(e *entry, body wire.Body) {
-	n.ready.Send = append(n.ready.Send, Datagram{
-		Target:  e.target(),
-		Payload: wire.Encode(wire.Message{Incarnation: n.cfg.Incarnation, Body: body}),
-	})
+	payload := wire.Encode(wire.Message{Incarnation: n.cfg.Incarnation, Body: body})
+	if _, probe := body.(wire.Probe); !probe {
+		e.judge.Control(len(payload))
+	}
+	n.ready.Send = append(n.ready.Send, Datagram{e.target(), payload})
 }
 
 // sendTo sends over the best link of a neighbour.

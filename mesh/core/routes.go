@@ -291,7 +291,7 @@ func (n *Node) meshList() []kernel.Route {
 		// not have to touch the routes.
 		mtu := 0
 		for _, l := range g.legs {
-			if m, _ := l.e.judge.MTU(); mtu == 0 || m < mtu {
+			if m := l.e.seen.mtu; m != 0 && (mtu == 0 || m < mtu) {
 				mtu = m
 			}
 		}

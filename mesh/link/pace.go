@@ -46,7 +46,11 @@ const (
 	// busyRate of traffic, bytes/s, makes an idle link fast for busyFor:
 	// more than gossip and probes.
 	busyRate = 4096
-	busyFor  = 2 * time.Second
+	// busyBurst is how many bytes more than that are no traffic yet, readLag how
+	// long a datagram may wait to be read.
+	busyBurst = 2048
+	readLag   = 300 * time.Millisecond
+	busyFor   = 2 * time.Second
 	// denseRate of traffic in either direction, bytes/s, replaces probes, of
 	// which only every stretch-th is sent.
 	denseRate = 16384
@@ -107,6 +111,7 @@ type pacer struct {
 	received, sent uint64
 	movedAt        time.Time // newest reading that showed traffic arriving
 	probeBytes     uint64    // of probes since then, both ways
+	ahead          int64     // bytes of the counters beyond our own datagrams and busyRate
 	busyUntil      time.Time
 	dense          bool
 }
@@ -297,11 +302,11 @@ func (l *Link) Traffic(now time.Time, received, sent uint64) {
 	before := l.polledAt
 	l.polledAt, l.received, l.sent, l.probeBytes = now, received, sent, 0
 	if !fresh {
-		l.movedAt, l.dense = now, false
+		l.movedAt, l.dense, l.ahead = now, false, 0
 		return
 	}
 	beyond := func(bytes, rate uint64) bool { return bytes > probes+rate*uint64(gap)/uint64(time.Second) }
-	if beyond(came+left, busyRate) {
+	if l.surplus(int64(came+left)-int64(probes)-int64(busyRate*gap/time.Second)) > 0 {
 		l.busyUntil = now.Add(busyFor)
 	}
 	if came > 0 {
@@ -316,6 +321,21 @@ func (l *Link) Traffic(now time.Time, received, sent uint64) {
 	}
 	l.dense = gap <= l.pace() && beyond(min(came, left), denseRate)
 	l.hurry(now)
+}
+
+// surplus adds to what the counters are ahead of our own datagrams, and gives
+// how much that is beyond what may merely wait to be read: on a starved machine
+// the counters know of probes long before we do.
+func (l *Link) surplus(bytes int64) int64 {
+	unread := busyBurst + int64(tunnelBytes(0))*int64(readLag/l.every+readLag/l.interval)
+	l.ahead = min(max(l.ahead+bytes, -busyBurst), unread+busyBurst)
+	return l.ahead - unread
+}
+
+// Control takes the size in bytes of a datagram of ours, other than a probe,
+// that went through the tunnel in either direction: it is no traffic.
+func (l *Link) Control(size int) {
+	l.probeBytes += uint64((innerHeaders+size+15)/16*16 + 32)
 }
 
 // Busy reports whether the link has carried more than probes and gossip lately.
