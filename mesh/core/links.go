@@ -22,7 +22,7 @@ const (
 	// tries itself.
 	deferFor = 20 * time.Second
 	// standby is how many armed legs of a group in use are probed fast.
-	standby = 2
+	standby = 1
 	// maxSlot bounds next-hop slots: each stands for two objects below the groups.
 	maxSlot = 1<<15 - 1
 	// silenceEvery is the pause between two words to the far end that it is

@@ -133,7 +133,7 @@ func TestGreyFailure(t *testing.T) {
 		{"2 % loss", Carrying, both(0.02), 5_000, 3 * time.Second},
 		{"5 % loss", Carrying, both(0.05), 5_000, 2 * time.Second},
 		{"30 % loss", Carrying, both(0.30), 100_000, 2 * time.Second},
-		{"5 % loss on a backup", Backup, both(0.05), 5_000, 2 * time.Second},
+		{"5 % loss on a backup", Backup, both(0.05), 5_000, 5 * time.Second},
 		{"10 % loss one way", Carrying, func(p *pair) { p.loss[0] = 0.1 }, 5_000, 2 * time.Second},
 		{"50 ms more", Carrying, slower(50 * time.Millisecond), 20_000, 2 * time.Second},
 		{"300 ms more", Carrying, slower(300 * time.Millisecond), 140_000, 2 * time.Second},

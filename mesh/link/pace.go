@@ -26,7 +26,7 @@ func (p Pace) String() string { return [...]string{"idle", "backup", "carrying"}
 // paces are the intervals of probes, by cost of the link and pace. An idle
 // link takes 1.6 kbit/s in both directions together, 0.7 kbit/s if metered.
 var paces = [2][3]time.Duration{
-	{Idle: 2 * time.Second, Backup: 20 * time.Millisecond, Carrying: 15 * time.Millisecond},
+	{Idle: 2 * time.Second, Backup: 60 * time.Millisecond, Carrying: 15 * time.Millisecond},
 	{Idle: 5 * time.Second, Backup: 500 * time.Millisecond, Carrying: 100 * time.Millisecond},
 }
 

@@ -61,13 +61,13 @@ func (b *bench) failover(ctx context.Context) (err error) {
 
 // cutAndHeal cuts the tunnel between two sites under traffic and heals it. A flow that has not come back until then is an
 // error.
-func cutAndHeal(ctx context.Context, w *world.World, x, y *world.Site, linger time.Duration) (world.Felt, error) {
-	felt, heal, err := w.CutTunnel(ctx, x, y, linger)
+func cutAndHeal(ctx context.Context, w *world.World, x, y *world.Site, patience time.Duration) (world.Felt, error) {
+	felt, heal, err := w.CutTunnel(ctx, x, y, patience)
 	if err != nil {
 		return felt, err
 	}
 	switch {
-	case felt.Open || felt.Astray != "":
+	case felt.Astray != "":
 		err = stayedAway(felt)
 	case felt.Sent == 0:
 		err = errors.New("nothing was sent")
@@ -77,10 +77,7 @@ func cutAndHeal(ctx context.Context, w *world.World, x, y *world.Site, linger ti
 
 // stayedAway describes a flow that did not come back.
 func stayedAway(f world.Felt) error {
-	var why []string
-	if f.Astray != "" {
-		why = append(why, f.Astray)
-	}
+	why := []string{f.Astray}
 	for _, d := range f.Directions {
 		why = append(why, fmt.Sprintf("%s → %s: %d of %d lost, silent for %.0f ms", d.From, d.To, d.Felt.Lost, d.Felt.Sent, d.GapMs))
 	}

@@ -128,7 +128,7 @@ func (b *bench) contend(ctx context.Context, c peers.Contender, tunnels *peers.T
 		if err := c.Ready(ctx, w, x, y); err != nil {
 			return ms, lost, err
 		}
-		felt, err := cutAndHeal(ctx, w, x, y, c.Linger)
+		felt, err := cutAndHeal(ctx, w, x, y, peers.Patience)
 		if err != nil {
 			return ms, lost, fmt.Errorf("cut %d: %w", i+1, err)
 		}

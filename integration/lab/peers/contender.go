@@ -17,7 +17,6 @@ import (
 type Contender struct {
 	Name     string
 	Settings string        // in words, as far as they are not the defaults
-	Linger   time.Duration // by its timers it has left a dead path after this
 	Rest     time.Duration // after a change, before it is as quick as ever
 	Slow     bool          // one cut takes the better part of a minute
 
@@ -40,26 +39,29 @@ type daemon struct {
 func All() []Contender {
 	return []Contender{
 		{
-			Name: "guywire", Settings: "defaults", Linger: 2 * time.Second, Rest: time.Second,
+			Name: "guywire", Settings: "defaults", Rest: time.Second,
 		},
 		{
-			Name: "frr-ospf-bfd", Settings: "FRR ospfd, bfdd 50 ms x 3", Linger: 2 * time.Second, Rest: lsaInterval,
-			daemons: frrBFD, programs: []program{{"zebra", "frr"}, {"ospfd", "frr"}, {"bfdd", "frr"}},
+			Name: "frr-ospf-bfd", Settings: "FRR ospfd, bfdd 50 ms x 3", Rest: lsaInterval,
+			daemons: frrBFD, programs: []program{{zebra, "frr"}, {"ospfd", "frr"}, {"bfdd", "frr"}},
 		},
 		{
-			Name: "frr-ospf", Settings: "FRR ospfd, hellos of 50 ms, dead after 1 s", Linger: 3 * time.Second, Rest: lsaInterval,
-			daemons: frrHello, programs: []program{{"zebra", "frr"}, {"ospfd", "frr"}},
+			Name: "frr-ospf", Settings: "FRR ospfd, dead after 1 s", Rest: lsaInterval,
+			daemons: frrHello, programs: []program{{zebra, "frr"}, {"ospfd", "frr"}},
 		},
 		{
-			Name: "bird-ospf-bfd", Settings: "BIRD ospf, bfd 50 ms x 3", Linger: 4 * time.Second, Rest: lsaInterval,
+			Name: "bird-ospf-bfd", Settings: "BIRD ospf, bfd 50 ms x 3", Rest: lsaInterval,
 			daemons: bird, programs: []program{{"bird", "bird2"}},
 		},
 		{
-			Name: "babeld", Settings: "defaults", Linger: 25 * time.Second, Rest: time.Second, Slow: true,
+			Name: "babeld", Settings: "defaults", Rest: time.Second, Slow: true,
 			daemons: babeld, programs: []program{{"babeld", "babeld"}},
 		},
 	}
 }
+
+// Patience is how long a contender may take to leave a dead path: OSPF's dead interval without BFD, some hellos of babeld.
+const Patience = time.Minute
 
 // lsaInterval is longer than OSPF's MinLSInterval (RFC 2328, appendix B): a router that has just announced a link waits as
 // long before it announces that the link is gone.
@@ -131,6 +133,24 @@ func (c Contender) Start(ctx context.Context, w *world.World, tunnels Tunnels) e
 	if err != nil {
 		return cmp.Or(ended(ctx, w), err)
 	}
+	return c.refused(w)
+}
+
+// refused finds settings that a daemon did not understand and left out.
+func (c Contender) refused(w *world.World) error {
+	for _, n := range nodes(w) {
+		for _, d := range c.daemons(n) {
+			said, err := os.ReadFile(filepath.Join(n.dir, d.name+".log"))
+			if err != nil {
+				return err
+			}
+			for line := range strings.Lines(string(said)) {
+				if strings.Contains(line, "No such command") {
+					return fmt.Errorf("%s does not understand its settings: %s", d.name, strings.TrimSpace(line))
+				}
+			}
+		}
+	}
 	return nil
 }
 
@@ -170,12 +190,28 @@ func (c Contender) Ready(ctx context.Context, w *world.World, a, b *world.Site) 
 // while what it has.
 const healLimit = 2 * time.Minute
 
-// Stop ends what Start has started on the sites, as an orderly service manager would. The lab's end does it, too.
+// Stop kills what runs on the sites. The lab's end does it, too.
 func (c Contender) Stop(ctx context.Context, w *world.World) error {
 	for _, s := range w.Sites {
 		if err := w.Lab.KillAll(ctx, s.Name, 0); err != nil {
 			return err
 		}
 	}
-	return nil
+	return w.Until(ctx, c.Name+" has ended", stopLimit, func(ctx context.Context) (string, error) {
+		st, err := w.Lab.Status(ctx)
+		if err != nil {
+			return "", err
+		}
+		for _, n := range st.Nodes {
+			for _, p := range n.Processes {
+				if _, site := w.ByName[n.Name]; site && p.Running {
+					return p.Name + " runs on " + n.Name, nil
+				}
+			}
+		}
+		return "", nil
+	})
 }
+
+// stopLimit is how long killed processes may take to be gone.
+const stopLimit = 10 * time.Second

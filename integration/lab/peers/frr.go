@@ -10,10 +10,16 @@ const (
 	frrUser = "frr"
 )
 
+// zebra is the daemon of FRR that writes routes, and that the others talk to.
+const zebra = "zebra"
+
 // frrDaemon runs a daemon of FRR with its settings.
 func frrDaemon(n node, name, config string) daemon {
 	file := name + ".conf"
 	run := sealed{User: frrUser, Make: frrRun, Hide: frrTemp, Copy: filepath.Join(n.dir, file)}
+	if name != zebra {
+		run.Await = filepath.Join(frrRun, "zserv.api")
+	}
 	return daemon{
 		name: name, config: map[string]string{file: config},
 		argv: run.argv(n.exe, find(name), "--vty_port", "0", "--log", "stdout", "--log-level", "warnings", "--config_file", filepath.Join(frrRun, file)),
@@ -27,10 +33,10 @@ func frrOSPF(n node, tunnel ...string) string {
 	t.line("hostname %s", n.name)
 	t.line("router ospf")
 	t.line(" ospf router-id %s", n.id)
-	t.line(" passive-interface %s", lanDevice)
 	t.line("exit")
 	t.line("interface %s", lanDevice)
 	t.line(" ip ospf area 0")
+	t.line(" ip ospf passive")
 	t.line("exit")
 	for _, p := range n.ports {
 		t.line("interface %s", p.device)
@@ -56,7 +62,7 @@ func frrBFD(n node) []daemon {
 	t.line(" exit")
 	t.line("exit")
 	return []daemon{
-		frrDaemon(n, "zebra", "hostname "+n.name+"\n"),
+		frrDaemon(n, zebra, "hostname "+n.name+"\n"),
 		frrDaemon(n, "bfdd", t.String()),
 		frrDaemon(n, "ospfd", frrOSPF(n, "ip ospf hello-interval 1", "ip ospf dead-interval 4", "ip ospf bfd", "ip ospf bfd profile fast")),
 	}
@@ -65,7 +71,7 @@ func frrBFD(n node) []daemon {
 // frrHello is OSPF at its fastest without BFD.
 func frrHello(n node) []daemon {
 	return []daemon{
-		frrDaemon(n, "zebra", "hostname "+n.name+"\n"),
-		frrDaemon(n, "ospfd", frrOSPF(n, "ip ospf dead-interval minimal hello-multiplier 20")),
+		frrDaemon(n, zebra, "hostname "+n.name+"\n"),
+		frrDaemon(n, "ospfd", frrOSPF(n, "ip ospf dead-interval minimal hello-multiplier 10")),
 	}
 }

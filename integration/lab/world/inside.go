@@ -3,7 +3,9 @@ package world
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -28,7 +30,7 @@ const Ready = "listening"
 // InsideCommand holds what has to be done inside a node and no other program does, and more of the kind.
 func InsideCommand(more ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{Use: InsideVerb, Short: "What demo, bench and chaos do inside nodes", Hidden: true}
-	c.AddCommand(awaitCommand(), ratesCommand(), silenceCommand(), tunnelsCommand(), lookupCommand(), departuresCommand(), burnCommand())
+	c.AddCommand(awaitCommand(), ratesCommand(), silenceCommand(), tunnelsCommand(), lookupCommand(), staysCommand(), burnCommand())
 	c.AddCommand(more...)
 	return c
 }
@@ -257,6 +259,9 @@ func burnCommand() *cobra.Command {
 		runtime.LockOSThread()
 		if err := syscall.Setpriority(syscall.PRIO_PROCESS, 0, 0); err != nil {
 			return err
+		}
+		if err := os.WriteFile("/proc/self/autogroup", []byte("0"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err // the lab has given its session another priority
 		}
 		_, _ = fmt.Fprintln(c.ErrOrStderr(), Ready)
 		for c.Context().Err() == nil {

@@ -1,6 +1,7 @@
 package world
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,8 @@ const (
 type Strike struct {
 	A, B   *Site
 	Linger time.Duration // how long to look after Act has returned; 0: 2 s
+	// Patience is how much longer to look at a flow that has no way from end to end; 0: 2 s.
+	Patience time.Duration
 	// Act causes the event and returns its name and its moment by flow.Monotonic. It knows the ways of both directions.
 	Act func(ctx context.Context, ways [2]Trace) (event string, at time.Duration, err error)
 }
@@ -47,19 +50,13 @@ func (w *World) Hit(ctx context.Context, s Strike) (Felt, error) {
 		return Felt{}, err
 	}
 	w.Screen.Progress("%s: %s", event, t.text())
-	if s.Linger == 0 {
-		s.Linger = observe
-	}
+	s.Linger, s.Patience = cmp.Or(s.Linger, observe), cmp.Or(s.Patience, observe)
 	if err := Pause(ctx, s.Linger); err != nil {
 		return Felt{}, err
 	}
 	// A flow that found no way back has none; how long it was silent says the account.
-	// One that moves while it is counted is looked for again.
 	after, lost := t.traces(ctx)
-	for range 2 {
-		if lost == nil || ctx.Err() != nil {
-			break
-		}
+	for deadline := time.Now().Add(s.Patience); lost != nil && ctx.Err() == nil && time.Now().Before(deadline); {
 		after, lost = t.traces(ctx)
 	}
 	if ctx.Err() != nil {
@@ -142,11 +139,11 @@ func (w *World) DirectPair(ctx context.Context) (a, b *Site, err error) {
 	return a, b, err
 }
 
-// CutTunnel cuts the tunnel that carries the flow from a to b, and nothing else, and looks on for linger, or a default. Unless
-// there is an error, the caller heals it.
-func (w *World) CutTunnel(ctx context.Context, a, b *Site, linger time.Duration) (felt Felt, heal func(context.Context) error, err error) {
+// CutTunnel cuts the tunnel that carries the flow from a to b, and nothing else. patience is that of a Strike. Unless there is
+// an error, the caller heals it.
+func (w *World) CutTunnel(ctx context.Context, a, b *Site, patience time.Duration) (felt Felt, heal func(context.Context) error, err error) {
 	felt, err = w.Hit(ctx, Strike{
-		A: a, B: b, Linger: linger,
+		A: a, B: b, Patience: patience,
 		Act: func(ctx context.Context, ways [2]Trace) (event string, at time.Duration, err error) {
 			hop := ways[0][0]
 			heal, at, err = w.Silence(ctx, hop)
