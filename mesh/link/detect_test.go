@@ -46,7 +46,7 @@ func TestDetection(t *testing.T) {
 	}{
 		{"carrying", func(p *pair) { p.pace(Carrying, false) }, 45 * time.Millisecond, 55 * time.Millisecond},
 		{"carrying, 10 ms of jitter", func(p *pair) { p.jitter = uniform(10 * time.Millisecond) }, 55 * time.Millisecond, 70 * time.Millisecond},
-		{"backup", func(p *pair) { p.pace(Backup, false) }, 60 * time.Millisecond, 70 * time.Millisecond},
+		{"backup", func(p *pair) { p.pace(Backup, false) }, 180 * time.Millisecond, 200 * time.Millisecond},
 		{"idle", func(p *pair) { p.pace(Idle, false) }, 1300 * time.Millisecond, 2200 * time.Millisecond},
 		{"metered, carrying", func(p *pair) { p.pace(Carrying, true) }, 275 * time.Millisecond, 320 * time.Millisecond},
 		{"metered, carrying, dense traffic, counters at 20 Hz", func(p *pair) {
