@@ -33,6 +33,7 @@ const (
 // the adjacencies that both ends announce.
 type lsdb struct {
 	mesh    mesh.MeshID
+	verify  func(wire.SignedLSA, mesh.IdentityKey) bool
 	members map[mesh.NodeID]Member
 	origins map[mesh.NodeID]*origin
 	graph   *spf.Graph
@@ -72,8 +73,11 @@ const (
 	DropForeignPrefix = "prefix not granted"
 )
 
-func newLSDB(id mesh.MeshID) lsdb {
-	return lsdb{mesh: id, members: map[mesh.NodeID]Member{}, origins: map[mesh.NodeID]*origin{}, graph: spf.NewGraph()}
+func newLSDB(id mesh.MeshID, verify func(wire.SignedLSA, mesh.IdentityKey) bool) lsdb {
+	if verify == nil {
+		verify = wire.SignedLSA.Verify
+	}
+	return lsdb{mesh: id, verify: verify, members: map[mesh.NodeID]Member{}, origins: map[mesh.NodeID]*origin{}, graph: spf.NewGraph()}
 }
 
 // offer takes s if it is newer than what is held, and says why not otherwise.
@@ -122,7 +126,7 @@ func (db *lsdb) offer(now time.Time, s wire.SignedLSA) (key wire.LSAKey, dropped
 	if lsa.Mesh != db.mesh {
 		return key, DropOtherMesh
 	}
-	if !s.Verify(member.Identity) {
+	if !db.verify(s, member.Identity) {
 		return key, DropSignature
 	}
 	db.store(stored{s, lsa, sum})

@@ -41,6 +41,9 @@ type Config struct {
 	Mesh  mesh.MeshID
 	Epoch uint64                   // larger at every start of this node
 	Sign  func(body []byte) []byte // Ed25519 with our identity key
+	// Verify checks an announcement's signature; nil: its method of that name.
+	// A simulation checks each once for all its nodes.
+	Verify func(wire.SignedLSA, mesh.IdentityKey) bool
 	// Warm are the neighbours whose transit the kernel was found to let in at
 	// the start. With any, the router does not touch what the kernel forwards
 	// until Settle.
@@ -83,7 +86,7 @@ type Message struct {
 func New(cfg Config) *Router {
 	r := &Router{
 		cfg:        cfg,
-		db:         newLSDB(cfg.Mesh),
+		db:         newLSDB(cfg.Mesh, cfg.Verify),
 		lfi:        lfi.New(len(cfg.Warm) == 0),
 		neighbours: map[mesh.NodeID]*neighbour{},
 		session:    cfg.Epoch,

@@ -16,7 +16,6 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"guywire/mesh/agent"
 	"guywire/mesh/api"
@@ -99,7 +98,7 @@ func run(c config.Config) error {
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal kills
 
-	prioritise(true)
+	prioritise()
 	a, err := agent.New(agent.Options{Config: c, Log: log, Version: api.BuildVersion().Version, Outside: outside(c, log)})
 	if err != nil {
 		return err
@@ -107,28 +106,18 @@ func run(c config.Config) error {
 	return errors.Join(a.Run(ctx), a.Close())
 }
 
-// niceness puts the data plane, and the agent where it may not be better,
-// before ordinary processes.
-const niceness = -10
-
-// prioritise lets this process run when it has to: a probe that leaves late
-// looks like a path that fails. The agent is real-time, of the lowest rank: on
-// saturated processors its timers are then late by milliseconds, with a nice
-// value alone by tens of them. The data plane has work without end and is not.
-// Without the privilege everything stays as it is.
-func prioritise(realtime bool) {
-	threads, err := os.ReadDir("/proc/self/task") // Linux keeps both per thread; new ones inherit them
+// prioritise puts this process before ordinary ones: a probe that leaves late
+// looks like a path that fails. Without the privilege it stays as it is. (Not
+// real-time: an agent that has much to do would then starve its data plane.)
+func prioritise() {
+	const nice = -10
+	threads, err := os.ReadDir("/proc/self/task") // Linux keeps the value per thread; new ones inherit it
 	if err != nil {
 		return
 	}
-	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL, Nice: niceness}
-	if realtime {
-		attr = unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_RR, Priority: 1}
-	}
 	for _, t := range threads {
-		id, err := strconv.Atoi(t.Name())
-		if err == nil && unix.SchedSetAttr(id, &attr, 0) != nil {
-			_ = unix.Setpriority(unix.PRIO_PROCESS, id, niceness)
+		if id, err := strconv.Atoi(t.Name()); err == nil {
+			_ = syscall.Setpriority(syscall.PRIO_PROCESS, id, nice)
 		}
 	}
 }
@@ -158,7 +147,7 @@ func dataplaneCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 			c.Version = api.BuildVersion().Version
-			prioritise(false)
+			prioritise()
 			return dataplane.Run(cmd.Context(), c)
 		},
 	}

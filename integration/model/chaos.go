@@ -65,7 +65,7 @@ var disturbances = []disturbance{
 	(*node).falseAlarm, (*node).falseAlarm,
 	(*node).reprice, (*node).drain, (*node).transit,
 	(*node).crash, (*node).crash, (*node).crashBoth,
-	(*node).relog, (*node).writeFails, (*node).gossip,
+	(*node).relog, (*node).relog, (*node).writeFails, (*node).gossip,
 }
 
 // linkFails lets one link fail.

@@ -71,7 +71,7 @@ func check(t *testing.T, first uint64, enough int, opt Options) {
 // repeats one run. In the usual run it is a short check from a random seed.
 func TestModel(t *testing.T) {
 	if *states > 0 {
-		check(t, *seed, *states, Options{})
+		check(t, max(*seed, 1), *states, Options{})
 	} else {
 		check(t, rand.Uint64N(1<<40), share, Options{})
 	}

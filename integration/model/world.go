@@ -184,7 +184,7 @@ func (w *World) character() {
 	w.detect = 150 * time.Millisecond
 	w.patience = time.Duration(500+w.rng.IntN(9500)) * time.Millisecond
 	w.trust = w.upTo([]time.Duration{0, 300 * time.Millisecond, 3 * time.Second}[w.rng.IntN(3)])
-	w.disorder, w.mindful = w.rng.IntN(4) == 0, w.rng.IntN(2) == 0
+	w.disorder, w.mindful = w.rng.IntN(4) == 0, w.rng.IntN(3) == 0
 	w.labels = w.opt.Labels
 	w.cruel = w.rng.IntN(6) == 0
 	if w.long = w.rng.IntN(25) == 0; w.long {

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"maps"
 	"reflect"
 	"slices"
@@ -8,6 +9,7 @@ import (
 
 	"guywire/mesh"
 	"guywire/routing/topology"
+	"guywire/routing/wire"
 )
 
 // graphs remembers the meshes that were built lately: nodes that know the same
@@ -46,4 +48,30 @@ func sameNode(a, b topology.Node) bool {
 // sameRTT compares reports. They are never changed, and mostly the very same.
 func sameRTT(a, b map[mesh.NodeID]time.Duration) bool {
 	return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer() || maps.Equal(a, b)
+}
+
+// signatures remembers which announcements were found to be well signed: every
+// node gets the same ones, and need not all check them.
+type signatures map[[64]byte]signed
+
+type signed struct {
+	key  mesh.IdentityKey
+	body []byte
+}
+
+// mostSignatures bounds the memory of a long run.
+const mostSignatures = 1 << 16
+
+func (s signatures) verify(lsa wire.SignedLSA, key mesh.IdentityKey) bool {
+	if known, ok := s[lsa.Signature]; ok && known.key == key && bytes.Equal(known.body, lsa.Body) {
+		return true
+	}
+	ok := lsa.Verify(key)
+	if ok {
+		if len(s) == mostSignatures {
+			clear(s)
+		}
+		s[lsa.Signature] = signed{key, lsa.Body}
+	}
+	return ok
 }

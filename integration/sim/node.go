@@ -74,6 +74,7 @@ func (w *World) Start(i int) {
 		Records:   records,
 		Distances: n.facts.Distances,
 		Build:     w.graphs.build,
+		Verify:    w.signatures.verify,
 	})
 	n.Running, n.Dead, n.writing, n.dirty, n.missed = true, false, false, false, nil
 	n.step(core.StateChanged{State: w.state})

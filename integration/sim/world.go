@@ -60,21 +60,22 @@ type World struct {
 	Events uint64
 	Loops  []string
 
-	seed      uint64
-	now       time.Duration // since Epoch
-	announced time.Duration // when somebody last did
-	rng       *rand.Rand
-	queue     queue
-	alarms    alarms
-	order     uint64
-	changed   bool
-	stopped   bool
-	state     *store.State
-	byID      map[mesh.NodeID]*Node
-	graphs    graphs
-	news      []discovery.Facts // in the order in which they were published
-	faults    faults
-	counts    map[string]core.Count
+	seed       uint64
+	now        time.Duration // since Epoch
+	announced  time.Duration // when somebody last did
+	rng        *rand.Rand
+	queue      queue
+	alarms     alarms
+	order      uint64
+	changed    bool
+	stopped    bool
+	state      *store.State
+	byID       map[mesh.NodeID]*Node
+	graphs     graphs
+	signatures signatures
+	news       []discovery.Facts // in the order in which they were published
+	faults     faults
+	counts     map[string]core.Count
 
 	columns  []column
 	columnOf map[netip.Prefix]int32
@@ -104,9 +105,10 @@ func New(seed uint64, uplinks [][]string) *World {
 			Version: store.Version, Index: 1, Nodes: map[mesh.NodeID]store.Node{}, Removed: map[mesh.NodeID]store.Tombstone{},
 			Mesh: store.Settings{ID: mesh.MeshID{1}, Pool4: netip.MustParsePrefix("10.86.0.0/16"), Pool6: netip.MustParsePrefix("2001:db8:86::/48")},
 		},
-		byID:     map[mesh.NodeID]*Node{},
-		columnOf: map[netip.Prefix]int32{},
-		counts:   map[string]core.Count{},
+		byID:       map[mesh.NodeID]*Node{},
+		columnOf:   map[netip.Prefix]int32{},
+		counts:     map[string]core.Count{},
+		signatures: signatures{},
 	}
 	w.faults.init()
 	for _, names := range uplinks {

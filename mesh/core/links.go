@@ -1,6 +1,7 @@
 package core
 
 import (
+	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -23,6 +24,11 @@ const (
 	deferFor = 20 * time.Second
 	// standby is how many armed legs of a group in use are probed fast.
 	standby = 1
+	// alarmPace is what each false alarm of late adds to the least interval of
+	// probes, alarmPaceMost the most; it halves every alarmHalfLife.
+	alarmPace     = 10 * time.Millisecond
+	alarmPaceMost = 100 * time.Millisecond
+	alarmHalfLife = 5 * time.Second
 	// maxSlot bounds next-hop slots: each stands for two objects below the groups.
 	maxSlot = 1<<15 - 1
 	// silenceEvery is the pause between two words to the far end that it is
@@ -306,6 +312,17 @@ func (n *Node) weigh(e *entry) {
 	e.seen, n.ready.Dirty = w, true
 }
 
+// falseAlarm notes that a suspicion was taken back.
+func (n *Node) falseAlarm() {
+	n.alarms = n.falseAlarms() + 1
+	n.alarmed = n.now
+}
+
+// falseAlarms is how many suspicions were taken back lately.
+func (n *Node) falseAlarms() float64 {
+	return n.alarms * math.Exp2(-n.now.Sub(n.alarmed).Seconds()/alarmHalfLife.Seconds())
+}
+
 // setPaces says what each link is used for.
 func (n *Node) setPaces() {
 	pace := map[*entry]link.Pace{}
@@ -332,13 +349,16 @@ func (n *Node) setPaces() {
 			quick[e.rec.Link.Local]++
 		}
 	}
+	// When suspicions turn out wrong again and again, machines are starved, and
+	// fast probes are part of the load: all slow down until it is calm.
+	floor := min(time.Duration(n.falseAlarms()*float64(alarmPace)), alarmPaceMost)
 	for _, id := range n.sorted() {
 		e := n.entries[id]
 		if e.judge == nil {
 			continue
 		}
 		u, _ := n.uplink(id.Local)
-		e.judge.SetPace(n.now, pace[e], n.metered(id), link.Floor(quick[id.Local], u.ProbeBudget/8))
+		e.judge.SetPace(n.now, pace[e], n.metered(id), max(floor, link.Floor(quick[id.Local], u.ProbeBudget/8)))
 		n.due(e.judge.Deadline(n.now))
 	}
 }
@@ -358,6 +378,9 @@ func (n *Node) judged(e *entry, change func()) {
 	after := e.judge.State()
 	if before == after {
 		return
+	}
+	if before == link.Suspect && after == link.Up {
+		n.falseAlarm()
 	}
 	n.due(n.now)
 	n.routes.changed(before, after)

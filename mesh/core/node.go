@@ -52,6 +52,9 @@ type Config struct {
 	// Build makes the wanted mesh; nil: topology.Build. A simulation shares one
 	// answer among all its nodes.
 	Build func([]topology.Node, topology.Policy) *topology.Graph
+	// Verify checks an announcement's signature; nil: it does so itself. A
+	// simulation checks each once for all its nodes.
+	Verify func(wire.SignedLSA, mesh.IdentityKey) bool
 }
 
 // A Node is one member of the mesh, as a value that events change. It is not
@@ -83,7 +86,9 @@ type Node struct {
 	chosen    map[string]string // destination → next hops in words, to see changes
 	lastCause string
 
-	slot     uint16 // of next hops, given last
+	slot     uint16  // of next hops, given last
+	alarms   float64 // suspicions taken back, as of alarmed
+	alarmed  time.Time
 	revision uint64
 	steps    []step // revisions on their way to the kernel
 	adopted  bool   // tunnels were found at start
@@ -118,7 +123,7 @@ func New(now time.Time, cfg Config) *Node {
 		}
 	}
 	n.router = routing.New(routing.Config{
-		Self: cfg.Self, Mesh: cfg.Mesh, Epoch: cfg.Incarnation, Sign: cfg.Sign, Warm: warm,
+		Self: cfg.Self, Mesh: cfg.Mesh, Epoch: cfg.Incarnation, Sign: cfg.Sign, Verify: cfg.Verify, Warm: warm,
 	})
 	n.speaking = !n.adopted
 	if n.cfg.Build == nil {
