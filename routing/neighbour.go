@@ -35,6 +35,8 @@ type neighbour struct {
 	admitted   bool
 	admittedAt uint64
 	refusedAt  uint64
+	courted    bool   // not admitted yet, but no distance is raised without it
+	base       uint64 // serial of the end of our first table in this session
 
 	// What we have told it in this session.
 	flood    map[fragment]bool // announcements to send
@@ -91,11 +93,15 @@ func (r *Router) begin(n *neighbour, cold bool) {
 	r.session++
 	n.session = session.New(r.session)
 	n.session.SetCold(cold)
+	n.courted = false
 	n.downAt = r.now
 	n.ghost = map[wire.Destination]mesh.Cost{}
 	n.listen()
 	r.restream(n)
 	r.lfi.Disconnect(n.id)
+	if !n.binding(r) {
+		r.lfi.SetNeeded(n.id, false)
+	}
 }
 
 // listen makes ready for the first table of a session.
@@ -134,9 +140,15 @@ func (r *Router) refuse(n *neighbour) {
 func (r *Router) clean(n *neighbour) bool { return n.told && r.lfi.Clean(n.id) }
 
 // admit lets the neighbour's transit in when it goes by our newest words.
+//
+// It goes by them, too, when it has confirmed the first table of a session in
+// which no distance was raised without it.
 func (r *Router) admit(n *neighbour) {
-	if !n.admitted && n.up && r.lfi.Settled() && n.session.Open() && r.clean(n) {
-		n.admitted = true
+	if n.admitted || !n.up || !r.lfi.Settled() || !n.session.Open() || !n.told {
+		return
+	}
+	if r.clean(n) || n.courted && n.session.Committed() >= n.base {
+		n.admitted, n.courted = true, false
 		n.session.SetCold(false) // should its agent restart now, it may go on counting on us
 		n.admittedAt = r.lfi.Touch()
 		r.lfi.SetNeeded(n.id, true)
@@ -148,7 +160,7 @@ func (r *Router) admit(n *neighbour) {
 // before, so it may still be a next hop.
 func (r *Router) waited(n *neighbour) (deadline time.Time) {
 	confirmed := n.session.Committed()
-	if !n.admitted || !r.lfi.WaitsFor(n.id) {
+	if !n.admitted && !n.courted || !r.lfi.WaitsFor(n.id) {
 		n.waiting = time.Time{}
 		return time.Time{}
 	}
@@ -159,6 +171,7 @@ func (r *Router) waited(n *neighbour) (deadline time.Time) {
 	if !r.now.Before(deadline) {
 		r.dropped["no confirmation"]++
 		r.refuse(n)
+		r.begin(n, true) // should it be there after all, it learns that we let nothing in
 		return time.Time{}
 	}
 	return deadline
@@ -168,7 +181,7 @@ func (r *Router) waited(n *neighbour) (deadline time.Time) {
 func (r *Router) afterCommit() {
 	at := r.lfi.InKernel()
 	for _, n := range r.order {
-		if !n.admitted && n.refusedAt <= at {
+		if !n.admitted && !n.courted && n.refusedAt <= at {
 			r.lfi.SetNeeded(n.id, false)
 		}
 		r.confirm(n)
@@ -248,6 +261,10 @@ func (r *Router) receive(n *neighbour, h wire.Header, seg *wire.Segment) {
 	if in.Restarted || in.Opened {
 		r.restream(n)
 		r.lfi.Connect(n.id)
+		if r.lfi.Settled() && !n.admitted {
+			n.courted = true
+			r.lfi.SetNeeded(n.id, true)
+		}
 	}
 	for _, note := range in.Notes {
 		decoded, err := wire.DecodeNote(note.Body)
@@ -402,7 +419,7 @@ func (r *Router) next(n *neighbour) (note wire.Note, sent func(serial uint64)) {
 	}
 	if !n.told {
 		return wire.Complete{}, func(serial uint64) {
-			n.told = true
+			n.told, n.base = true, serial
 			r.lfi.SentComplete(n.id, serial)
 		}
 	}
