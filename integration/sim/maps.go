@@ -77,11 +77,6 @@ func Grid(width, height int) Map {
 	return roads(width*height, list)
 }
 
-// Full is n nodes of which any two can connect, all at one distance.
-func Full(n int) Map {
-	return Map{Nodes: n, Delay: func(int, int) (time.Duration, bool) { return hop, true }}
-}
-
 // Geographic is n nodes in the towns of a globe. Towns stand in a few regions,
 // and the larger ones have most of the nodes. Delays are those of light in
 // fibre along a detour of 1.3 to 3 times the great circle, another for each

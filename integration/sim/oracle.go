@@ -361,19 +361,6 @@ func (w *World) Reachable() (pairs, talking int) {
 	return pairs, talking
 }
 
-// Until lets time pass until something is so, looked at every step, and says
-// how long it took; false: not within the limit.
-func (w *World) Until(step, limit time.Duration, so func() bool) (time.Duration, bool) {
-	begun := w.now
-	for w.now-begun < limit {
-		w.Run(step)
-		if so() {
-			return w.now - begun, true
-		}
-	}
-	return limit, false
-}
-
 // NextHops are the nodes to which a node's kernel sends packets for the site
 // of another.
 func (w *World) NextHops(at, to int) (next []int) {

@@ -68,7 +68,6 @@ type World struct {
 	alarms     alarms
 	order      uint64
 	changed    bool
-	stopped    bool
 	state      *store.State
 	byID       map[mesh.NodeID]*Node
 	graphs     graphs

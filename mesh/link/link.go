@@ -285,7 +285,7 @@ func (l *Link) Tick(now time.Time) {
 		if l.state != Headless {
 			l.become(now, Headless, "the far end's kernel answers, its agent does not")
 		}
-	case l.state == Headless || l.echoHadTime(now):
+	case l.echoHadTime(now):
 		l.become(now, Down, "nothing heard for "+lasting.String())
 	}
 	l.hurry(now)

@@ -145,6 +145,29 @@ func TestDeadAgentNeverDownInBetween(t *testing.T) {
 	p.want(t, Up, Up)
 }
 
+// Traffic that goes on keeps a link without agent from going down before the far
+// end's kernel has had time to answer, however long the path is, and whenever
+// the counters happen to be read.
+func TestDeadAgentBehindALongPathIsNotDown(t *testing.T) {
+	for _, delay := range []time.Duration{40 * time.Millisecond, 90 * time.Millisecond, 200 * time.Millisecond} {
+		for offset := range 10 {
+			p := newPair()
+			p.delay = delay
+			p.flow = [2]uint64{50_000, 50_000}
+			p.run(time.Duration(offset) * 10 * time.Millisecond)
+			p.polls, p.polled = 100*time.Millisecond, p.now
+			p.run(5 * time.Second)
+			p.want(t, Up, Up)
+			p.agent[1] = false
+			p.run(30 * time.Second)
+			p.never(t, Down)
+			if p.ends[0].State() != Headless {
+				t.Errorf("%s, %d: %s", delay, offset, p.ends[0].State())
+			}
+		}
+	}
+}
+
 // Deadlines keep the monotonic reading of the time that they are made from, so
 // that a step of the wall clock moves none of them.
 func TestDeadlinesKeepTheMonotonicClock(t *testing.T) {

@@ -42,7 +42,7 @@ const (
 	walkEvery = 250 * time.Millisecond // at most so often are the tables of all sites read
 	// calm is how long the mesh may take to be whole again after the last repair: links that flapped are held down for up to
 	// a minute.
-	calm = 2 * time.Minute
+	calm = 4 * time.Minute
 )
 
 // report is the outcome.

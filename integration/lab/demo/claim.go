@@ -13,8 +13,7 @@ type claim struct {
 	moves    bool    // the flow must have another way afterwards, or the event did not hit it
 }
 
-// The promises, of a slow day: half of such events have a gap of less than half of it. A slow machine misses them and the
-// demo does not fail.
+// The promises are for a machine that has little else to do. Another one misses them, which is shown and does not fail the demo.
 var (
 	silentDeath = claim{limitMs: 150, moves: true} // a path dies and nobody says so
 	carrierLost = claim{limitMs: 60, moves: true}

@@ -1,3 +1,4 @@
+// Package screen is where demo, bench and chaos print: headings, notes, tables and a line of progress, all within 100 columns.
 package screen
 
 import (
