@@ -2,7 +2,6 @@ package sim
 
 import (
 	"flag"
-	"fmt"
 	"runtime"
 	"testing"
 	"time"
@@ -13,36 +12,34 @@ var (
 	seed  = flag.Uint64("seed", 0, "the only seed of a test with random worlds")
 )
 
+// TestScale starts a mesh of the topology's own making from nothing: thirty
+// nodes, or as many as -nodes says.
 func TestScale(t *testing.T) {
-	n := *nodes
-	if n == 0 {
-		n = 100
+	n := 30
+	if *nodes > 0 {
+		n = *nodes
 	}
 	w := Geographic(1, n, 0).World(1)
 	begun := time.Now()
 	w.StartAll()
-	fmt.Printf("started: %v %d events\n", time.Since(begun), w.Events)
-	for w.now < 30*time.Second {
-		w.Run(500 * time.Millisecond)
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		ann := 0
-		var u Usage
-		tun := 0
-		for _, x := range w.Nodes {
-			ann += x.Announced
-			u.Probes += x.Sent.Probes
-			u.Control += x.Sent.Control
-			for _, t := range x.tunnels {
-				if t.installed {
-					tun++
-				}
-			}
+	limit := 60 * time.Second
+	for w.now < limit {
+		w.Run(time.Second)
+		if pairs, talking := w.Reachable(); talking == pairs && w.Agree() {
+			break
 		}
-		pairs, ok := 0, 0
-		if w.now%time.Second == 0 {
-			pairs, ok = w.Reachable()
-		}
-		fmt.Printf("%v: wall %.1fs events %d announced %d agree %v probes %d control %d tunnels %d heap %d MB reach %d/%d queue %d loops %d graphs %d\n", w.now, time.Since(begun).Seconds(), w.Events, ann, w.Agree(), u.Probes, u.Control, tun, m.HeapAlloc>>20, ok, pairs, len(w.queue.list), len(w.Loops), len(w.graphs))
+	}
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	t.Logf("%d nodes: converged after %v of virtual time, %.1f s of ours, %d events, %d kB a node",
+		n, w.now, time.Since(begun).Seconds(), w.Events, m.HeapAlloc>>10/uint64(n))
+	if pairs, talking := w.Reachable(); talking < pairs {
+		t.Errorf("%d of %d pairs can talk", talking, pairs)
+	}
+	if !w.Agree() {
+		t.Error("databases differ")
+	}
+	for _, loop := range w.Loops {
+		t.Error(loop)
 	}
 }
