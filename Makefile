@@ -5,7 +5,8 @@ FUZZ    ?= 30s
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := build
-.PHONY: build check test race demo lab bench fuzz clean help
+.PHONY: build check test race demo lab bench fuzz model clean help
+STATES  ?= 5000000
 
 build: ## build the three programs, static, into bin/
 	$(GO) build -trimpath -o bin/ ./cmd/...
@@ -28,6 +29,9 @@ lab: build ## bring the demo network up and leave it running (bin/meshlab down e
 bench: build ## benchmarks, with ratios
 	$(GO) test -run='^$$' -bench=. -benchtime=200ms ./routing/... ./mesh/kernel ./mesh/core
 	bin/meshlab bench
+
+model: ## model check of the routing core: STATES (5000000) states
+	$(GO) test ./integration/model -run 'TestModel$$' -v -timeout 0 -args -states $(STATES)
 
 fuzz: ## every fuzz target for FUZZ (30s) each
 	@sh integration/tools/fuzz.sh $(FUZZ)
