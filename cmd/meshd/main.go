@@ -16,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"guywire/mesh/agent"
 	"guywire/mesh/api"
@@ -98,7 +99,7 @@ func run(c config.Config) error {
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal kills
 
-	prioritise()
+	prioritise(agentNice)
 	a, err := agent.New(agent.Options{Config: c, Log: log, Version: api.BuildVersion().Version, Outside: outside(c, log)})
 	if err != nil {
 		return err
@@ -106,11 +107,20 @@ func run(c config.Config) error {
 	return errors.Join(a.Run(ctx), a.Close())
 }
 
-// prioritise puts this process before ordinary ones: a probe that leaves late
-// looks like a path that fails. Without the privilege it stays as it is. (Not
-// real-time: an agent that has much to do would then starve its data plane.)
-func prioritise() {
-	const nice = -10
+// Priorities as in nice(1): packets first, then the agent that watches over
+// them, then ordinary programs. A probe that leaves late looks like a path that
+// fails; but an agent that has much to do must not starve its data plane, so
+// neither is real-time.
+const (
+	agentNice     = -10
+	dataplaneNice = -15
+)
+
+// prioritise sets the priority of this process, and of its session if it leads
+// one: where the kernel shares the processors among sessions first (the
+// autogroups of sched(7)), the value of a process counts within its session
+// only. Without the privilege they stay as they are.
+func prioritise(nice int) {
 	threads, err := os.ReadDir("/proc/self/task") // Linux keeps the value per thread; new ones inherit it
 	if err != nil {
 		return
@@ -119,6 +129,9 @@ func prioritise() {
 		if id, err := strconv.Atoi(t.Name()); err == nil {
 			_ = syscall.Setpriority(syscall.PRIO_PROCESS, id, nice)
 		}
+	}
+	if sid, err := unix.Getsid(0); err == nil && sid == os.Getpid() {
+		_ = os.WriteFile("/proc/self/autogroup", strconv.AppendInt(nil, int64(nice), 10), 0) // no such file: no autogroups
 	}
 }
 
@@ -147,7 +160,7 @@ func dataplaneCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 			c.Version = api.BuildVersion().Version
-			prioritise()
+			prioritise(dataplaneNice)
 			return dataplane.Run(cmd.Context(), c)
 		},
 	}

@@ -176,6 +176,7 @@ func (s *supervisor) reboot(req request) error {
 	if req.Duration == 0 {
 		req.Duration = defaultDowntime
 	}
+	req.Duration = max(req.Duration, minDowntime)
 	s.mu.Unlock()
 	time.Sleep(req.Duration)
 	s.mu.Lock()

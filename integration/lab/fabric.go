@@ -401,5 +401,9 @@ func orNothing(p Properties) string {
 	return "nothing"
 }
 
-// defaultDowntime is how long a reboot takes.
-const defaultDowntime = time.Second
+const (
+	defaultDowntime = time.Second // how long a reboot takes
+	// The kernel forgets masqueraded flows in the background once a link is down: a NAT that is back before would lose
+	// new ones.
+	minDowntime = 100 * time.Millisecond
+)

@@ -202,7 +202,7 @@ func (n *nodeServer) exec(req request, conn *net.UnixConn, files []*os.File) (re
 	if err := cmd.Start(); err != nil {
 		return reply{}, fmt.Errorf("run %s on %s: %w", req.Argv[0], n.cfg.Name, err)
 	}
-	favour(cmd.Process.Pid)
+	prioritiseChild(cmd.Process.Pid, running)
 	closeAll(files) // or the reader of a pipe would wait for us
 	var (
 		mu    sync.Mutex
@@ -314,7 +314,7 @@ func (n *nodeServer) launch(req request) (*background, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s on %s: %w", name, n.cfg.Name, err)
 	}
-	favour(cmd.Process.Pid)
+	prioritiseChild(cmd.Process.Pid, running)
 	p := &background{done: make(chan struct{}), Process: Process{
 		Name: name, PID: cmd.Process.Pid, Argv: argv, Log: log.Name(), Started: time.Now(), Running: true,
 	}}

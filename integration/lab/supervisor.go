@@ -47,7 +47,7 @@ type supervisor struct {
 
 // supervisorMain is the life of the supervisor.
 func supervisorMain(dir string) error {
-	prioritise()
+	prioritise(physics)
 	unix.CloseOnExec(parentFD)
 	unix.CloseOnExec(lockFD)
 	parent, err := packetConn(os.NewFile(parentFD, "parent"))

@@ -267,17 +267,18 @@ func TestUsedPrefersSureLegsAndKeepsTheLast(t *testing.T) {
 	if up.State() != link.Up || suspect.State() != link.Suspect {
 		t.Fatalf("states %s %s", up.State(), suspect.State())
 	}
-	l := func(total mesh.Cost, judge *link.Link) leg { return leg{&entry{judge: judge}, total} }
+	l := func(total mesh.Cost, judge *link.Link) leg { return leg{e: &entry{judge: judge}, total: total} }
 	for name, c := range map[string]struct {
 		legs         []leg
 		carry, armed int
 	}{
-		"within 1.4":               {[]leg{l(1000, up), l(1400, up), l(1401, up)}, 2, 1},
+		"within 1.25":              {[]leg{l(1000, up), l(1250, up), l(1251, up)}, 2, 1},
 		"suspects wait":            {[]leg{l(900, suspect), l(1000, up)}, 1, 1},
 		"only suspects: they must": {[]leg{l(900, suspect), l(1000, suspect)}, 2, 0},
 		"the dead are out":         {[]leg{l(900, down), l(1000, up)}, 1, 0},
 		"none":                     {nil, 0, 0},
 	} {
+		weigh(c.legs, noShare)
 		carry, armed := n.used(c.legs)
 		if len(carry) != c.carry || len(armed) != c.armed {
 			t.Errorf("%s: %d carry, %d wait", name, len(carry), len(armed))
@@ -287,6 +288,8 @@ func TestUsedPrefersSureLegsAndKeepsTheLast(t *testing.T) {
 		}
 	}
 }
+
+func noShare(leg) uint8 { return 0 }
 
 // P9: whatever carries traffic promises a path of at most v = 1.4 times the best
 // that is up, and the best always carries.
@@ -307,13 +310,15 @@ func TestP9StretchBound(t *testing.T) {
 				}
 				e := &entry{judge: judge, rec: Record{Link: mesh.LinkID{Peer: id(peer), Local: string(rune('a' + port))}}}
 				c := mesh.Cost(250 + rng.IntN(50_000))
-				links[s.Peer] = append(links[s.Peer], leg{e, c})
+				links[s.Peer] = append(links[s.Peer], leg{e: e, total: c})
 				if judge.State() == link.Up {
 					shortest = min(shortest, c.Add(s.Rest))
 				}
 			}
 		}
-		carry, armed := n.used(n.legs(d, links))
+		legs := n.legs(d, links)
+		weigh(legs, func(leg) uint8 { return uint8(rng.IntN(3)) }) // whatever they had before
+		carry, armed := n.used(legs)
 		if len(carry) == 0 {
 			t.Fatal("a destination with legs has none in use")
 		}
@@ -329,7 +334,7 @@ func TestP9StretchBound(t *testing.T) {
 			}
 		}
 		for _, l := range armed {
-			if l.e.judge.State() == link.Up && l.total*10 <= shortest*14 {
+			if l.e.judge.State() == link.Up && l.total*100 <= legs[0].total*joinSpread {
 				t.Fatalf("a leg of %d stands by while the best is %d", l.total, shortest)
 			}
 		}
@@ -344,5 +349,26 @@ func TestGroupIDsAreStableAndDistinct(t *testing.T) {
 	}
 	if second := groupID("legs", taken); second == first || second < groupBase || second >= mesh.NextHopEnd {
 		t.Errorf("a collision gave %#x after %#x", second, first)
+	}
+}
+
+// A leg comes to carry traffic well within v, and goes only beyond it.
+func TestNoiseIsNoChangeOfShares(t *testing.T) {
+	n := node(state(2, 1, 2))
+	up := link.Adopt(start, 0)
+	had := map[int]uint8{}
+	for i, c := range []struct {
+		cost mesh.Cost // of the second leg; the first has 1000
+		want uint8
+	}{{1300, 0}, {1250, 1}, {1400, 1}, {1401, 0}, {1300, 0}, {1150, 2}, {1300, 2}, {1301, 1}, {1151, 1}, {1150, 2}} {
+		legs := []leg{{e: &entry{judge: up}, total: 1000}, {e: &entry{judge: up}, total: c.cost}}
+		weigh(legs, func(l leg) uint8 { return had[int(l.total/1001)] })
+		had = map[int]uint8{0: legs[0].weight, 1: legs[1].weight}
+		if legs[1].weight != c.want {
+			t.Errorf("step %d: at %d its share is %d, want %d", i, c.cost, legs[1].weight, c.want)
+		}
+		if carry, _ := n.used(legs); len(carry) != 1+int(min(c.want, 1)) {
+			t.Errorf("step %d: %d legs carry", i, len(carry))
+		}
 	}
 }

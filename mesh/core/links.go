@@ -215,7 +215,7 @@ func (n *Node) attempted(ev AttemptDone) {
 		pause := min(retryFirst<<min(e.failures-1, 10), retryMost)
 		e.retry = n.now.Add(pause + time.Duration(n.cfg.Rand.Int64N(int64(pause)/4+1)))
 		if e.failures == 1 {
-			n.fact(Fact{Kind: LinkFailed, Node: ev.Link.Peer, Link: ev.Link, Sentence: "no link to " + n.name(ev.Link.Peer) + " by " + ev.Link.Local + " → " + ev.Link.Remote + " yet", Cause: ev.Err})
+			n.fact(Fact{Kind: LinkFailed, Node: ev.Link.Peer, Link: ev.Link, Sentence: "no link to " + n.linkName(ev.Link) + " yet", Cause: ev.Err})
 		}
 		e.why = ev.Err
 		return
@@ -237,7 +237,7 @@ func (n *Node) attempted(ev AttemptDone) {
 	}
 	n.sizeTunnels()
 	n.ready.Dirty, n.ready.Save = true, true
-	n.fact(Fact{Kind: LinkMade, Node: ev.Link.Peer, Link: ev.Link, Sentence: "tunnel to " + n.name(ev.Link.Peer) + " by " + ev.Link.Local + " → " + ev.Link.Remote + " at " + ev.Endpoint.String()})
+	n.fact(Fact{Kind: LinkMade, Node: ev.Link.Peer, Link: ev.Link, Sentence: "tunnel to " + n.linkName(ev.Link) + " at " + ev.Endpoint.String()})
 }
 
 // epoch is our newest WireGuard key.
@@ -389,7 +389,7 @@ func (n *Node) judged(e *entry, change func()) {
 		n.router.Nudge(e.rec.Link.Peer)
 	}
 	kind := map[link.State]FactKind{link.Up: LinkUp, link.Suspect: LinkSuspect, link.Headless: LinkHeadless, link.Down: LinkDown}[after]
-	sentence := "link to " + n.name(e.rec.Link.Peer) + " by " + e.rec.Link.Local + " → " + e.rec.Link.Remote + " is " + after.String()
+	sentence := "link to " + n.linkName(e.rec.Link) + " is " + after.String()
 	n.lastCause = sentence + ": " + e.judge.Reason()
 	n.fact(Fact{Kind: kind, Node: e.rec.Link.Peer, Link: e.rec.Link, Sentence: sentence, Cause: e.judge.Reason(), From: before.String(), To: after.String()})
 }

@@ -83,7 +83,7 @@ type Node struct {
 
 	routes    routes
 	version   uint64            // of the router, as last looked at
-	chosen    map[string]string // destination → next hops in words, to see changes
+	chosen    map[string]choice // by destination, to see changes
 	lastCause string
 
 	slot     uint16  // of next hops, given last
@@ -113,7 +113,7 @@ func New(now time.Time, cfg Config) *Node {
 		byDevice: map[string]*entry{},
 		peers:    map[mesh.NodeID]bool{},
 		digests:  map[mesh.NodeID]uint64{},
-		chosen:   map[string]string{},
+		chosen:   map[string]choice{},
 	}
 	var warm []mesh.NodeID
 	for _, r := range cfg.Records {
@@ -557,4 +557,13 @@ func (n *Node) name(id mesh.NodeID) string {
 		}
 	}
 	return id.String()
+}
+
+// linkName is what a link is called in sentences: its neighbour, and the two
+// uplinks where either end has more than one.
+func (n *Node) linkName(id mesh.LinkID) string {
+	if len(n.host.Uplinks) > 1 || len(n.facts[id.Peer].Uplinks) > 1 {
+		return n.name(id.Peer) + " (" + id.Local + " → " + id.Remote + ")"
+	}
+	return n.name(id.Peer)
 }

@@ -3,11 +3,11 @@ package core
 import (
 	"cmp"
 	"encoding/binary"
+	"fmt"
 	"hash/fnv"
 	"maps"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -18,9 +18,12 @@ import (
 )
 
 const (
-	// spreadNum/spreadDen is v: successors within v of the best cost carry
-	// traffic, the rest are backups.
-	spreadNum, spreadDen = 14, 10
+	// A leg begins to carry traffic when its cost is at most joinSpread percent
+	// of the best one's, and carries until it is beyond spread, which is v; a full
+	// share, not half of one, between the other two. So noise is no change of the
+	// group. The rest are backups.
+	joinSpread, spread         = 125, 140
+	joinFullSpread, fullSpread = 115, 130
 	// groupBase is the first id of groups, above those of single next hops.
 	groupBase = mesh.NextHopBase + 1<<16
 )
@@ -44,6 +47,13 @@ type routes struct {
 	list []kernel.Route    // of the mesh
 	dead string            // which groups had no member when list was made
 	ids  map[string]uint32 // of the groups of this plan and the one before, by content
+	had  map[share]uint8   // weights of the plan before, where they are not 0
+}
+
+// A share is what one link has of one destination's traffic.
+type share struct {
+	destination string // as named in facts
+	link        mesh.LinkID
 }
 
 // planned is one destination of the plan.
@@ -56,16 +66,17 @@ type planned struct {
 // A group is the legs that some destinations share, best first, and which of
 // them carry traffic now.
 type group struct {
-	id    uint32
-	legs  []leg
-	carry []leg
-	said  string // carry in words, as last told
+	id     uint32
+	legs   []leg
+	carry  []leg
+	choice choice // carry, as last told
 }
 
 // A leg is one link as part of a path.
 type leg struct {
-	e     *entry
-	total mesh.Cost
+	e      *entry
+	total  mesh.Cost
+	weight uint8 // its share while all is well; 0: armed
 }
 
 // sure reports whether the leg's link is up and steady, not merely not given up.
@@ -87,7 +98,7 @@ func (n *Node) legs(d routing.Destination, links map[mesh.NodeID][]leg) []leg {
 	var out []leg
 	for _, s := range d.Successors {
 		for _, l := range links[s.Peer] {
-			out = append(out, leg{l.e, l.total.Add(s.Rest)})
+			out = append(out, leg{e: l.e, total: l.total.Add(s.Rest)})
 		}
 	}
 	slices.SortFunc(out, func(a, b leg) int {
@@ -100,29 +111,52 @@ func (n *Node) legs(d routing.Destination, links map[mesh.NodeID][]leg) []leg {
 // rest in the order in which it would take over. Links that are up come before
 // others, and the last path is used however bad it is.
 func (n *Node) used(legs []leg) (carry, armed []leg) {
-	live := make([]leg, 0, len(legs))
+	live, alike := make([]leg, 0, len(legs)), 0
 	for _, sure := range []bool{true, false} {
 		for _, l := range legs {
 			if l.e.judge.Usable() && n.sure(l) == sure {
 				live = append(live, l)
 			}
 		}
-	}
-	for i, l := range live {
-		if n.sure(l) != n.sure(live[0]) || uint64(l.total)*spreadDen > uint64(live[0].total)*spreadNum {
-			return live[:i], live[i:]
+		if alike == 0 {
+			alike = len(live)
 		}
 	}
-	return live, nil
+	if alike > 0 && live[0].weight == 0 {
+		// Those that were to carry cannot: the next ones share anew.
+		weigh(live[:alike], func(l leg) uint8 { return l.weight })
+	}
+	for i, l := range live {
+		if i < alike && l.weight > 0 {
+			carry = append(carry, l)
+		} else {
+			armed = append(armed, l)
+		}
+	}
+	return carry, armed
 }
 
-// weight quantises a leg's share, so that small changes of cost are no change
-// of the group.
-func weight(l, best leg) uint8 {
-	if uint64(l.total)*10 <= uint64(best.total)*12 {
-		return 2
+// weigh gives each leg, best first, its share of the traffic; had tells the
+// one that it has now.
+func weigh(legs []leg, had func(leg) uint8) {
+	for i := range legs {
+		l := &legs[i]
+		before := had(*l)
+		within := func(join, stay uint64, member bool) bool {
+			if member {
+				join = stay
+			}
+			return 100*uint64(l.total) <= join*uint64(legs[0].total)
+		}
+		switch {
+		case within(joinFullSpread, fullSpread, before == 2):
+			l.weight = 2
+		case within(joinSpread, spread, before > 0):
+			l.weight = 1
+		default:
+			l.weight = 0
+		}
 	}
-	return 1
 }
 
 // replan makes the plan anew.
@@ -135,7 +169,7 @@ func (n *Node) replan() {
 	links := map[mesh.NodeID][]leg{}
 	for _, id := range n.sorted() {
 		if e := n.entries[id]; e.judge != nil && e.judge.Usable() {
-			links[id.Peer] = append(links[id.Peer], leg{e, n.legCost(e)})
+			links[id.Peer] = append(links[id.Peer], leg{e: e, total: n.legCost(e)})
 		}
 	}
 	r.groups, r.dests = nil, nil
@@ -146,10 +180,18 @@ func (n *Node) replan() {
 	for _, id := range before {
 		taken[id] = true
 	}
+	had := r.had
+	r.had = map[share]uint8{}
 	index := map[string]int{}
 	names := map[string]bool{}
 	for _, d := range r.table.Destinations {
-		legs := n.legs(d, links)
+		legs, named := n.legs(d, links), n.nameOf(d, names)
+		weigh(legs, func(l leg) uint8 { return had[share{named, l.e.rec.Link}] })
+		for _, l := range legs {
+			if l.weight > 0 {
+				r.had[share{named, l.e.rec.Link}] = l.weight
+			}
+		}
 		key := content(legs)
 		i, ok := index[key]
 		if !ok {
@@ -162,8 +204,7 @@ func (n *Node) replan() {
 			r.ids[key] = id
 			r.groups = append(r.groups, group{id: id, legs: legs})
 		}
-		p := planned{Destination: d, group: i, named: n.nameOf(d, names)}
-		r.dests = append(r.dests, p)
+		r.dests = append(r.dests, planned{Destination: d, group: i, named: named})
 	}
 	n.planSources()
 }
@@ -173,13 +214,7 @@ func (n *Node) replan() {
 func content(legs []leg) string {
 	var b []byte
 	for _, l := range legs {
-		b = binary.BigEndian.AppendUint32(b, l.e.nextHop())
-		switch {
-		case uint64(l.total)*spreadDen > uint64(legs[0].total)*spreadNum:
-			b = append(b, 0)
-		default:
-			b = append(b, weight(l, legs[0]))
-		}
+		b = append(binary.BigEndian.AppendUint32(b, l.e.nextHop()), l.weight)
 	}
 	return string(b)
 }
@@ -225,7 +260,7 @@ func (n *Node) meshRoutes(want *kernel.State) {
 		}
 		nh := kernel.NextHop{ID: g.id}
 		for _, l := range g.carry {
-			hop := kernel.Member{ID: l.e.nextHop(), Weight: weight(l, g.carry[0])}
+			hop := kernel.Member{ID: l.e.nextHop(), Weight: l.weight}
 			if len(g.legs) == 1 {
 				hop.ID = l.e.onlyHop()
 				only[l.e] = true
@@ -436,47 +471,59 @@ func (n *Node) nameOf(d routing.Destination, taken map[string]bool) string {
 	return what
 }
 
+// A choice is the next hops of a destination.
+type choice struct {
+	links []mesh.LinkID // in order
+	said  string        // in words, with shares
+}
+
 // tellChoices records changes of destinations' next hops for the event log.
+// Another order or other shares among the same next hops are no news.
 func (n *Node) tellChoices() {
 	before := n.chosen
-	n.chosen = make(map[string]string, len(before))
+	n.chosen = make(map[string]choice, len(before))
 	for i := range n.routes.groups {
 		g := &n.routes.groups[i]
-		g.said = n.describe(g.carry)
+		g.choice = choice{said: n.describe(g.carry)}
+		for _, l := range g.carry {
+			g.choice.links = append(g.choice.links, l.e.rec.Link)
+		}
+		slices.SortFunc(g.choice.links, mesh.LinkID.Compare)
 	}
 	for _, d := range n.routes.dests {
-		now := n.routes.groups[d.group].said
+		now := n.routes.groups[d.group].choice
 		was, known := before[d.named]
 		n.chosen[d.named] = now
-		if was == now {
+		if slices.Equal(was.links, now.links) && (known || len(now.links) == 0) {
 			continue
 		}
-		f := Fact{Node: d.Origins[0], From: was, To: now, Cause: n.lastCause}
+		f := Fact{Node: d.Origins[0], From: was.said, To: now.said, Cause: n.lastCause}
 		switch {
-		case now == "":
+		case len(now.links) == 0:
 			f.Kind, f.Sentence = RouteLost, "no path to "+d.named
-		case !known || was == "":
-			f.Kind, f.Sentence = RouteFound, "path to "+d.named+" by "+now
+		case len(was.links) == 0:
+			f.Kind, f.Sentence = RouteFound, "path to "+d.named+" by "+now.said
 		default:
-			f.Kind, f.Sentence = RouteMoved, "path to "+d.named+" moved from "+was+" to "+now
+			f.Kind, f.Sentence = RouteMoved, "path to "+d.named+" moved to "+now.said
 		}
 		n.fact(f)
 	}
 	for _, key := range slices.Sorted(maps.Keys(before)) {
-		if _, still := n.chosen[key]; !still && before[key] != "" {
-			n.fact(Fact{Kind: RouteLost, Sentence: "no path to " + key + " any more", Cause: "it is announced no longer", From: before[key]})
+		if _, still := n.chosen[key]; !still && len(before[key].links) > 0 {
+			n.fact(Fact{Kind: RouteLost, Sentence: "no path to " + key + " any more", Cause: "it is announced no longer", From: before[key].said})
 		}
 	}
 }
 
-// describe names the next hops of a choice: neighbour (uplink → uplink), with
-// shares when there are several.
+// describe names the next hops of a choice, with shares when there are several:
+// neighbour, and our uplink and theirs where they have more than one.
 func (n *Node) describe(carry []leg) string {
 	parts := make([]string, len(carry))
+	part := shares(carry)
 	for i, l := range carry {
-		parts[i] = n.name(l.e.rec.Link.Peer) + " (" + l.e.rec.Link.Local + " → " + l.e.rec.Link.Remote + ")"
+		parts[i] = n.linkName(l.e.rec.Link)
 		if len(carry) > 1 {
-			parts[i] += " ×" + strconv.Itoa(int(weight(l, carry[0])))
+			parts[i] += fmt.Sprintf(" %.0f %%", 100*part[i])
 		}
 	}
 	return strings.Join(parts, ", ")

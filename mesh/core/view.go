@@ -97,7 +97,7 @@ func (n *Node) Routes() []RouteView {
 		v.Feasibility, _ = n.router.Feasibility(d.Key)
 		s := shares(carry)
 		for i, l := range carry {
-			v.Carry = append(v.Carry, n.legView(l, int(weight(l, carry[0])), s[i]))
+			v.Carry = append(v.Carry, n.legView(l, int(l.weight), s[i]))
 			v.Cost = min(v.Cost, l.total)
 		}
 		for _, l := range armed {
@@ -116,11 +116,11 @@ func (n *Node) legView(l leg, weight int, share float64) LegView {
 func shares(carry []leg) []float64 {
 	sum := 0
 	for _, l := range carry {
-		sum += int(weight(l, carry[0]))
+		sum += int(l.weight)
 	}
 	out := make([]float64, len(carry))
 	for i, l := range carry {
-		out[i] = float64(weight(l, carry[0])) / float64(sum)
+		out[i] = float64(l.weight) / float64(sum)
 	}
 	return out
 }
