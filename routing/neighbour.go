@@ -54,6 +54,7 @@ type neighbour struct {
 	names      map[uint32]wire.Destination
 	table      map[wire.Destination]mesh.Cost // nil: what it tells counts as it comes
 	filled     bool
+	agrees     bool                           // it is not settled, and may be refused so that we can be
 	ghost      map[wire.Destination]mesh.Cost // nil: its kernel forwards by what it tells
 	acks       []ack
 	waiting    time.Time // since when a route waits for its confirmation of anything
@@ -107,7 +108,7 @@ func (r *Router) begin(n *neighbour, cold bool) {
 // listen makes ready for the first table of a session.
 func (n *neighbour) listen() {
 	n.names, n.table, n.acks = map[uint32]wire.Destination{}, map[wire.Destination]mesh.Cost{}, nil
-	n.filled = false
+	n.filled, n.agrees = false, false
 }
 
 // restream forgets what we have told: the stream to the neighbour begins anew.
@@ -316,7 +317,7 @@ func (r *Router) note(n *neighbour, note wire.Note) {
 		r.apply(n)
 		r.ready(n)
 	case wire.Welcome:
-		n.welcome = true
+		n.welcome, n.agrees = true, n.ghost != nil
 		r.ready(n)
 	case wire.Settled:
 		n.ghost = nil
@@ -402,7 +403,7 @@ func (r *Router) next(n *neighbour) (note wire.Note, sent func(serial uint64)) {
 	case !n.settled && r.lfi.Settled() && r.settledAt <= r.lfi.InKernel():
 		n.settled = true
 		return wire.Settled{}, nothing
-	case !n.welcomed && n.admitted && n.admittedAt <= r.lfi.InKernel():
+	case !n.welcomed && n.admitted && n.admittedAt <= r.lfi.InKernel() && r.welcomes(n):
 		n.welcomed = true
 		return wire.Welcome{}, nothing
 	}
@@ -424,6 +425,16 @@ func (r *Router) next(n *neighbour) (note wire.Note, sent func(serial uint64)) {
 		}
 	}
 	return nil, nil
+}
+
+// welcomes reports whether the neighbour is to know that we let it in: as long
+// as we are not settled, this says that it may refuse us.
+func (r *Router) welcomes(n *neighbour) bool {
+	if r.lfi.Settled() {
+		return true
+	}
+	_, alike := r.obstacles(n)
+	return alike
 }
 
 // nextFlood gives the next announcement to send to a neighbour.

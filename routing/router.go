@@ -31,6 +31,9 @@ const (
 	// nothing, because its agent is gone or it does not mean well, before its
 	// transit is refused instead.
 	confirmPatience = 5 * time.Second
+	// slackAfter is how long the mesh must have been calm before more than the
+	// distance is told.
+	slackAfter = time.Second
 	// collectAfter is how often destinations that nobody knows are freed.
 	collectAfter = 10 * time.Second
 )
@@ -68,7 +71,9 @@ type Router struct {
 	routes  routes
 	version uint64 // grows with every change of the table or of admissions
 	compute pace
-	due     bool // the database changed since the last computation
+	due     bool      // the database changed since the last computation
+	moved   time.Time // when a distance last changed
+	slackAt time.Time // when slack is to be taken; zero: there is none to take
 
 	informed  bool   // the database is known to be complete enough to tell distances
 	settledAt uint64 // step of Settle; 0: settled from the start, or not yet
@@ -228,9 +233,10 @@ func (r *Router) Committed(step uint64) {
 func (r *Router) Settled() bool { return r.lfi.Settled() }
 
 // Settle ends the time after a start in which the kernel forwards by what an
-// earlier run decided. The caller believes the database complete. It is refused (false) while a neighbour whose transit
-// the kernel may let in has not confirmed what this run told it; it may be
-// that its transit must be refused first (Admits).
+// earlier run decided. The caller believes the database complete. It is refused
+// (false) while a neighbour whose transit the kernel may let in has not
+// confirmed what this run told it; it may be that its transit must be refused
+// first (Admits).
 func (r *Router) Settle() bool {
 	if r.lfi.Settled() {
 		return true
@@ -242,25 +248,43 @@ func (r *Router) Settle() bool {
 		r.informed = true // from now on neighbours are told our table
 		r.recompute()
 	}
-	waiting := false
+	waiting, alike := r.obstacles(nil)
+	if !waiting {
+		r.lfi.Settle()
+		r.settledAt = r.lfi.Step()
+		r.version++
+		return true
+	}
+	if alike {
+		for _, n := range r.order {
+			if n.binding(r) && !r.clean(n) {
+				r.refuse(n)
+			}
+		}
+	}
+	return false
+}
+
+// obstacles says whether any neighbour but one keeps this router from settling,
+// and whether all those that do are restarted, too, and wait for our word as we
+// wait for theirs. Of two that wait for each other the lesser stops relying on
+// the greater, whose packets are lost until it is settled as well. So that this
+// is soon, the greater agrees first (Welcome): when it waits for nobody who may
+// be gone for long, and all that are greater still agreed.
+func (r *Router) obstacles(but *neighbour) (waiting, alike bool) {
+	alike = true
 	for _, n := range r.order {
-		if !n.binding(r) || r.clean(n) {
+		if n == but || !n.binding(r) || r.clean(n) {
 			continue
 		}
 		waiting = true
-		if n.filled && n.ghost != nil && r.cfg.Self.Compare(n.id) < 0 {
-			// It was restarted, too, and waits for our word as we wait for its.
-			// One of the two stops relying on the other.
-			r.refuse(n)
+		agrees := n.agrees
+		if n.id.Compare(r.cfg.Self) < 0 {
+			agrees = but != nil // it is for the lesser to act
 		}
+		alike = alike && n.filled && n.ghost != nil && agrees
 	}
-	if waiting {
-		return false
-	}
-	r.lfi.Settle()
-	r.settledAt = r.lfi.Step()
-	r.version++
-	return true
+	return waiting, alike
 }
 
 // Poll does what is due and returns the datagrams to send now and the time of
@@ -280,6 +304,13 @@ func (r *Router) Poll(now time.Time) (out []Message, deadline time.Time) {
 		} else {
 			r.own.pace.ran(now)
 			r.originate()
+		}
+	}
+	if !r.slackAt.IsZero() {
+		if r.slackAt.After(now) {
+			deadline = earlier(deadline, r.slackAt)
+		} else {
+			r.due = true
 		}
 	}
 	if r.due {

@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -373,5 +374,55 @@ func BenchmarkCompute(b *testing.B) {
 				w.routers[ids[0]].Table()
 			}
 		})
+	}
+}
+
+// A node that loses its best path but has another successor must have one at
+// every moment until all have moved: no neighbour may grow its distance meanwhile
+// but for need.
+func TestABackupLastsUntilTheRoutesHaveMoved(t *testing.T) {
+	covered := 0
+	for seed := range uint64(30) {
+		w, ids := newNetwork(seed, 6)
+		place := make([][2]float64, len(ids)) // in the plane, so that ways round are longer
+		for i := range place {
+			place[i] = [2]float64{w.rng.Float64() * 40_000, w.rng.Float64() * 40_000}
+		}
+		for i, a := range ids {
+			for k, b := range ids[:i] {
+				cost := mesh.Cost(2000 + math.Hypot(place[i][0]-place[k][0], place[i][1]-place[k][1]))
+				w.join(a, b, cost, cost)
+			}
+		}
+		w.run(8 * time.Second)
+		at, to := w.routers[ids[0]], ids[1]
+		successors := func() (others int) {
+			for _, d := range at.Table().Destinations {
+				if d.Key.Node != to {
+					continue
+				}
+				for _, s := range d.Successors {
+					if s.Peer != to {
+						others++
+					}
+				}
+			}
+			return others
+		}
+		if successors() == 0 {
+			continue // not every failure has a backup
+		}
+		covered++
+		w.cut(ids[0], to)
+		for since := time.Duration(0); since < 3*time.Second; since += 10 * time.Millisecond {
+			if successors() == 0 {
+				t.Errorf("seed %d: %v after the cut there is no successor", seed, since)
+				break
+			}
+			w.run(10 * time.Millisecond)
+		}
+	}
+	if covered < 10 {
+		t.Errorf("only %d of 30 cuts had a backup", covered)
 	}
 }

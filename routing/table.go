@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"guywire/mesh"
 	"guywire/routing/lfi"
@@ -92,6 +93,7 @@ func (r *Router) recompute() {
 		r.rebuild()
 	}
 	moved := r.self.Update()
+	news := rebuilt || len(moved) > 0
 	now := surroundings{noTransit: r.own.noTransit}
 	if self := r.db.origins[r.cfg.Self]; self != nil {
 		now.overload = self.overload
@@ -100,7 +102,9 @@ func (r *Router) recompute() {
 		if n.tree == nil {
 			continue
 		}
-		moved = append(moved, n.tree.Update()...)
+		theirs := n.tree.Update()
+		news = news || len(theirs) > 0
+		moved = append(moved, theirs...)
 		if n.usable() {
 			toUs, ok := r.db.towards(n.id, r.cfg.Self)
 			if !ok {
@@ -111,6 +115,12 @@ func (r *Router) recompute() {
 	}
 	all := rebuilt || !r.routes.seen.equal(now)
 	r.routes.seen = now
+	if all || news {
+		r.moved = r.now
+	}
+	if !r.slackAt.IsZero() && !r.now.Before(r.slackAt) {
+		r.slackAt, all = time.Time{}, true
+	}
 	if all {
 		for i := range r.routes.dests {
 			r.advise(&r.routes.dests[i])
@@ -137,8 +147,24 @@ func (r *Router) advise(d *known) {
 	case r.own.noTransit:
 		r.lfi.Advise(d.number, mesh.Infinite) // nobody comes through here, so any neighbour will do
 	default:
-		r.lfi.Advise(d.number, r.slack(d))
+		r.lfi.Advise(d.number, r.potential(d))
 	}
+}
+
+// potential is what to go by for a destination: more than our distance only as
+// slack gives it. It grows with the distance at once and to take slack when
+// nothing has changed for a while: a neighbour that has just lost its path may
+// be using us.
+func (r *Router) potential(d *known) mesh.Cost {
+	most, now := r.slack(d), r.lfi.View(d.number).Distance
+	if now >= mesh.Infinite || most <= max(now, d.dist) {
+		return most
+	}
+	if at := r.moved.Add(slackAfter); r.now.Before(at) {
+		r.slackAt = at
+		return max(now, d.dist)
+	}
+	return most
 }
 
 // rebuild lists the destinations anew: each node, and each prefix of its own.

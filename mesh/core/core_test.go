@@ -260,7 +260,6 @@ func TestMeteredCostsMore(t *testing.T) {
 }
 
 func TestUsedPrefersSureLegsAndKeepsTheLast(t *testing.T) {
-	n := node(state(2, 1, 2))
 	up, suspect, down := link.Adopt(start, 0), link.Adopt(start, 0), link.Adopt(start, 0)
 	suspect.Silent(start)
 	down.Fail(start, "cut")
@@ -279,7 +278,7 @@ func TestUsedPrefersSureLegsAndKeepsTheLast(t *testing.T) {
 		"none":                     {nil, 0, 0},
 	} {
 		weigh(c.legs, noShare)
-		carry, armed := n.used(c.legs)
+		carry, armed := used(c.legs)
 		if len(carry) != c.carry || len(armed) != c.armed {
 			t.Errorf("%s: %d carry, %d wait", name, len(carry), len(armed))
 		}
@@ -294,7 +293,6 @@ func noShare(leg) uint8 { return 0 }
 // P9: whatever carries traffic promises a path of at most v = 1.4 times the best
 // that is up, and the best always carries.
 func TestP9StretchBound(t *testing.T) {
-	n := node(state(2, 1, 2))
 	rng := rand.New(rand.NewPCG(9, 9))
 	for range 2000 {
 		links := map[mesh.NodeID][]leg{}
@@ -316,9 +314,9 @@ func TestP9StretchBound(t *testing.T) {
 				}
 			}
 		}
-		legs := n.legs(d, links)
+		legs := node(state(2, 1, 2)).legs(d, links)
 		weigh(legs, func(leg) uint8 { return uint8(rng.IntN(3)) }) // whatever they had before
-		carry, armed := n.used(legs)
+		carry, armed := used(legs)
 		if len(carry) == 0 {
 			t.Fatal("a destination with legs has none in use")
 		}
@@ -354,7 +352,6 @@ func TestGroupIDsAreStableAndDistinct(t *testing.T) {
 
 // A leg comes to carry traffic well within v, and goes only beyond it.
 func TestNoiseIsNoChangeOfShares(t *testing.T) {
-	n := node(state(2, 1, 2))
 	up := link.Adopt(start, 0)
 	had := map[int]uint8{}
 	for i, c := range []struct {
@@ -367,7 +364,7 @@ func TestNoiseIsNoChangeOfShares(t *testing.T) {
 		if legs[1].weight != c.want {
 			t.Errorf("step %d: at %d its share is %d, want %d", i, c.cost, legs[1].weight, c.want)
 		}
-		if carry, _ := n.used(legs); len(carry) != 1+int(min(c.want, 1)) {
+		if carry, _ := used(legs); len(carry) != 1+int(min(c.want, 1)) {
 			t.Errorf("step %d: %d legs carry", i, len(carry))
 		}
 	}

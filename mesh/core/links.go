@@ -54,9 +54,8 @@ type entry struct {
 
 // worth is what routes depend on, besides a link's state.
 type worth struct {
-	cost   mesh.Cost
-	mtu    int
-	damped bool
+	cost mesh.Cost
+	mtu  int
 }
 
 func (e *entry) target() Target { return Target{e.rec.Device, e.rec.Link.Peer.LinkLocal()} }
@@ -295,7 +294,7 @@ func (n *Node) counted(devices map[string]Count) {
 
 // weigh looks whether a link is worth more or less to the routes than before.
 func (n *Node) weigh(e *entry) {
-	w := worth{cost: n.legCost(e), damped: e.judge.Damped(n.now)}
+	w := worth{cost: n.legCost(e)}
 	size, searched := e.judge.MTU()
 	switch u, ok := n.uplink(e.rec.Link.Local); {
 	case searched || e.seen.mtu == 0 && !e.rec.Alive:
@@ -308,8 +307,7 @@ func (n *Node) weigh(e *entry) {
 	if w == e.seen {
 		return
 	}
-	n.routes.stale = n.routes.stale || w.cost != e.seen.cost || w.mtu != e.seen.mtu
-	e.seen, n.ready.Dirty = w, true
+	e.seen, n.routes.stale, n.ready.Dirty = w, true, true
 }
 
 // falseAlarm notes that a suspicion was taken back.

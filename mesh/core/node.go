@@ -33,6 +33,9 @@ const (
 	// meteredPenalty makes a link with a metered uplink at either end carry
 	// traffic only where nothing else does.
 	meteredPenalty mesh.Cost = 500_000
+	// dampedPenalty makes a link that has failed again and again do so, too,
+	// until it has stayed for a while.
+	dampedPenalty mesh.Cost = 500_000
 	// idleTick is the longest time between two looks at everything.
 	idleTick = time.Second
 )
@@ -354,6 +357,9 @@ func (n *Node) linkCost(e *entry) mesh.Cost {
 	}
 	if n.metered(e.rec.Link) {
 		c = c.Add(meteredPenalty)
+	}
+	if e.judge.Damped(n.now) {
+		c = c.Add(dampedPenalty)
 	}
 	return c
 }

@@ -79,8 +79,8 @@ type leg struct {
 	weight uint8 // its share while all is well; 0: armed
 }
 
-// sure reports whether the leg's link is up and steady, not merely not given up.
-func (n *Node) sure(l leg) bool { return l.e.judge.State() == link.Up && !l.e.judge.Damped(n.now) }
+// sure reports whether the leg's link is up, not merely not given up.
+func (l leg) sure() bool { return l.e.judge.State() == link.Up }
 
 // changed takes a change of a link's state.
 func (r *routes) changed(before, after link.State) {
@@ -110,11 +110,11 @@ func (n *Node) legs(d routing.Destination, links map[mesh.NodeID][]leg) []leg {
 // used splits legs into those that carry traffic, best first, and the armed
 // rest in the order in which it would take over. Links that are up come before
 // others, and the last path is used however bad it is.
-func (n *Node) used(legs []leg) (carry, armed []leg) {
+func used(legs []leg) (carry, armed []leg) {
 	live, alike := make([]leg, 0, len(legs)), 0
 	for _, sure := range []bool{true, false} {
 		for _, l := range legs {
-			if l.e.judge.Usable() && n.sure(l) == sure {
+			if l.e.judge.Usable() && l.sure() == sure {
 				live = append(live, l)
 			}
 		}
@@ -253,7 +253,7 @@ func (n *Node) meshRoutes(want *kernel.State) {
 	var dead []byte
 	for i := range r.groups {
 		g := &r.groups[i]
-		g.carry, _ = n.used(slices.DeleteFunc(slices.Clone(g.legs), func(l leg) bool { return n.entries[l.e.rec.Link] != l.e }))
+		g.carry, _ = used(slices.DeleteFunc(slices.Clone(g.legs), func(l leg) bool { return n.entries[l.e.rec.Link] != l.e }))
 		if len(g.carry) == 0 {
 			dead = binary.BigEndian.AppendUint32(dead, g.id)
 			continue

@@ -37,7 +37,7 @@ func (n *Node) Links() []LinkView {
 		if len(d.Origins) != 1 {
 			continue
 		}
-		carry, _ := n.used(n.routes.groups[d.group].legs)
+		carry, _ := used(n.routes.groups[d.group].legs)
 		for i, s := range shares(carry) {
 			if id := carry[i].e.rec.Link; id.Peer == d.Origins[0] {
 				share[id] = s
@@ -92,24 +92,24 @@ type LegView struct {
 func (n *Node) Routes() []RouteView {
 	var out []RouteView
 	for _, d := range n.routes.dests {
-		carry, armed := n.used(n.routes.groups[d.group].legs)
+		carry, armed := used(n.routes.groups[d.group].legs)
 		v := RouteView{Origins: d.Origins, Prefixes: d.Prefixes, Cost: mesh.Infinite}
 		v.Feasibility, _ = n.router.Feasibility(d.Key)
 		s := shares(carry)
 		for i, l := range carry {
-			v.Carry = append(v.Carry, n.legView(l, int(l.weight), s[i]))
+			v.Carry = append(v.Carry, legView(l, int(l.weight), s[i]))
 			v.Cost = min(v.Cost, l.total)
 		}
 		for _, l := range armed {
-			v.Armed = append(v.Armed, n.legView(l, 0, 0))
+			v.Armed = append(v.Armed, legView(l, 0, 0))
 		}
 		out = append(out, v)
 	}
 	return out
 }
 
-func (n *Node) legView(l leg, weight int, share float64) LegView {
-	return LegView{Link: l.e.rec.Link, Device: l.e.rec.Device, Weight: weight, Share: share, Cost: l.total, Sure: n.sure(l)}
+func legView(l leg, weight int, share float64) LegView {
+	return LegView{Link: l.e.rec.Link, Device: l.e.rec.Device, Weight: weight, Share: share, Cost: l.total, Sure: l.sure()}
 }
 
 // shares gives each leg's part of the flows.
