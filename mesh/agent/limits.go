@@ -10,9 +10,6 @@ const (
 	batch = 256
 	// eventLog is how many events are remembered.
 	eventLog = 4096
-	// countEvery is how often the devices' counters are read: an idle link that
-	// begins to be used is to be probed fast soon.
-	countEvery = 100 * time.Millisecond
 	// announcementsEvery is how often what gossip passes on is brought up to date.
 	announcementsEvery = 10 * time.Second
 	// statsEvery is how often the tunnels are asked for their far ends.

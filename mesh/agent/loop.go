@@ -76,6 +76,7 @@ func (m *member) step(ev core.Event) {
 		signal(m.save)
 	}
 	m.dirty = m.dirty || r.Dirty
+	m.countEvery.Store(int64(r.CountEvery))
 	m.deadline = r.Deadline
 	if r.Deadline.IsZero() {
 		m.deadline = time.Now().Add(time.Minute)

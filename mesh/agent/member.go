@@ -60,6 +60,7 @@ type member struct {
 	applied     atomic.Uint64            // newest revision that is wholly in the kernel
 	completeAt  atomic.Uint64            // first complete revision
 	wanted      atomic.Uint64
+	countEvery  atomic.Int64 // time between two readings of the devices' counters
 	dropped     atomic.Uint64
 	malformed   atomic.Uint64
 
@@ -173,6 +174,7 @@ func (m *member) run(ctx context.Context, stop context.CancelFunc) error {
 	}
 	start("state", m.followState)
 	start("tunnels", m.count)
+	m.countEvery.Store(int64(time.Second)) // until the core says more
 	start("counters", m.countBytes)
 	start("announcements", m.keepAnnouncements)
 	start("records", func(ctx context.Context) error {
@@ -245,9 +247,10 @@ func (m *member) count(ctx context.Context) error {
 	}
 }
 
-// countBytes feeds the devices' counters.
+// countBytes feeds the devices' counters as often as the core wants them.
 func (m *member) countBytes(ctx context.Context) error {
-	tick := time.NewTicker(countEvery)
+	every := time.Duration(m.countEvery.Load())
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		select {
@@ -257,6 +260,10 @@ func (m *member) countBytes(ctx context.Context) error {
 			}
 		case <-ctx.Done():
 			return nil
+		}
+		if now := time.Duration(m.countEvery.Load()); now != every {
+			every = now
+			tick.Reset(every)
 		}
 	}
 }

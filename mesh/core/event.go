@@ -53,7 +53,7 @@ type (
 	Measured struct{ Tunnels map[string]Traffic }
 	// Learned brings announcements that did not come from a neighbour.
 	Learned struct{ Announcements []wire.SignedLSA }
-	// Counted brings the devices' counters, several times a second.
+	// Counted brings the devices' counters, every Ready.CountEvery.
 	Counted struct{ Devices map[string]Count }
 	// Stopping asks the node to say goodbye: it is about to tear down.
 	Stopping struct{}
@@ -105,6 +105,8 @@ type Ready struct {
 	Save     bool       // Records changed: keep them on disk
 	Deadline time.Time  // Step(now, Tick{}) no later than this; zero: never
 	Facts    []Fact
+	// CountEvery is the time between two readings of the devices' counters.
+	CountEvery time.Duration
 	// Distances are to be published among our facts; nil: as before.
 	Distances *coordinate.Report
 }

@@ -350,6 +350,7 @@ func (n *Node) setPaces() {
 	// When suspicions turn out wrong again and again, machines are starved, and
 	// fast probes are part of the load: all slow down until it is calm.
 	floor := min(time.Duration(n.falseAlarms()*float64(alarmPace)), alarmPaceMost)
+	n.countEvery = time.Second
 	for _, id := range n.sorted() {
 		e := n.entries[id]
 		if e.judge == nil {
@@ -357,6 +358,7 @@ func (n *Node) setPaces() {
 		}
 		u, _ := n.uplink(id.Local)
 		e.judge.SetPace(n.now, pace[e], n.metered(id), max(floor, link.Floor(quick[id.Local], u.ProbeBudget/8)))
+		n.countEvery = min(n.countEvery, e.judge.CountEvery())
 		n.due(e.judge.Deadline(n.now))
 	}
 }

@@ -99,8 +99,9 @@ type Node struct {
 	complete bool   // the database is believed complete once
 	settled  bool   // the routes are ours to decide
 
-	deadline time.Time
-	ready    Ready
+	countEvery time.Duration // as in Ready
+	deadline   time.Time
+	ready      Ready
 }
 
 // A step says which of the router's steps a revision holds.
@@ -110,13 +111,14 @@ type step struct{ revision, step uint64 }
 func New(now time.Time, cfg Config) *Node {
 	n := &Node{
 		cfg: cfg, now: now, started: now,
-		phase:    time.Duration(binary.BigEndian.Uint32(cfg.Self[:4])),
-		facts:    map[mesh.NodeID]discovery.Facts{},
-		entries:  map[mesh.LinkID]*entry{},
-		byDevice: map[string]*entry{},
-		peers:    map[mesh.NodeID]bool{},
-		digests:  map[mesh.NodeID]uint64{},
-		chosen:   map[string]choice{},
+		phase:      time.Duration(binary.BigEndian.Uint32(cfg.Self[:4])),
+		facts:      map[mesh.NodeID]discovery.Facts{},
+		entries:    map[mesh.LinkID]*entry{},
+		byDevice:   map[string]*entry{},
+		peers:      map[mesh.NodeID]bool{},
+		digests:    map[mesh.NodeID]uint64{},
+		countEvery: time.Second,
+		chosen:     map[string]choice{},
 	}
 	var warm []mesh.NodeID
 	for _, r := range cfg.Records {
@@ -189,7 +191,7 @@ func (n *Node) Step(now time.Time, ev Event) Ready {
 	if urgent || !now.Before(n.deadline) {
 		n.advance()
 	}
-	n.ready.Deadline = n.deadline
+	n.ready.Deadline, n.ready.CountEvery = n.deadline, n.countEvery
 	out := n.ready
 	n.ready = Ready{}
 	return out

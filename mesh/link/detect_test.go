@@ -46,6 +46,10 @@ func TestDetection(t *testing.T) {
 	}{
 		{"carrying", func(p *pair) { p.pace(Carrying, false) }, 45 * time.Millisecond, 55 * time.Millisecond},
 		{"carrying, 10 ms of jitter", func(p *pair) { p.jitter = uniform(10 * time.Millisecond) }, 55 * time.Millisecond, 70 * time.Millisecond},
+		{"carrying, traffic both ways, counters at 67 Hz", func(p *pair) {
+			p.pace(Carrying, false)
+			p.polls, p.flow = 15*time.Millisecond, [2]uint64{1e5, 1e5}
+		}, 36 * time.Millisecond, 48 * time.Millisecond},
 		{"backup", func(p *pair) { p.pace(Backup, false) }, 180 * time.Millisecond, 200 * time.Millisecond},
 		{"idle", func(p *pair) { p.pace(Idle, false) }, 1300 * time.Millisecond, 2200 * time.Millisecond},
 		{"metered, carrying", func(p *pair) { p.pace(Carrying, true) }, 275 * time.Millisecond, 320 * time.Millisecond},

@@ -51,13 +51,21 @@ const (
 	busyBurst = 2048
 	readLag   = 300 * time.Millisecond
 	busyFor   = 2 * time.Second
-	// denseRate of traffic in either direction, bytes/s, replaces probes, of
-	// which only every stretch-th is sent.
+	// denseRate of traffic in either direction, bytes/s, replaces probes of a
+	// metered link, of which only every stretch-th is sent.
 	denseRate = 16384
 	stretch   = 4
+	// steadyShare of the last readings that showed traffic arriving, about
+	// steadyMemory of them, make its absence soon a sign; otherwise it is one
+	// after unsteady.
+	steadyShare  = 0.75
+	steadyMemory = 32
+	unsteady     = 100 * time.Millisecond
 	// stalePoll is the longest time between two readings of the counters that
 	// are compared.
 	stalePoll = 3 * time.Second
+	// idleCount is how often the counters of an idle link are read.
+	idleCount = 100 * time.Millisecond
 	// padAfter is how long a padded copy follows its probe, padEchoes how many
 	// probes tell of one received.
 	padAfter  = 5 * time.Millisecond
@@ -114,6 +122,7 @@ type pacer struct {
 	ahead          int64     // bytes of the counters beyond our own datagrams and busyRate
 	busyUntil      time.Time
 	dense          bool
+	steady         float64 // share of the last readings that showed traffic arriving
 }
 
 func newPacer(phase time.Duration) pacer {
@@ -160,7 +169,7 @@ func (l *Link) need(now time.Time) time.Duration {
 	if !l.oneWay.IsZero() || !l.heard.IsZero() && !now.Before(l.doubtAt()) {
 		return min(use, doubt)
 	}
-	if l.dense {
+	if l.dense && l.metered {
 		return use * stretch
 	}
 	return use
@@ -292,9 +301,13 @@ func (l *Link) advance(now time.Time) {
 	}
 }
 
+// CountEvery is how often the counters should be read: as often as probes come,
+// but no more often than an idle link's need to be to see that it is used.
+func (l *Link) CountEvery() time.Duration { return min(l.pace(), idleCount) }
+
 // Traffic takes the tunnel's counters, in bytes. Read at least as often as
-// probes come, they show traffic that replaces probes; read at any rate, they
-// show an idle link that is used, and traffic that leaves while none arrives.
+// probes come, they are proof of life, and show at once traffic that leaves
+// while none arrives; read at any rate, they show an idle link that is used.
 func (l *Link) Traffic(now time.Time, received, sent uint64) {
 	gap := now.Sub(l.polledAt)
 	came, left, probes := received-l.received, sent-l.sent, l.probeBytes
@@ -302,9 +315,18 @@ func (l *Link) Traffic(now time.Time, received, sent uint64) {
 	before := l.polledAt
 	l.polledAt, l.received, l.sent, l.probeBytes = now, received, sent, 0
 	if !fresh {
-		l.movedAt, l.dense, l.ahead = now, false, 0
+		l.movedAt, l.dense, l.ahead, l.steady = now, false, 0, 0
 		return
 	}
+	flows := 0.0
+	if came > probes {
+		flows = 1
+	}
+	enough := min(l.pace(), l.interval) + l.room
+	if l.steady < steadyShare {
+		enough = max(enough, unsteady)
+	}
+	l.steady += (flows - l.steady) / steadyMemory
 	beyond := func(bytes, rate uint64) bool { return bytes > probes+rate*uint64(gap)/uint64(time.Second) }
 	if l.surplus(int64(came+left)-int64(probes)-int64(busyRate*gap/time.Second)) > 0 {
 		l.busyUntil = now.Add(busyFor)
@@ -316,7 +338,7 @@ func (l *Link) Traffic(now time.Time, received, sent uint64) {
 			// Something came since the last reading; no more is known of when.
 			l.heard = latest(l.heard, before)
 		}
-	} else if left > probes && now.Sub(l.movedAt) >= min(l.pace(), l.interval)+l.room && l.oneWay.IsZero() && l.Usable() {
+	} else if left > probes && now.Sub(l.movedAt) >= enough && l.oneWay.IsZero() && l.Usable() {
 		l.oneWay = now
 	}
 	l.dense = gap <= l.pace() && beyond(min(came, left), denseRate)
