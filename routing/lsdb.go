@@ -243,15 +243,21 @@ func (db *lsdb) relink(id mesh.NodeID, o *origin) {
 	db.graph.SetTransit(id, mode)
 	old := o.adj
 	o.adj = adj
+	changed := make([]mesh.NodeID, 0, len(adj))
 	for peer, a := range old {
 		if adj[peer] != a {
-			db.edge(id, peer)
+			changed = append(changed, peer)
 		}
 	}
-	for peer, a := range adj {
-		if old[peer] != a {
-			db.edge(id, peer)
+	for peer := range adj {
+		if _, known := old[peer]; !known {
+			changed = append(changed, peer)
 		}
+	}
+	// In order: the graph numbers its nodes as they come.
+	slices.SortFunc(changed, mesh.NodeID.Compare)
+	for _, peer := range changed {
+		db.edge(id, peer)
 	}
 }
 
@@ -283,8 +289,9 @@ func cost(a wire.Adjacency) mesh.Cost {
 // setMembers replaces what the log says. Announcements of others go.
 func (db *lsdb) setMembers(members map[mesh.NodeID]Member) {
 	db.members, db.replaced = members, true
-	for id, o := range db.origins {
+	for _, id := range slices.SortedFunc(maps.Keys(db.origins), mesh.NodeID.Compare) {
 		if _, ok := members[id]; !ok {
+			o := db.origins[id]
 			for _, s := range o.fragments {
 				db.digest -= s.digest()
 			}

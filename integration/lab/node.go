@@ -178,7 +178,17 @@ func (n *nodeServer) command(argv []string) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find %s on %s: %w; build it beside meshlab, or give its path", argv[0], n.cfg.Name, errors.Unwrap(err))
 	}
-	return &exec.Cmd{Path: path, Args: argv, SysProcAttr: &syscall.SysProcAttr{Setsid: true}}, nil
+	return &exec.Cmd{Path: path, Args: argv, Env: environment(), SysProcAttr: &syscall.SysProcAttr{Setsid: true}}, nil
+}
+
+// environment is that of programs on a node: a machine with one processor, if they are written in Go. Dozens of programs on
+// few processors would otherwise spend half of their time on waking idle threads of each other.
+func environment() []string {
+	env := os.Environ()
+	if _, set := os.LookupEnv("GOMAXPROCS"); !set {
+		env = append(env, "GOMAXPROCS=1")
+	}
+	return env
 }
 
 // exec runs a command with the client's files until it ends; it is killed when the client goes away.
@@ -191,7 +201,6 @@ func (n *nodeServer) exec(req request, conn *net.UnixConn, files []*os.File) (re
 		return reply{}, errors.New("exec needs three files")
 	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = files[0], files[1], files[2]
-	cmd.Env = os.Environ()
 	if req.Term != "" {
 		cmd.Env = append(cmd.Env, "TERM="+req.Term)
 	}

@@ -37,8 +37,9 @@ type Node struct {
 	missed       []discovery.Facts
 	lives        int // of its agent
 
-	alarm   time.Duration
-	alarmed int // its place among the alarms, from 1; 0: none
+	countEvery time.Duration // between two readings of its counters
+	alarm      time.Duration
+	alarmed    int // its place among the alarms, from 1; 0: none
 
 	kernel  kernel.State // what is installed; nobody changes it
 	fib     *fib         // the same, to be followed fast
@@ -85,8 +86,7 @@ func (w *World) Start(i int) {
 			n.hear([]discovery.Facts{other.facts})
 		}
 	}
-	life := n.lives
-	w.After(countEvery, func() { n.count(life) })
+	n.countSoon(n.lives)
 }
 
 // Kill ends a node's agent; its kernel goes on forwarding.
@@ -157,6 +157,7 @@ func (n *Node) step(ev core.Event) {
 	}
 	w := n.world
 	r := n.Core.Step(w.Now, ev)
+	n.countEvery = r.CountEvery
 	if r.Save {
 		n.remember()
 	}

@@ -226,48 +226,59 @@ func identical[T any](a, b []T) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
-// countEvery is how often counters are read, countBytes what Traffic is in
-// each direction in that time.
-const (
-	countEvery = 100 * time.Millisecond
-	countBytes = 5000
-)
+// trafficRate is what Traffic is in each direction, bytes/s.
+const trafficRate = 50_000
 
-// count lets the traffic of a moment pass and feeds the counters.
-func (n *Node) count(life int) {
+// count lets the traffic of the time since the last reading pass and feeds the
+// counters.
+func (n *Node) count(life int, since time.Duration) {
 	if n.lives != life || !n.Running {
 		return
 	}
 	w := n.world
+	bytes := uint64((w.now - since).Seconds() * trafficRate)
 	clear(w.counts)
 	for _, t := range n.tunnels {
 		if !t.installed {
 			continue
 		}
 		if w.Traffic {
-			t.sent += countBytes
+			t.sent += bytes
 			if t.far != nil && t.far.works() {
-				t.received += countBytes
+				t.received += bytes
 			}
 		}
 		w.counts[t.device] = core.Count{Received: t.received, Sent: t.sent}
 	}
 	n.step(core.Counted{Devices: w.counts})
-	w.After(countEvery, func() { n.count(life) })
+	n.countSoon(life)
 }
+
+// countSoon reads the counters again when the core wants it.
+func (n *Node) countSoon(life int) {
+	since := n.world.now
+	n.world.After(max(n.countEvery, leastCount), func() { n.count(life, since) })
+}
+
+// leastCount is the least time between two readings of the counters, flowEvery
+// how often flows pass.
+const (
+	leastCount = 10 * time.Millisecond
+	flowEvery  = 25 * time.Millisecond
+)
 
 // A Flow is traffic from one node to another and back.
 type Flow struct {
 	From, To int
-	Bytes    uint64 // in each direction, every tenth of a second
+	Rate     uint64 // in each direction, bytes/s
 }
 
 // flow lets all flows pass for a moment.
 func (w *World) flow() {
-	w.After(countEvery, w.flow)
+	w.After(flowEvery, w.flow)
 	for i, f := range w.Flows {
 		for _, way := range [][2]int{{f.From, f.To}, {f.To, f.From}} {
-			w.follow(uint32(i), w.Nodes[way[0]], w.Nodes[way[1]], f.Bytes)
+			w.follow(uint32(i), w.Nodes[way[0]], w.Nodes[way[1]], uint64(float64(f.Rate)*flowEvery.Seconds()))
 		}
 	}
 }

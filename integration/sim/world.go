@@ -115,7 +115,7 @@ func New(seed uint64, uplinks [][]string) *World {
 		w.state.Nodes[n.ID] = n.member()
 	}
 	w.After(gossipEvery, w.gossip)
-	w.After(countEvery, w.flow)
+	w.After(flowEvery, w.flow)
 	return w
 }
 

@@ -27,6 +27,12 @@ const (
 	// neighbours' databases before it touches the routes it found.
 	adoptPatience  = 3 * time.Second
 	settlePatience = 6 * time.Second
+	// foundPatience bounds how long the routes that were found are kept because
+	// a neighbour confirms nothing: then its transit is refused. As long as they
+	// forward, that would only do harm; once a link that they may use is down,
+	// lostPatience is enough.
+	foundPatience = time.Minute
+	lostPatience  = 500 * time.Millisecond
 	// urgentPatience bounds the wait for an urgent change to be in the kernel
 	// before the rest follows it.
 	urgentPatience = 100 * time.Millisecond
@@ -93,11 +99,12 @@ type Node struct {
 	alarms   float64 // suspicions taken back, as of alarmed
 	alarmed  time.Time
 	revision uint64
-	steps    []step // revisions on their way to the kernel
-	adopted  bool   // tunnels were found at start
-	speaking bool   // we originate announcements
-	complete bool   // the database is believed complete once
-	settled  bool   // the routes are ours to decide
+	steps    []step    // revisions on their way to the kernel
+	adopted  bool      // tunnels were found at start
+	speaking bool      // we originate announcements
+	complete bool      // the database is believed complete once
+	settling time.Time // since when only confirmations are missing to be so
+	settled  bool      // the routes are ours to decide
 
 	countEvery time.Duration // as in Ready
 	deadline   time.Time
@@ -239,9 +246,7 @@ func (n *Node) advance() {
 		n.attemptIfDue(e)
 	}
 	n.announce()
-	if n.complete && !n.settled && n.speaking && n.router.Settle() {
-		n.settled, n.ready.Dirty = true, true
-	}
+	n.settle()
 	n.router.SetSpeaking(n.speaking)
 	n.locate()
 	if n.state != nil {
@@ -303,6 +308,34 @@ func (n *Node) speakIfReady() {
 		return e.rec.Alive && e.judge != nil && e.judge.State() == link.Headless
 	})
 	n.complete = alone || n.now.Sub(n.started) > settlePatience && !headless
+}
+
+// settle takes the routes over from what an earlier run left in the kernel.
+func (n *Node) settle() {
+	if n.settled || !n.complete || !n.speaking {
+		return
+	}
+	if n.settling.IsZero() {
+		n.settling = n.now
+	}
+	patience := foundPatience
+	for _, e := range n.entries {
+		if e.rec.Alive && (e.judge == nil || !e.judge.Usable()) {
+			patience = lostPatience
+		}
+	}
+	if end := n.settling.Add(patience); n.now.Before(end) {
+		n.due(end)
+	} else {
+		for _, id := range slices.SortedFunc(maps.Keys(n.peers), mesh.NodeID.Compare) {
+			if n.router.WaitsFor(id) {
+				n.router.Refuse(id)
+			}
+		}
+	}
+	if n.router.Settle() {
+		n.settled, n.ready.Dirty = true, true
+	}
 }
 
 // announce tells the router which neighbours we have and at which cost.
