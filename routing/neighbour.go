@@ -23,7 +23,8 @@ const (
 // neighbour is the state towards one adjacent node.
 type neighbour struct {
 	id        mesh.NodeID
-	up        bool // at least one link to it works
+	up        bool // at least one link to it works,
+	doubt     bool // though none for sure
 	downAt    time.Time
 	adjacency wire.Adjacency
 	rtt       time.Duration
@@ -54,6 +55,7 @@ type neighbour struct {
 	names      map[uint32]wire.Destination
 	table      map[wire.Destination]mesh.Cost // nil: what it tells counts as it comes
 	filled     bool
+	filledAt   time.Time
 	agrees     bool                           // it is not settled, and may be refused so that we can be
 	ghost      map[wire.Destination]mesh.Cost // nil: its kernel forwards by what it tells
 	acks       []ack
@@ -145,7 +147,7 @@ func (r *Router) clean(n *neighbour) bool { return n.told && r.lfi.Clean(n.id) }
 // It goes by them, too, when it has confirmed the first table of a session in
 // which no distance was raised without it.
 func (r *Router) admit(n *neighbour) {
-	if n.admitted || !n.up || !r.lfi.Settled() || !n.session.Open() || !n.told {
+	if n.admitted || !n.up || r.holding || !r.lfi.Settled() || !n.session.Open() || !n.told {
 		return
 	}
 	if r.clean(n) || n.courted && n.session.Committed() >= n.base {
@@ -278,8 +280,8 @@ func (r *Router) receive(n *neighbour, h wire.Header, seg *wire.Segment) {
 			n.acks = append(n.acks, ack{r.lfi.Step(), note.Serial})
 		}
 	}
-	r.confirm(n)
 	r.lfi.Confirmed(n.id, n.session.Committed())
+	r.confirm(n)
 }
 
 // restarted takes the news that the other end's session began anew: cold, when
@@ -313,7 +315,7 @@ func (r *Router) note(n *neighbour, note wire.Note) {
 			}
 		}
 	case wire.Complete:
-		n.filled = true
+		n.filled, n.filledAt = true, r.now
 		r.apply(n)
 		r.ready(n)
 	case wire.Welcome:

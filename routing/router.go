@@ -31,6 +31,9 @@ const (
 	// nothing, because its agent is gone or it does not mean well, before its
 	// transit is refused instead.
 	confirmPatience = 5 * time.Second
+	// agreePatience is how long a restarted node waits for another's agreement to
+	// be refused. It does not come from one that lets us in no more.
+	agreePatience = 20 * time.Second
 	// slackAfter is how long the mesh must have been calm before more than the
 	// distance is told.
 	slackAfter = time.Second
@@ -75,6 +78,7 @@ type Router struct {
 	moved   time.Time // when a distance last changed
 	slackAt time.Time // when slack is to be taken; zero: there is none to take
 
+	holding   bool   // nobody is let in yet
 	informed  bool   // the database is known to be complete enough to tell distances
 	settledAt uint64 // step of Settle; 0: settled from the start, or not yet
 	collected time.Time
@@ -142,6 +146,10 @@ func (r *Router) SetTransit(none, drained bool) {
 // restarted one lets its old words stand until it knows better.
 func (r *Router) SetSpeaking(v bool) { r.speaking = v }
 
+// SetHolding says whether the kernel has none of our routes yet, so that who is
+// let in would find none: then nobody new is.
+func (r *Router) SetHolding(v bool) { r.holding = v }
+
 // SetNeighbour says that at least one link to peer works, the cost of the best
 // one and how long an answer takes; drain: only drained ones are left.
 func (r *Router) SetNeighbour(peer mesh.NodeID, cost mesh.Cost, drain bool, rtt time.Duration) {
@@ -158,6 +166,14 @@ func (r *Router) SetNeighbour(peer mesh.NodeID, cost mesh.Cost, drain bool, rtt 
 	}
 }
 
+// SetDoubt says whether every link to peer is under suspicion. Nobody is told,
+// but where there is no other way, one is prepared.
+func (r *Router) SetDoubt(peer mesh.NodeID, v bool) {
+	if n := r.neighbours[peer]; n != nil && n.doubt != v {
+		n.doubt, r.due = v, true
+	}
+}
+
 // DropNeighbour says that no link to peer works. Everything either end
 // promised the other is void; its transit is refused from the next step on.
 func (r *Router) DropNeighbour(peer mesh.NodeID) {
@@ -165,7 +181,7 @@ func (r *Router) DropNeighbour(peer mesh.NodeID) {
 	if n == nil || !n.up && !n.admitted {
 		return
 	}
-	n.up = false
+	n.up, n.doubt = false, false
 	r.refuse(n)
 	r.forget(n)
 	r.begin(n, true)
@@ -278,7 +294,7 @@ func (r *Router) obstacles(but *neighbour) (waiting, alike bool) {
 			continue
 		}
 		waiting = true
-		agrees := n.agrees
+		agrees := n.agrees || n.filled && r.now.Sub(n.filledAt) >= agreePatience
 		if n.id.Compare(r.cfg.Self) < 0 {
 			agrees = but != nil // it is for the lesser to act
 		}

@@ -426,3 +426,100 @@ func TestABackupLastsUntilTheRoutesHaveMoved(t *testing.T) {
 		t.Errorf("only %d of 30 cuts had a backup", covered)
 	}
 }
+
+// Two neighbours whose agents restarted while a third's is away wait for it:
+// their kernels forward as before, and to refuse each other would help neither.
+// When it is back, all settle.
+func TestRestartedNeighboursRefuseNobodyInVain(t *testing.T) {
+	w, ids := newNetwork(1, 3)
+	slices.SortFunc(ids, mesh.NodeID.Compare)
+	for i, a := range ids {
+		w.join(a, ids[(i+1)%3], 1000, 1000)
+	}
+	w.run(3 * time.Second)
+	gone := ids[2]
+	w.mute = map[mesh.NodeID]bool{gone: true}
+	w.start(ids[0], 2, ids[1], gone)
+	w.start(ids[1], 2, ids[0], gone)
+	w.run(20 * time.Second)
+	for _, pair := range [][2]mesh.NodeID{{ids[0], ids[1]}, {ids[1], ids[0]}, {ids[0], gone}, {ids[1], gone}} {
+		if r := w.routers[pair[0]]; r.Settled() || !r.Admits(pair[1]) {
+			t.Errorf("while an agent is away: settled %t, lets %s in: %t", r.Settled(), pair[1], r.Admits(pair[1]))
+		}
+	}
+	w.mute = nil
+	w.start(gone, 2, ids[0], ids[1])
+	w.run(5 * time.Second)
+	w.acyclic(t, ids)
+	for _, id := range ids {
+		if !w.routers[id].Settled() {
+			t.Errorf("%s never settles", id)
+		}
+	}
+}
+
+// A node whose kernel has no routes yet lets nobody in, and is no next hop.
+func TestNobodyIsLetInBeforeThereAreRoutes(t *testing.T) {
+	w, ids := newNetwork(1, 2)
+	w.routers[ids[0]].SetHolding(true)
+	w.join(ids[0], ids[1], 1000, 1000)
+	w.run(3 * time.Second)
+	if w.routers[ids[0]].Admits(ids[1]) || w.routers[ids[1]].Usable(ids[0]) {
+		t.Error("a node without routes is used")
+	}
+	w.routers[ids[0]].SetHolding(false)
+	w.run(3 * time.Second)
+	if !w.routers[ids[0]].Admits(ids[1]) || !w.routers[ids[1]].Usable(ids[0]) {
+		t.Error("a node with routes is not used")
+	}
+}
+
+// Where all that are nearer are in doubt, neighbours agree on a way round within
+// a few round trips, without any announcement; and it ends with the doubt.
+func TestDoubtPreparesAWayRound(t *testing.T) {
+	uncovered := 0
+	for seed := range uint64(20) {
+		w, ids := newNetwork(seed, 5)
+		for i, a := range ids {
+			for _, b := range ids[:i] {
+				cost := mesh.Cost(10_000 + w.rng.IntN(500))
+				w.join(a, b, cost, cost)
+			}
+		}
+		w.run(8 * time.Second)
+		at, to := w.routers[ids[0]], ids[1]
+		others := func() (n int) {
+			for _, d := range at.Table().Destinations {
+				for _, s := range d.Successors {
+					if d.Key.Node == to && s.Peer != to {
+						n++
+					}
+				}
+			}
+			return n
+		}
+		before := others()
+		if before == 0 {
+			uncovered++
+		}
+		digest := at.Digest()
+		at.SetDoubt(to, true)
+		w.run(100 * time.Millisecond)
+		if others() == 0 {
+			t.Errorf("seed %d: no way round after 100 ms of doubt", seed)
+		}
+		if at.Digest() != digest {
+			t.Errorf("seed %d: doubt was announced", seed)
+		}
+		w.acyclic(t, ids)
+		at.SetDoubt(to, false)
+		w.run(5 * time.Second)
+		if others() != before {
+			t.Errorf("seed %d: %d backups, %d before the doubt", seed, others(), before)
+		}
+		w.acyclic(t, ids)
+	}
+	if uncovered < 2 {
+		t.Errorf("only %d of 20 destinations needed a way round", uncovered)
+	}
+}

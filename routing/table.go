@@ -59,8 +59,9 @@ type surroundings struct {
 
 // nearby is a neighbour that may be a next hop.
 type nearby struct {
-	n    *neighbour
-	tree *spf.Tree
+	n     *neighbour
+	tree  *spf.Tree
+	doubt bool
 	// towards us, what it announces; Infinite: nothing.
 	toUs mesh.Cost
 }
@@ -110,7 +111,7 @@ func (r *Router) recompute() {
 			if !ok {
 				toUs = mesh.Infinite
 			}
-			now.near = append(now.near, nearby{n, n.tree, toUs})
+			now.near = append(now.near, nearby{n, n.tree, n.doubt, toUs})
 		}
 	}
 	all := rebuilt || !r.routes.seen.equal(now)
@@ -155,16 +156,46 @@ func (r *Router) advise(d *known) {
 // slack gives it. It grows with the distance at once and to take slack when
 // nothing has changed for a while: a neighbour that has just lost its path may
 // be using us.
+//
+// Where all that are nearer are in doubt, it grows for the time of the doubt to
+// what makes the next one usable: neighbours agree faster than a link is given up.
 func (r *Router) potential(d *known) mesh.Cost {
-	most, now := r.slack(d), r.lfi.View(d.number).Distance
-	if now >= mesh.Infinite || most <= max(now, d.dist) {
-		return most
-	}
-	if at := r.moved.Add(slackAfter); r.now.Before(at) {
+	p, now := r.slack(d), r.lfi.View(d.number).Distance
+	if at := r.moved.Add(slackAfter); now < mesh.Infinite && p > max(now, d.dist) && r.now.Before(at) {
 		r.slackAt = at
-		return max(now, d.dist)
+		p = max(now, d.dist)
 	}
-	return most
+	return max(p, r.detour(d, p))
+}
+
+// detour is just more than the least that a neighbour tells who is not in doubt
+// and does not go through us, when none of those below p is; 0 otherwise.
+func (r *Router) detour(d *known, p mesh.Cost) mesh.Cost {
+	doubt, least := false, mesh.Infinite
+	for _, n := range r.routes.seen.near {
+		told := r.lfi.Reported(n.n.id, d.number)
+		switch {
+		case n.doubt:
+			doubt = doubt || told < p
+		case told < p:
+			return 0
+		case !r.through(d, n):
+			least = min(least, told)
+		}
+	}
+	if !doubt || least >= mesh.Infinite-1 {
+		return 0
+	}
+	return least + 1
+}
+
+// through reports whether a neighbour's best path leads through us.
+func (r *Router) through(d *known, n nearby) bool {
+	here := d.dist
+	if r.routes.seen.overload {
+		here = min(here.Add(spf.Penalty), mesh.Infinite-1)
+	}
+	return n.toUs < mesh.Infinite && d.nearest(n.tree) == here.Add(n.toUs)
 }
 
 // rebuild lists the destinations anew: each node, and each prefix of its own.
@@ -235,15 +266,11 @@ func (r *Router) slack(d *known) mesh.Cost {
 		return d.dist
 	}
 	downstream, second, limit := 0, mesh.Infinite, mesh.Infinite
-	through := d.dist
-	if r.routes.seen.overload {
-		through = min(through.Add(spf.Penalty), mesh.Infinite-1)
-	}
 	for _, n := range r.routes.seen.near {
 		switch rest := d.nearest(n.tree); {
 		case rest < d.dist:
 			downstream++
-		case n.toUs < mesh.Infinite && rest == through.Add(n.toUs):
+		case r.through(d, n):
 			limit = min(limit, rest)
 		default:
 			second = min(second, rest)

@@ -62,7 +62,7 @@ type disturbance func(n *node, e *end, lasting time.Duration)
 
 var disturbances = []disturbance{
 	(*node).linkFails, (*node).linksFail, (*node).isolate,
-	(*node).falseAlarm, (*node).falseAlarm,
+	(*node).falseAlarm, (*node).falseAlarm, (*node).suspect, (*node).suspect,
 	(*node).reprice, (*node).drain, (*node).transit,
 	(*node).crash, (*node).crash, (*node).crashBoth,
 	(*node).relog, (*node).relog, (*node).writeFails, (*node).gossip,
@@ -102,6 +102,19 @@ func (n *node) falseAlarm(e *end, lasting time.Duration) {
 			w.after(w.upTo(w.delay), func() { e.other.wrong(l, lasting) })
 		}
 	}
+}
+
+// suspect makes one end doubt all its links to the other.
+func (n *node) suspect(e *end, lasting time.Duration) {
+	doubt := func(v bool) {
+		e.doubt = v
+		n.w.trace("%s doubts %s: %v", e.node, e.peer, v)
+		if e.up {
+			e.node.refresh(e)
+		}
+	}
+	doubt(true)
+	n.w.after(lasting, func() { doubt(false) })
 }
 
 // reprice changes what some links cost, in one direction.

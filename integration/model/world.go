@@ -99,6 +99,7 @@ type end struct {
 	seen       []bool      // links that this end thinks work
 	cost       []mesh.Cost // of links, in this direction
 	drain      bool
+	doubt      bool // none of its links is beyond suspicion
 	up         bool // as the router was told
 	heard      time.Duration
 	arrival    time.Duration // of the datagram sent last
@@ -432,6 +433,7 @@ func (n *node) refresh(e *end) {
 	best := e.works()
 	if e.up = best < mesh.Infinite; e.up {
 		n.router.SetNeighbour(e.peer.id, best, e.drain, n.w.delay)
+		n.router.SetDoubt(e.peer.id, e.doubt)
 	} else {
 		n.router.DropNeighbour(e.peer.id)
 	}

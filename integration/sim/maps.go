@@ -112,6 +112,7 @@ func Geographic(seed uint64, n int, hidden float64) Map {
 		}
 	}
 	m := Map{Nodes: n, Delay: func(a, b int) (time.Duration, bool) {
+		a, b = a%n, b%n // who joins later lives where another does
 		last := time.Duration((access[a] + access[b]) * float64(time.Millisecond))
 		return delays[town[a]*towns+town[b]] + last, !behind[a] || !behind[b]
 	}}

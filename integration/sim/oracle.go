@@ -5,7 +5,10 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
+
+	"guywire/routing/wire"
 )
 
 const (
@@ -113,15 +116,41 @@ func (o *Oracle) look() {
 	blamed := false
 	for _, a := range w.Nodes {
 		for b := range stable[a.Index].all {
-			if d := w.Nodes[b]; d.Core.Digest() != a.Core.Digest() {
-				if !o.blamed {
-					o.violation("%d and %d know different things %v after the last announcement", a.Index, b, w.now-w.announced)
-				}
-				o.blamed, blamed = true, true
+			different := w.differences(a, w.Nodes[b], stable)
+			if different == "" {
+				continue
 			}
+			if !o.blamed {
+				o.violation("%d and %d know different things %v after the last announcement: %s", a.Index, b, w.now-w.announced, different)
+			}
+			o.blamed, blamed = true, true
 		}
 	}
 	o.blamed = blamed
+}
+
+// differences names what only one of two nodes knows of those from which a path
+// to both has been there: what others have announced cannot have come.
+func (w *World) differences(a, b *Node, joined []set) string {
+	if a.Core.Digest() == b.Core.Digest() {
+		return ""
+	}
+	known := map[wire.LSAKey]int{}
+	for i, n := range []*Node{a, b} {
+		for _, s := range n.Core.Announcements() {
+			if key, ok := s.Key(); ok {
+				known[key] += 1 + i
+			}
+		}
+	}
+	var list []string
+	for key, who := range known {
+		if origin := w.byID[key.Origin].Index; who < 3 && joined[origin].has(a.Index) && joined[origin].has(b.Index) {
+			list = append(list, fmt.Sprintf("%d has %d.%d of %d", []*Node{a, b}[who-1].Index, key.Fragment, key.Seq, origin))
+		}
+	}
+	slices.Sort(list)
+	return strings.Join(list, ", ")
 }
 
 // A set is nodes, as bits by index.
@@ -140,12 +169,12 @@ func (s set) all(yield func(i int) bool) {
 	}
 }
 
-// judge looks which links could work now: both agents run and want the link,
-// and packets get through in both directions.
+// judge looks which links could work now: both agents run, have taken the
+// routes over and want the link, and packets get through in both directions.
 func (w *World) judge() {
 	for _, n := range w.Nodes {
 		for _, t := range n.tunnels {
-			good := t.wanted && t.far != nil && t.far.wanted && n.Running && t.peer.Running
+			good := t.wanted && t.far != nil && t.far.wanted && n.ready() && t.peer.ready()
 			if good {
 				_, good = w.path(t.here, t.there)
 			}
@@ -160,6 +189,9 @@ func (w *World) judge() {
 		}
 	}
 }
+
+// ready reports whether a node's agent runs and decides what its kernel does.
+func (n *Node) ready() bool { return n.Running && n.Core.Settled() }
 
 // joinedFor gives, for every node, those to which there has been a path for
 // some time, the node itself included. It goes by the true state of the world

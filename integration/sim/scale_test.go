@@ -9,7 +9,7 @@ import (
 
 var (
 	nodes = flag.Int("nodes", 0, "nodes of TestScale")
-	all   = flag.Bool("all", false, "all kinds of faults in TestChaos")
+	all   = flag.Bool("all", false, "minutes of faults in TestChaos")
 	seed  = flag.Uint64("seed", 0, "the only seed of a test with random worlds")
 )
 

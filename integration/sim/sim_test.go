@@ -49,7 +49,7 @@ func story(t *testing.T, list *[]string) {
 }
 
 func TestColdStart(t *testing.T) {
-	for _, n := range []int{2, 6, 12, 40} {
+	for _, n := range []int{2, 6, 12, 20} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			w := New(1, Uplinks(n, "isp1"))
 			w.Traffic = true

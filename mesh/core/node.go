@@ -248,6 +248,7 @@ func (n *Node) advance() {
 	n.announce()
 	n.settle()
 	n.router.SetSpeaking(n.speaking)
+	n.router.SetHolding(!n.settled)
 	n.locate()
 	if n.state != nil {
 		if !n.now.Before(n.shape.next) {
@@ -344,6 +345,7 @@ func (n *Node) announce() {
 		cost    mesh.Cost
 		rtt     time.Duration
 		drained bool
+		sure    bool // a link to it is beyond suspicion
 	}
 	found := map[mesh.NodeID]*best{}
 	for id, e := range n.entries {
@@ -359,6 +361,7 @@ func (n *Node) announce() {
 		case b.drained && !drained, b.drained == drained && c < b.cost:
 			b.cost, b.rtt, b.drained = c, e.judge.RTT(), drained
 		}
+		b.sure = b.sure || e.judge.State() != link.Suspect
 	}
 	for _, id := range slices.SortedFunc(maps.Keys(n.peers), mesh.NodeID.Compare) {
 		b := found[id]
@@ -367,6 +370,7 @@ func (n *Node) announce() {
 			continue
 		}
 		n.router.SetNeighbour(id, b.cost, b.drained, b.rtt)
+		n.router.SetDoubt(id, !b.sure)
 	}
 }
 

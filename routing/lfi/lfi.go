@@ -47,11 +47,14 @@ type peer struct {
 	rd        []mesh.Cost
 	// need is, per destination, the serial whose confirmation says that the
 	// neighbour's kernel uses the newest report.
-	need      []uint64
-	due       map[int]bool // reports to be sent
-	defined   []bool       // the neighbour knows the destination by our number
-	base      uint64       // serial that ended the first table of the stream
-	last      uint64       // serial of the last report sent
+	need []uint64
+	due  map[int]bool // reports to be sent
+	// waived are destinations that it delivers, for whose raise it was not
+	// waited, with the feasible distance that it agreed to.
+	waived    map[int]mesh.Cost
+	defined   []bool // the neighbour knows the destination by our number
+	base      uint64 // serial that ended the first table of the stream
+	last      uint64 // serial of the last report sent
 	confirmed uint64
 }
 
@@ -81,7 +84,7 @@ func (m *Machine) AddPeer(id mesh.NodeID) {
 	if m.peers[id] != nil {
 		return
 	}
-	p := &peer{id: id, due: map[int]bool{}, base: unsent}
+	p := &peer{id: id, due: map[int]bool{}, waived: map[int]mesh.Cost{}, base: unsent}
 	p.grow(len(m.dests))
 	m.peers[id] = p
 	i, _ := slices.BinarySearchFunc(m.order, id, func(p *peer, id mesh.NodeID) int { return p.id.Compare(id) })
@@ -184,6 +187,7 @@ func (m *Machine) Destination(key wire.Destination) int {
 	m.index[key] = i
 	for _, p := range m.order {
 		p.rd[i], p.need[i], p.defined[i] = mesh.Infinite, p.base, false
+		delete(p.waived, i)
 	}
 	return i
 }
@@ -208,6 +212,15 @@ func (m *Machine) Hear(id mesh.NodeID, key wire.Destination, distance mesh.Cost)
 	p, d := m.peers[id], &m.dests[i]
 	old := p.rd[i]
 	p.rd[i] = distance
+	if fd, waived := p.waived[i]; waived && distance > 0 {
+		// From now on it may send the destination to us, and not know how far we
+		// are: back to what it agreed to, before it is told that we know.
+		delete(p.waived, i)
+		if p.owes(i) {
+			m.setFeasible(i, min(d.fd, fd))
+			m.pending[i] = true
+		}
+	}
 	if p.usable && old < d.fd != (distance < d.fd) {
 		m.step++
 	}
@@ -233,6 +246,7 @@ func (m *Machine) Forget(id mesh.NodeID) {
 	for i := range p.rd {
 		p.rd[i] = mesh.Infinite
 	}
+	clear(p.waived)
 	m.step++
 }
 
@@ -316,13 +330,32 @@ func (m *Machine) review() {
 }
 
 // acked reports whether every needed neighbour's kernel uses the newest report.
+// One that delivers the destination itself sends it to nobody, so its word is not
+// waited for: our ways there may all be gone, with that to itself. See Hear.
 func (m *Machine) acked(i int) bool {
 	for _, p := range m.order {
-		if p.needed && p.need[i] > p.confirmed {
+		if p.rd[i] > 0 && p.owes(i) {
 			return false
 		}
 	}
 	return true
+}
+
+// owes reports whether the neighbour's kernel may go by an older report.
+func (p *peer) owes(i int) bool { return p.needed && p.need[i] > p.confirmed }
+
+// waive notes who was not waited for when the feasible distance is raised.
+func (m *Machine) waive(i int, fd mesh.Cost) {
+	for _, p := range m.order {
+		switch agreed, waived := p.waived[i]; {
+		case !p.owes(i):
+			delete(p.waived, i)
+		case waived:
+			p.waived[i] = min(agreed, fd)
+		default:
+			p.waived[i] = fd
+		}
+	}
 }
 
 // evaluate moves a destination as far towards its advice as it may go now.
@@ -341,7 +374,11 @@ func (m *Machine) evaluate(i int) {
 			m.pending[i] = true // active: changes wait for the next round
 			return
 		}
-		m.setFeasible(i, min(d.rep, d.dist))
+		fd := min(d.rep, d.dist)
+		if fd > d.fd {
+			m.waive(i, d.fd)
+		}
+		m.setFeasible(i, fd)
 		switch {
 		case d.dist > d.rep:
 			d.rep = d.dist
@@ -418,7 +455,7 @@ func (m *Machine) WaitsFor(id mesh.NodeID) bool {
 		return false
 	}
 	for i := range m.pending {
-		if d := &m.dests[i]; d.rep > d.fd && p.need[i] > p.confirmed && !m.forwards(i) {
+		if d := &m.dests[i]; d.rep > d.fd && p.rd[i] > 0 && p.need[i] > p.confirmed && !m.forwards(i) {
 			return true
 		}
 	}

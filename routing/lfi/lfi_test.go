@@ -286,3 +286,33 @@ func TestViewIsOrdered(t *testing.T) {
 		t.Errorf("successors %v", got)
 	}
 }
+
+// A raise does not wait for a neighbour that delivers the destination itself; but
+// when it ceases to, what it did not agree to is taken back before it is answered.
+func TestARaiseDoesNotWaitForWhoDelivers(t *testing.T) {
+	m, i := joined(t)
+	m.Hear(node(1), to(9), 0)
+	m.Advise(i, 15)
+	if got := fmt.Sprint(m.next(i)); got != "[1@0]" {
+		t.Fatalf("successors %s before anybody agreed", got)
+	}
+	deliver(m, node(1), 3) // never confirmed: every link to it may be cut
+	deliver(m, node(2), 3)
+	m.Confirmed(node(2), 3)
+	if got := fmt.Sprint(m.next(i)); got != "[1@0 2@12]" {
+		t.Fatalf("successors %s, want also the one that the raise was for", got)
+	}
+	m.Committed(m.Step())
+	before := m.Step()
+	m.Hear(node(1), to(9), 4)
+	if got := fmt.Sprint(m.next(i)); got != "[1@4]" {
+		t.Errorf("successors %s although it may count on 10", got)
+	}
+	if m.Step() == before {
+		t.Error("the kernel need not follow before the neighbour is answered")
+	}
+	m.Confirmed(node(1), 3)
+	if got := fmt.Sprint(m.next(i)); got != "[1@4 2@12]" {
+		t.Errorf("successors %s after it agreed", got)
+	}
+}
