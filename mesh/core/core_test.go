@@ -14,6 +14,7 @@ import (
 	"guywire/mesh/kernel"
 	"guywire/mesh/link"
 	"guywire/routing"
+	"guywire/routing/wire"
 	"guywire/store"
 )
 
@@ -367,5 +368,38 @@ func TestNoiseIsNoChangeOfShares(t *testing.T) {
 		if carry, _ := used(legs); len(carry) != 1+int(min(c.want, 1)) {
 			t.Errorf("step %d: %d legs carry", i, len(carry))
 		}
+	}
+}
+
+// The far end of a link whose uplink went down learns it at once, by the other.
+func TestALostUplinkIsToldOverTheOther(t *testing.T) {
+	rec := func(uplink, device string, slot uint16) Record {
+		return Record{
+			Link: mesh.LinkID{Peer: id(2), Local: uplink, Remote: "a"}, Device: device, Slot: slot, Generation: 5,
+			Port: 51900 + slot, Endpoint: netip.MustParseAddrPort("198.18.0.9:1"), Epoch: 1, Peer: mesh.WireGuardKey{2}, Alive: true,
+		}
+	}
+	n := node(state(2, 1, 2), rec("isp1", "gw-n2-aaaaa", 1), rec("isp2", "gw-n2-bbbbb", 2))
+	n.Step(start.Add(100*time.Millisecond), Tick{})
+	host := n.host
+	host.Uplinks = slices.Clone(host.Uplinks)
+	host.Uplinks[0].Up = false
+	told := func(r Ready) (devices []string) {
+		for _, d := range r.Send {
+			m, err := wire.Decode(d.Payload)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s, ok := m.Body.(wire.Silence); ok && s.Links[0] == (wire.LinkName{Local: "isp1", Remote: "a"}) {
+				devices = append(devices, d.Device)
+			}
+		}
+		return devices
+	}
+	if got := told(n.Step(start.Add(110*time.Millisecond), HostChanged{Host: host})); !slices.Equal(got, []string{"gw-n2-bbbbb"}) {
+		t.Errorf("told over %v", got)
+	}
+	if got := told(n.Step(start.Add(120*time.Millisecond), HostChanged{Host: host})); len(got) > 0 {
+		t.Errorf("told again over %v", got)
 	}
 }

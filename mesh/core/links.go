@@ -412,17 +412,38 @@ func latest(a, b time.Time) time.Time {
 	return b
 }
 
-// tellSilence tells a neighbour, over every other link, that we hear nothing
-// on this one: it may be dead in one direction only.
+// tellSilence tells a neighbour that we hear nothing on a link: it may be dead
+// in one direction only.
 func (n *Node) tellSilence(deaf *entry) {
 	if !deaf.judge.Deaf(n.now) || n.now.Sub(deaf.told) < silenceEvery {
 		return
 	}
+	n.tellDeaf(deaf)
+}
+
+// tellDeaf says over every other link to the same neighbour that nothing can
+// arrive on this one.
+func (n *Node) tellDeaf(deaf *entry) {
 	deaf.told = n.now
 	l := deaf.rec.Link
 	for _, id := range n.sorted() {
 		if e := n.entries[id]; e != deaf && id.Peer == l.Peer && e.judge != nil && e.judge.State() == link.Up {
 			n.send(e, wire.Silence{Links: []wire.LinkName{{Local: l.Local, Remote: l.Remote}}})
 		}
+	}
+}
+
+// fail takes links down on hard evidence, and tells the far ends of those that
+// were in use.
+func (n *Node) fail(links []*entry, reason string) {
+	var used []*entry
+	for _, e := range links {
+		if e.judge.Usable() {
+			used = append(used, e)
+		}
+		n.judged(e, func() { e.judge.Fail(n.now, reason) })
+	}
+	for _, e := range used {
+		n.tellDeaf(e)
 	}
 }

@@ -182,7 +182,7 @@ func (n *Node) Step(now time.Time, ev Event) Ready {
 		n.kernelDone(ev.Revision)
 	case TunnelFailed:
 		if e := n.byDevice[ev.Device]; e != nil {
-			n.judged(e, func() { e.judge.Fail(now, ev.Reason) })
+			n.fail([]*entry{e}, ev.Reason)
 		}
 	case Measured:
 		n.measured(ev.Tunnels)
@@ -521,11 +521,13 @@ func (n *Node) setHost(h Host) {
 			n.fact(Fact{Kind: UplinkDown, Sentence: "uplink " + u.Name + " is down", Cause: "no carrier, or switched off", From: u.Name})
 		}
 		if !u.Up {
+			var lost []*entry
 			for _, id := range n.sorted() {
 				if e := n.entries[id]; id.Local == u.Name && e.judge != nil {
-					n.judged(e, func() { e.judge.Fail(n.now, "uplink "+u.Name+" is down") })
+					lost = append(lost, e)
 				}
 			}
+			n.fail(lost, "uplink "+u.Name+" is down")
 		}
 	}
 	n.plan()

@@ -333,7 +333,7 @@ func (l *Link) Traffic(now time.Time, received, sent uint64) {
 	}
 	if came > 0 {
 		l.movedAt = now
-		l.oneWay = time.Time{}
+		l.oneWay, l.echoAsked = time.Time{}, time.Time{}
 		if l.Usable() {
 			// Something came since the last reading; no more is known of when.
 			l.heard = latest(l.heard, before)
