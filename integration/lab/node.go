@@ -20,9 +20,10 @@ import (
 
 // nodeConfig is what a node's process is told at its start.
 type nodeConfig struct {
-	Name string   `json:"name"`
-	Dir  string   `json:"dir"`  // of the lab
-	Path []string `json:"path"` // searched for programs before PATH
+	Name       string   `json:"name"`
+	Dir        string   `json:"dir"`        // of the lab
+	Path       []string `json:"path"`       // searched for programs before PATH
+	Processors int      `json:"processors"` // as in [Options]
 }
 
 // nodeFD is the descriptor on which a node's process finds its connection to the supervisor.
@@ -178,17 +179,7 @@ func (n *nodeServer) command(argv []string) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find %s on %s: %w; build it beside meshlab, or give its path", argv[0], n.cfg.Name, errors.Unwrap(err))
 	}
-	return &exec.Cmd{Path: path, Args: argv, Env: environment(), SysProcAttr: &syscall.SysProcAttr{Setsid: true}}, nil
-}
-
-// environment is that of programs on a node: a machine with one processor, if they are written in Go. Dozens of programs on
-// few processors would otherwise spend half of their time on waking idle threads of each other.
-func environment() []string {
-	env := os.Environ()
-	if _, set := os.LookupEnv("GOMAXPROCS"); !set {
-		env = append(env, "GOMAXPROCS=1")
-	}
-	return env
+	return &exec.Cmd{Path: path, Args: argv, Env: append(os.Environ(), fmt.Sprintf("GOMAXPROCS=%d", n.cfg.Processors)), SysProcAttr: &syscall.SysProcAttr{Setsid: true}}, nil
 }
 
 // exec runs a command with the client's files until it ends; it is killed when the client goes away.

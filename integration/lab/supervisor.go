@@ -27,9 +27,10 @@ const (
 
 // launch is what the supervisor is told, in a file of the lab's directory.
 type launch struct {
-	Name    string   `json:"name"`
-	Path    []string `json:"path"`
-	Network *Network `json:"network"`
+	Name       string   `json:"name"`
+	Path       []string `json:"path"`
+	Network    *Network `json:"network"`
+	Processors int      `json:"processors"`
 }
 
 // supervisor is process 1 of a lab: it starts the nodes, builds and changes the network, and answers clients. Its end is
@@ -151,7 +152,7 @@ func (s *supervisor) build() error {
 	}
 	spaces := map[string]*space{}
 	for _, n := range lo.nodes {
-		if spaces[n.name], err = s.startNode(nodeConfig{Name: n.name, Dir: s.dir, Path: l.Path}); err != nil {
+		if spaces[n.name], err = s.startNode(nodeConfig{Name: n.name, Dir: s.dir, Path: l.Path, Processors: l.Processors}); err != nil {
 			return err
 		}
 	}

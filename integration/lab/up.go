@@ -49,6 +49,9 @@ type Options struct {
 	Detach bool     // the lab outlives the caller; [Down] ends it
 	Agents bool     // start meshd in every site
 	Path   []string // directories searched for programs before that of the calling program and PATH
+	// Processors is how many a program on a node uses, if it is written in Go (default 1). Dozens of programs on few
+	// processors spend half of their time on waking idle threads of each other.
+	Processors int
 }
 
 // upWait is how long a lab may take to come up.
@@ -105,7 +108,7 @@ func (l *Lab) launch(ctx context.Context, network *Network, opts Options, lock *
 	if err != nil {
 		return err
 	}
-	data, err := json.Marshal(launch{Name: l.name, Path: append(opts.Path, filepath.Dir(exe)), Network: network})
+	data, err := json.Marshal(launch{Name: l.name, Path: append(opts.Path, filepath.Dir(exe)), Network: network, Processors: max(opts.Processors, 1)})
 	if err != nil {
 		return err
 	}

@@ -24,6 +24,9 @@ const (
 	// group. The rest are backups.
 	joinSpread, spread         = 125, 140
 	joinFullSpread, fullSpread = 115, 130
+	// alike is a difference of costs that is none: where paths are short, jitter
+	// is more than v allows.
+	alike mesh.Cost = 2_500
 	// groupBase is the first id of groups, above those of single next hops.
 	groupBase = mesh.NextHopBase + 1<<16
 )
@@ -111,23 +114,23 @@ func (n *Node) legs(d routing.Destination, links map[mesh.NodeID][]leg) []leg {
 // rest in the order in which it would take over. Links that are up come before
 // others, and the last path is used however bad it is.
 func used(legs []leg) (carry, armed []leg) {
-	live, alike := make([]leg, 0, len(legs)), 0
+	live, peers := make([]leg, 0, len(legs)), 0
 	for _, sure := range []bool{true, false} {
 		for _, l := range legs {
 			if l.e.judge.Usable() && l.sure() == sure {
 				live = append(live, l)
 			}
 		}
-		if alike == 0 {
-			alike = len(live)
+		if peers == 0 {
+			peers = len(live)
 		}
 	}
-	if alike > 0 && live[0].weight == 0 {
+	if peers > 0 && live[0].weight == 0 {
 		// Those that were to carry cannot: the next ones share anew.
-		weigh(live[:alike], func(l leg) uint8 { return l.weight })
+		weigh(live[:peers], func(l leg) uint8 { return l.weight })
 	}
 	for i, l := range live {
-		if i < alike && l.weight > 0 {
+		if i < peers && l.weight > 0 {
 			carry = append(carry, l)
 		} else {
 			armed = append(armed, l)
@@ -146,7 +149,7 @@ func weigh(legs []leg, had func(leg) uint8) {
 			if member {
 				join = stay
 			}
-			return 100*uint64(l.total) <= join*uint64(legs[0].total)
+			return l.total-legs[0].total <= alike || 100*uint64(l.total) <= join*uint64(legs[0].total)
 		}
 		switch {
 		case within(joinFullSpread, fullSpread, before == 2):

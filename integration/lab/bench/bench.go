@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -187,16 +188,30 @@ func gaps(what string, ms []float64) (median, p99 figure) {
 		figure{What: of + "p99", Value: quantile(ms, 0.99), Unit: "ms", Samples: ms}
 }
 
+// throughputs are the parts that ask how much goes through.
+var throughputs = []string{"throughput", "uplinks"}
+
+// labOptions are those of a lab: where throughput is measured, programs use all processors.
+func (b *bench) labOptions(name string) lab.Options {
+	opts := lab.Options{Name: fmt.Sprintf("bench-%s-%d", name, os.Getpid())}
+	if slices.Contains(throughputs, b.part.name) {
+		opts.Processors = runtime.NumCPU()
+	}
+	return opts
+}
+
 // open builds a network without agents.
 func (b *bench) open(ctx context.Context, name string, network *lab.Network, order ...string) (*world.World, error) {
 	b.screen.Progress("building the network")
-	return world.Open(ctx, b.screen, network, lab.Options{Name: fmt.Sprintf("bench-%s-%d", name, os.Getpid())}, order)
+	return world.Open(ctx, b.screen, network, b.labOptions(name), order)
 }
 
 // mesh builds a network, joins its sites, and waits until all is well.
 func (b *bench) mesh(ctx context.Context, name string, network *lab.Network, order ...string) (*world.World, error) {
 	b.screen.Progress("building the network")
-	w, err := world.Open(ctx, b.screen, network, lab.Options{Name: fmt.Sprintf("bench-%s-%d", name, os.Getpid()), Agents: true}, order)
+	opts := b.labOptions(name)
+	opts.Agents = true
+	w, err := world.Open(ctx, b.screen, network, opts, order)
 	if err != nil {
 		return nil, err
 	}
