@@ -28,6 +28,7 @@ lab: build ## bring the demo network up and leave it running (bin/meshlab down e
 
 bench: build ## benchmarks, with ratios
 	$(GO) test -run='^$$' -bench=. -benchtime=200ms ./routing/... ./mesh/kernel ./mesh/core
+	$(GO) test -modfile=routing/spf/testdata/bench/bench.mod -run='^$$' -bench=. -benchtime=200ms ./routing/spf/testdata/bench
 	bin/meshlab bench
 
 model: ## model check of the routing core: STATES (5000000) states

@@ -4,15 +4,39 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"guywire/integration/lab"
+	"guywire/integration/lab/world"
+	"guywire/mesh/api"
 )
 
-// uplinkRate is of each uplink of the site that sends, manyStreams are the TCP streams over them.
+// uplinkRate is of each uplink of the site that sends: so little that two of them are far from what the lab's wires carry on
+// two processors, with WireGuard in userspace beside them. manyStreams are the TCP streams over them.
 const (
-	uplinkRate  = lab.Rate(100e6)
+	uplinkRate  = lab.Rate(30e6)
 	manyStreams = 32
+	// calm is how long the costs of an uplink that was full, or unplugged, may take to fall.
+	calm = 3 * time.Minute
 )
+
+// uneven names a route between the two sites that does not have two tunnels with equal shares.
+func uneven(ctx context.Context, w *world.World) (string, error) {
+	for i, s := range w.Sites {
+		var routes api.Routes
+		if err := w.Ctl(ctx, s, &routes, "routes"); err != nil {
+			return "", err
+		}
+		to := w.Sites[1-i].Name
+		for _, r := range routes.Routes {
+			if slices.Equal(r.Origins, []string{to}) && (len(r.NextHops) != 2 || r.NextHops[0].Weight != r.NextHops[1].Weight) {
+				return fmt.Sprintf("%s has %d next hops to %s of %s", s.Name, len(r.NextHops), r.Prefix, to), nil
+			}
+		}
+	}
+	return "", nil
+}
 
 // uplinks sends many flows from a site with two equal uplinks, and from the same site with one of them unplugged, in turns.
 func (b *bench) uplinks(ctx context.Context) (err error) {
@@ -33,6 +57,9 @@ func (b *bench) uplinks(ctx context.Context) (err error) {
 	spare := x.Name + ":" + x.WAN[1]
 	var two, one []float64
 	for round := range b.rounds {
+		if err := w.Until(ctx, "both uplinks carry traffic", calm, func(ctx context.Context) (string, error) { return uneven(ctx, w) }); err != nil {
+			return err
+		}
 		b.screen.Progress("two uplinks, round %d of %d", round+1, b.rounds)
 		mbps, err := w.Transfer(ctx, manyStreams, b.transfer)
 		if err != nil {
