@@ -262,15 +262,16 @@ func (db *lsdb) relink(id mesh.NodeID, o *origin) {
 }
 
 // edge sets both directions between two nodes: one end's word alone makes no
-// link.
+// link, but drains both directions of it.
 func (db *lsdb) edge(a, b mesh.NodeID) {
 	x, y := db.origins[a], db.origins[b]
 	if x != nil && y != nil {
 		ab, there := x.adj[b]
 		ba, back := y.adj[a]
 		if there && back {
-			db.graph.Set(a, b, cost(ab))
-			db.graph.Set(b, a, cost(ba))
+			drain := ab.Drain || ba.Drain
+			db.graph.Set(a, b, cost(ab, drain))
+			db.graph.Set(b, a, cost(ba, drain))
 			return
 		}
 	}
@@ -278,9 +279,9 @@ func (db *lsdb) edge(a, b mesh.NodeID) {
 	db.graph.Remove(b, a)
 }
 
-// cost is what an adjacency counts for.
-func cost(a wire.Adjacency) mesh.Cost {
-	if a.Drain {
+// cost is what an adjacency counts for, drained by either end or not.
+func cost(a wire.Adjacency, drain bool) mesh.Cost {
+	if drain {
 		return min(a.Cost.Add(DrainPenalty), mesh.Infinite-1)
 	}
 	return a.Cost
@@ -358,11 +359,13 @@ func (db *lsdb) prefixOrigins() (origins map[netip.Prefix][]mesh.NodeID, foreign
 
 func newStored(s wire.SignedLSA, lsa wire.LSA) stored { return stored{s, lsa, sha256.Sum256(s.Body)} }
 
-// towards is the cost that from announces of its adjacency with to.
+// towards is what the adjacency from one node to another counts for, whether or
+// not the other announces it, too.
 func (db *lsdb) towards(from, to mesh.NodeID) (mesh.Cost, bool) {
 	if o := db.origins[from]; o != nil {
 		if a, ok := o.adj[to]; ok {
-			return cost(a), true
+			back := db.origins[to]
+			return cost(a, a.Drain || back != nil && back.adj[from].Drain), true
 		}
 	}
 	return 0, false

@@ -36,6 +36,7 @@ type neighbour struct {
 	admitted   bool
 	admittedAt uint64
 	refusedAt  uint64
+	refused    bool   // it may not know that it is not admitted any more
 	courted    bool   // not admitted yet, but no distance is raised without it
 	base       uint64 // serial of the end of our first table in this session
 
@@ -151,7 +152,8 @@ func (r *Router) admit(n *neighbour) {
 		return
 	}
 	if r.clean(n) || n.courted && n.session.Committed() >= n.base {
-		n.admitted, n.courted = true, false
+		n.admitted, n.refused, n.courted = true, false, false
+		r.announce(n)
 		n.session.SetCold(false) // should its agent restart now, it may go on counting on us
 		n.admittedAt = r.lfi.Touch()
 		r.lfi.SetNeeded(n.id, true)
@@ -174,7 +176,9 @@ func (r *Router) waited(n *neighbour) (deadline time.Time) {
 	if !r.now.Before(deadline) {
 		r.dropped["no confirmation"]++
 		r.refuse(n)
+		n.refused = true
 		r.begin(n, true) // should it be there after all, it learns that we let nothing in
+		r.announce(n)
 		return time.Time{}
 	}
 	return deadline

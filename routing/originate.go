@@ -117,11 +117,15 @@ func sameContent(a, b wire.LSA) bool {
 		slices.Equal(a.Adjacencies, b.Adjacencies) && slices.Equal(a.Prefixes, b.Prefixes)
 }
 
-// announce makes our adjacency with a neighbour known, or its end.
+// announce makes our adjacency with a neighbour known, or its end. One whose
+// transit we refuse, though it may not know, is announced as drained: others
+// shall not come to us through it.
 func (r *Router) announce(n *neighbour) {
 	if n.usable() || !r.lfi.Settled() && n.up && n.welcome {
-		if r.own.adj[n.id] != n.adjacency {
-			r.own.adj[n.id], r.own.stale = n.adjacency, true
+		a := n.adjacency
+		a.Drain = a.Drain || n.refused
+		if r.own.adj[n.id] != a {
+			r.own.adj[n.id], r.own.stale = a, true
 		}
 	} else if _, ok := r.own.adj[n.id]; ok {
 		delete(r.own.adj, n.id)

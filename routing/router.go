@@ -181,7 +181,7 @@ func (r *Router) DropNeighbour(peer mesh.NodeID) {
 	if n == nil || !n.up && !n.admitted {
 		return
 	}
-	n.up, n.doubt = false, false
+	n.up, n.doubt, n.refused = false, false, false
 	r.refuse(n)
 	r.forget(n)
 	r.begin(n, true)
@@ -192,8 +192,10 @@ func (r *Router) DropNeighbour(peer mesh.NodeID) {
 // cannot confirm anything. Its kernel forwards as before, so it may still be
 // used as a next hop.
 func (r *Router) Refuse(peer mesh.NodeID) {
-	if n := r.neighbours[peer]; n != nil {
+	if n := r.neighbours[peer]; n != nil && n.admitted {
 		r.refuse(n)
+		n.refused = true
+		r.announce(n)
 	}
 }
 

@@ -113,10 +113,10 @@ func (n *node) wrong(best [][]mesh.Cost) string {
 	return ""
 }
 
-// best is the announced cost of the end's direction.
+// best is what the end's direction counts for: either end drains both.
 func (e *end) best() mesh.Cost {
 	c := e.works()
-	if e.drain && c < mesh.Infinite {
+	if (e.drain || e.other.drain) && c < mesh.Infinite {
 		c = min(c.Add(routing.DrainPenalty), mesh.Infinite-1)
 	}
 	return c

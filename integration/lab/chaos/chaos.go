@@ -255,9 +255,17 @@ func (c *chaos) breakAll(ctx context.Context) error {
 	began := time.Now()
 	errs := make([]error, len(faults))
 	var all sync.WaitGroup
+	// Faults of one target follow each other in the plan, but on a busy machine the repair of one may take until the next.
+	before := map[string]chan struct{}{}
 	for i, f := range faults {
 		c.report.Faults[kindNames[f.kind]]++
+		last, repaired := before[f.target], make(chan struct{})
+		before[f.target] = repaired
 		all.Go(func() {
+			defer close(repaired)
+			if last != nil {
+				<-last
+			}
 			if errs[i] = world.Pause(ctx, time.Until(began.Add(f.at))); errs[i] != nil {
 				return
 			}
