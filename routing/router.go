@@ -72,7 +72,8 @@ type Router struct {
 
 	self    *spf.Tree
 	routes  routes
-	version uint64 // grows with every change of the table or of admissions
+	version uint64      // grows with every change of the table or of admissions
+	news    mesh.NodeID // whose links or prefixes changed last; zero: nobody's since asked
 	compute pace
 	due     bool      // the database changed since the last computation
 	moved   time.Time // when a distance last changed
@@ -377,6 +378,13 @@ func (r *Router) Poll(now time.Time) (out []Message, deadline time.Time) {
 // Digest stands for the database in probes.
 func (r *Router) Digest() uint64 { return r.db.digest }
 
+// News names the other node whose announcement came last, since it was last
+// asked: for people, as the cause of what changed.
+func (r *Router) News() (origin mesh.NodeID, any bool) {
+	origin, r.news = r.news, mesh.NodeID{}
+	return origin, !origin.IsZero()
+}
+
 // Version grows whenever the table or the admissions may have changed.
 func (r *Router) Version() uint64 { return r.version + r.lfi.Step() }
 
@@ -416,6 +424,8 @@ func (r *Router) take(s wire.SignedLSA, from mesh.NodeID) {
 		r.pass(name, from)
 		if key.Origin == r.cfg.Self {
 			r.own.heard(key)
+		} else {
+			r.news = key.Origin
 		}
 	case DropOld:
 		if held, ok := r.db.get(name); ok && held.lsa.Key().Newer(key) {

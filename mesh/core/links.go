@@ -159,7 +159,7 @@ func (n *Node) remove(id mesh.LinkID, why string) {
 	}
 	delete(n.byDevice, e.rec.Device)
 	n.ready.Dirty, n.ready.Save = true, true
-	n.lastCause = "link to " + n.name(id.Peer) + " removed: " + why
+	n.lastCause, n.causedAt = "link to "+n.name(id.Peer)+" removed: "+why, n.now
 	n.fact(Fact{Kind: LinkRemoved, Node: id.Peer, Link: id, Sentence: "link to " + n.name(id.Peer) + " removed", Cause: why})
 }
 
@@ -390,7 +390,7 @@ func (n *Node) judged(e *entry, change func()) {
 	}
 	kind := map[link.State]FactKind{link.Up: LinkUp, link.Suspect: LinkSuspect, link.Headless: LinkHeadless, link.Down: LinkDown}[after]
 	sentence := "link to " + n.linkName(e.rec.Link) + " is " + after.String()
-	n.lastCause = sentence + ": " + e.judge.Reason()
+	n.lastCause, n.causedAt = sentence+": "+e.judge.Reason(), n.now
 	n.fact(Fact{Kind: kind, Node: e.rec.Link.Peer, Link: e.rec.Link, Sentence: sentence, Cause: e.judge.Reason(), From: before.String(), To: after.String()})
 }
 

@@ -42,6 +42,9 @@ const (
 	// dampedPenalty makes a link that has failed again and again do so, too,
 	// until it has stayed for a while.
 	dampedPenalty mesh.Cost = 500_000
+	// causeLasts is how long what happened to our own links is held to be the cause
+	// of what follows: both ends of a link that failed announce it.
+	causeLasts = time.Second
 	// idleTick is the longest time between two looks at everything.
 	idleTick = time.Second
 )
@@ -93,7 +96,8 @@ type Node struct {
 	routes    routes
 	version   uint64            // of the router, as last looked at
 	chosen    map[string]choice // by destination, to see changes
-	lastCause string
+	lastCause string            // of changes of routes, in words,
+	causedAt  time.Time
 
 	slot     uint16  // of next hops, given last
 	alarms   float64 // suspicions taken back, as of alarmed
@@ -262,6 +266,9 @@ func (n *Node) advance() {
 	}
 	if !deadline.IsZero() {
 		n.due(deadline)
+	}
+	if origin, any := n.router.News(); any && n.now.Sub(n.causedAt) > causeLasts {
+		n.lastCause = "links of " + n.name(origin) + " changed"
 	}
 	if v := n.router.Version(); v != n.version {
 		n.version, n.routes.stale, n.ready.Dirty = v, true, true
