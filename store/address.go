@@ -83,23 +83,13 @@ func checkPools(pool4, pool6 prefix) *Refusal {
 }
 
 // allocate gives the lowest host number that is free in both pools, so a
-// node's two addresses end alike. Tombstones keep their addresses, so none is
-// ever given twice; the numbers whose IPv4 address ends in .0 or .255 are
-// left out, because old equipment takes them for a network or a broadcast.
+// node's two addresses end alike. Tombstones and reservations keep theirs, so
+// none is ever given twice.
 func (s *State) allocate() (netip.Addr, netip.Addr, *Refusal) {
-	taken := make(map[netip.Addr]bool, 2*(len(s.Nodes)+len(s.Removed)))
-	for _, n := range s.Nodes {
-		taken[n.Addr4], taken[n.Addr6] = true, true
-	}
-	for _, t := range s.Removed {
-		taken[t.Addr4], taken[t.Addr6] = true, true
-	}
-	for host := uint64(1); host <= lastHost(s.Mesh.Pool4, s.Mesh.Pool6); host++ {
-		a4, a6 := nth(s.Mesh.Pool4, host), nth(s.Mesh.Pool6, host)
-		if last := a4.As4()[3]; last == 0 || last == 255 || taken[a4] || taken[a6] {
-			continue
+	for host, taken := range s.taken() {
+		if !taken && s.usable(uint64(host)) {
+			return nth(s.Mesh.Pool4, uint64(host)), nth(s.Mesh.Pool6, uint64(host)), nil
 		}
-		return a4, a6, nil
 	}
 	return netip.Addr{}, netip.Addr{}, refuse(CodePoolEmpty, "no address is left in %s and %s; make a new mesh with larger pools", s.Mesh.Pool4, s.Mesh.Pool6)
 }
@@ -130,29 +120,45 @@ func nth(pool prefix, host uint64) netip.Addr {
 
 // claim checks the prefixes that node wants granted against the rules and
 // against everyone else's, and gives them sorted. Several origins of one
-// prefix are refused: traffic would be split between places that differ.
-func (s *State) claim(id mesh.NodeID, prefixes []prefix) ([]prefix, *Refusal) {
+// prefix are refused, because traffic would be split between places that
+// differ, unless it is equal and each has it as shared.
+func (s *State) claim(id mesh.NodeID, prefixes, shared []prefix) ([]prefix, *Refusal) {
 	if len(prefixes) > MaxPrefixes {
 		return nil, refuse(CodePrefixRefused, "a node may have %d prefixes, not %d; aggregate them", MaxPrefixes, len(prefixes))
 	}
-	ids := s.ids()
 	for _, p := range prefixes {
 		if refused := s.checkPrefix(p); refused != nil {
 			return nil, refused
 		}
-		for _, other := range ids {
-			if other == id {
+		var holder Node // the one with the lowest id: the sentence is part of the result
+		var held prefix
+		for other, n := range s.Nodes {
+			if other == id || !holder.ID.IsZero() && holder.ID.Compare(other) < 0 {
 				continue
 			}
-			n := s.Nodes[other]
-			if i := slices.IndexFunc(n.Prefixes, p.Overlaps); i >= 0 {
-				return nil, refuse(CodePrefixTaken, "the prefix %s overlaps %s of %s; leave it out, or take it from %s first (meshctl nodes shows who has what)", p, n.Prefixes[i], n.Name, n.Name)
+			overlaps := func(q prefix) bool {
+				return p.Overlaps(q) && (p != q || !slices.Contains(shared, p) || !slices.Contains(n.Shared, q))
 			}
+			if i := slices.IndexFunc(n.Prefixes, overlaps); i >= 0 {
+				holder, held = n, n.Prefixes[i]
+			}
+		}
+		switch {
+		case holder.ID.IsZero():
+		case held == p && (slices.Contains(shared, p) || slices.Contains(holder.Shared, p)):
+			return nil, refuse(CodePrefixTaken, "the prefix %s is also of %s, and not every one of the two has it as shared; say --shared for each of its nodes, one after the other", p, holder.Name)
+		default:
+			return nil, refuse(CodePrefixTaken, "the prefix %s overlaps %s of %s; leave it out, or take it from %s first (meshctl nodes shows who has what)", p, held, holder.Name, holder.Name)
 		}
 	}
 	sorted := sortedPrefixes(prefixes)
 	if len(sorted) != len(prefixes) {
 		return nil, refuse(CodePrefixRefused, "a prefix is named twice; leave one out")
+	}
+	for i, p := range shared {
+		if !slices.Contains(prefixes, p) || slices.Contains(shared[:i], p) {
+			return nil, refuse(CodePrefixRefused, "the shared prefix %s is not one of the node's, or named twice; grant it, too", p)
+		}
 	}
 	return sorted, nil
 }

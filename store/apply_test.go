@@ -215,12 +215,12 @@ func withMesh(s *State, id mesh.MeshID) *State {
 
 func TestUnmaskedPrefixRefused(t *testing.T) {
 	w := newWorld(t)
-	r := w.apply(w.by(Command{Grant: &Grant{w.root.id(), []netip.Prefix{netip.MustParsePrefix("192.168.5.1/24")}}}))
+	r := w.apply(w.by(Command{Grant: &Grant{Node: w.root.id(), Prefixes: []netip.Prefix{netip.MustParsePrefix("192.168.5.1/24")}}}))
 	if r.Refused == nil || r.Refused.Code != CodePrefixRefused || r.Refused.Message != "the prefix 192.168.5.1/24 has bits after its length; write 192.168.5.0/24" {
 		t.Errorf("%+v", r.Refused)
 	}
-	w.refused(CodePrefixRefused, w.by(Command{Grant: &Grant{w.root.id(), []netip.Prefix{{}}}}))
-	w.refused(CodePrefixRefused, w.by(Command{Grant: &Grant{w.root.id(), make([]netip.Prefix, MaxPrefixes+1)}}))
+	w.refused(CodePrefixRefused, w.by(Command{Grant: &Grant{Node: w.root.id(), Prefixes: []netip.Prefix{{}}}}))
+	w.refused(CodePrefixRefused, w.by(Command{Grant: &Grant{Node: w.root.id(), Prefixes: make([]netip.Prefix, MaxPrefixes+1)}}))
 }
 
 func TestTokenLimitsPrefixes(t *testing.T) {
@@ -287,10 +287,10 @@ func TestOldTokensAreForgotten(t *testing.T) {
 	}
 }
 
-// B6, B25: every command by every kind of authority, against the state at the
-// entry's own index.
-func TestAuthority(t *testing.T) {
-	w := newWorld(t)
+// Every command of versions 1 and 2 by every kind of authority; TestRoles is
+// about version 3.
+func TestAuthorityUnsigned(t *testing.T) {
+	w := oldWorld(t)
 	a, b := newJoiner("oslo", "oslo"), newJoiner("bergen", "bergen")
 	gone := newJoiner("gone", "gone")
 	for i, j := range []*joiner{a, b, gone} {
@@ -302,7 +302,7 @@ func TestAuthority(t *testing.T) {
 	commands := map[string]Command{
 		"add token":    {AddToken: &AddToken{tokenOf(newInvite(8))}},
 		"revoke token": {RevokeToken: &RevokeToken{newInvite(7).ID}},
-		"grant":        {Grant: &Grant{a.id(), prefixes("192.168.5.0/24")}},
+		"grant":        {Grant: &Grant{Node: a.id(), Prefixes: prefixes("192.168.5.0/24")}},
 		"control":      {SetControl: &SetControl{a.id(), []netip.AddrPort{netip.MustParseAddrPort("203.0.113.9:8686")}}},
 		"voter":        {SetVoter: &SetVoter{a.id(), true}},
 		"remove":       {RemoveNode: &RemoveNode{Node: a.id()}},
@@ -344,9 +344,12 @@ func TestRemoval(t *testing.T) {
 	w := newWorld(t)
 	j := newJoiner("oslo", "oslo", "192.168.5.0/24")
 	first := w.must(j.join(w.addToken(1))).Node
-	leave := Command{Version: Version, Now: testNow, By: Authority{Node: j.id()}, RemoveNode: &RemoveNode{Node: j.id()}}
+	leave := w.signed(w.as(j, Command{RemoveNode: &RemoveNode{Node: j.id()}}))
 	w.must(leave)
-	w.must(leave) // asked again: the same answer
+	if again := w.must(leave).Node; again == nil || again.Addr4 != first.Addr4 { // the same answer
+		t.Errorf("asked again: %+v", again)
+	}
+	w.refused(CodeForbidden, w.as(j, Command{RemoveNode: &RemoveNode{Node: j.id()}}))
 	w.refused(CodeIdentityTaken, j.join(w.addToken(2)))
 	w.refused(CodeNotFound, w.by(Command{RemoveNode: &RemoveNode{Node: newJoiner("x", "x").id()}}))
 	w.refused(CodeNotFound, w.by(Command{Grant: &Grant{Node: j.id()}}))
@@ -378,9 +381,10 @@ func TestLastVoterStays(t *testing.T) {
 	leave := w.by(Command{RemoveNode: &RemoveNode{Node: w.root.id()}})
 	w.refused(CodeLastVoter, leave)
 	w.must(w.by(Command{SetVoter: &SetVoter{j.id(), true}}))
+	w.refused(CodeLastOperator, leave)
+	w.must(w.by(Command{SetRoles: &SetRoles{j.id(), []NodeRole{NodeOperator}}}))
 	w.must(leave)
-	last := Command{Version: Version, Now: testNow, By: Authority{Node: j.id()}, RemoveNode: &RemoveNode{Node: j.id()}}
-	w.must(last) // the very last one may go
+	w.must(w.as(j, Command{RemoveNode: &RemoveNode{Node: j.id()}})) // the very last one may go
 }
 
 func TestMalformedCommands(t *testing.T) {

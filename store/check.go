@@ -18,7 +18,13 @@ func (s *State) check() error {
 		if len(s.Nodes)+len(s.Tokens)+len(s.Removed) > 0 {
 			return errors.New("it has members and no mesh")
 		}
+		if s.beyond2() {
+			return errors.New("it has a history and no mesh")
+		}
 		return nil
+	}
+	if err := s.checkVersion(); err != nil {
+		return err
 	}
 	if refused := checkPools(s.Mesh.Pool4, s.Mesh.Pool6); refused != nil {
 		return refused
@@ -41,15 +47,54 @@ func (s *State) check() error {
 			return fmt.Errorf("removed node %s: %w", id, err)
 		}
 	}
+	for name, r := range s.Reserved {
+		for _, a := range []netip.Addr{r.Addr4, r.Addr6} {
+			if u.addrs[a] {
+				return fmt.Errorf("the address %s reserved for %q is given twice", a, name)
+			}
+			u.addrs[a] = true
+		}
+	}
 	if err := s.checkTopology(); err != nil {
 		return fmt.Errorf("topology: %w", err)
 	}
 	for id, t := range s.Tokens {
+		if refused := cmp.Or(checkRoles(t.Roles), checkSite(t.Site)); refused != nil || !slices.IsSorted(t.Roles) || t.AnyPrefix && len(t.Prefixes) > 0 {
+			return fmt.Errorf("token %q gives what cannot be given", id)
+		}
 		if id != t.ID || mesh.CheckName(id) != nil || t.Uses < 0 || t.Uses > MaxTokenUses || invite.CheckIdentityKey(t.Key) != nil {
 			return fmt.Errorf("token %q is not one that can be made", id)
 		}
 	}
 	return nil
+}
+
+// checkVersion is about what version 3 brought.
+func (s *State) checkVersion() error {
+	if s.Mesh.Version == 0 {
+		if s.beyond2() {
+			return errors.New("it holds what its version does not know")
+		}
+		return nil
+	}
+	if s.Mesh.Version < signedVersion || s.Mesh.Version > Version || len(s.Mesh.CA)+len(s.Mesh.Roots) > 0 {
+		return fmt.Errorf("version %d is not one of a mesh", s.Mesh.Version)
+	}
+	if refused := checkSettings(s.Mesh); refused != nil {
+		return refused
+	}
+	if err := errors.Join(checkAuthorities(s.Mesh.Authorities), s.checkOperators(), s.checkReserved(), s.Answered.check(s.Index)); err != nil {
+		return err
+	}
+	recent := s.Audit.Recent
+	if len(recent) == 0 || len(recent) > RecentRecords {
+		return fmt.Errorf("it has %d audit records", len(recent))
+	}
+	head, err := VerifyAudit(recent[0].Prev, recent)
+	if last := recent[len(recent)-1]; err == nil && (head != s.Audit.Head || last.Index != s.Index || last.Generation != s.Mesh.Generation) {
+		err = errors.New("the audit trail does not lead to it")
+	}
+	return err
 }
 
 // uses finds what is given twice.
@@ -71,7 +116,13 @@ func (u *uses) node(id mesh.NodeID, n Node) error {
 		return fmt.Errorf("the name %s is given twice", n.Name)
 	}
 	u.names[n.Name] = true
-	if _, refused := u.state.claim(id, n.Prefixes); refused != nil {
+	if _, refused := u.state.claim(id, n.Prefixes, n.Shared); refused != nil {
+		return refused
+	}
+	if !slices.IsSortedFunc(n.Shared, prefix.Compare) || !slices.IsSorted(n.Roles) || n.LastEpoch != 0 && n.LastEpoch < n.lastEpoch() {
+		return errors.New("its shared prefixes, roles or epochs are not in order")
+	}
+	if refused := cmp.Or(checkRoles(n.Roles), checkSite(n.Site)); refused != nil {
 		return refused
 	}
 	if refused := checkControl(n.Control); refused != nil {
@@ -87,7 +138,7 @@ func (s *State) checkPolicy(n Node) error {
 	if refused := cmp.Or(checkTags(n.Tags), checkDegree(n.MaxDegree)); refused != nil {
 		return refused
 	}
-	if !slices.Equal(n.Tags, sortedTags(n.Tags)) {
+	if !slices.Equal(n.Tags, sortedSet(n.Tags)) {
 		return errors.New("its tags are not in order")
 	}
 	if len(n.Drains) > MaxDrains {

@@ -21,8 +21,8 @@ const (
 // DecodeCommand would not read back (text that is not UTF-8, a prefix that is
 // none) is refused here, before it is in anyone's log.
 func EncodeCommand(c Command) ([]byte, error) {
-	if c.Version > Version {
-		return nil, fmt.Errorf("encode command of version %d: this is version %d", c.Version, Version)
+	if v := max(c.Version, c.since()); v > Version {
+		return nil, fmt.Errorf("encode command of version %d: this is version %d", v, Version)
 	}
 	c.Version, c.Now = c.since(), c.Now.UTC()
 	b, err := json.Marshal(c)
@@ -85,6 +85,12 @@ func (s *State) since() int {
 	if s == nil {
 		return 1
 	}
+	if s.Mesh.Version >= signedVersion {
+		return s.Mesh.Version
+	}
+	if s.beyond2() {
+		return signedVersion
+	}
 	if !s.Mesh.Topology.IsZero() {
 		return 2
 	}
@@ -95,6 +101,36 @@ func (s *State) since() int {
 	}
 	return 1
 }
+
+// beyond2 reports whether there is something in the state that versions 1 and
+// 2 do not know. Apply makes it only in a mesh of version 3.
+func (s *State) beyond2() bool {
+	if s.Mesh.beyond2() || len(s.Operators)+len(s.Reserved)+len(s.Answered) > 0 || !s.Audit.IsZero() {
+		return true
+	}
+	for _, n := range s.Nodes {
+		if n.Site != "" || n.Boot != (Boot{}) || n.EverVoted || n.LastEpoch != 0 || len(n.Roles)+len(n.Shared) > 0 {
+			return true
+		}
+	}
+	for _, t := range s.Tokens {
+		if t.beyond2() {
+			return true
+		}
+	}
+	for _, t := range s.Removed {
+		if t.EverVoted {
+			return true
+		}
+	}
+	return false
+}
+
+func (m Settings) beyond2() bool {
+	return m.Version != 0 || m.Generation != 0 || m.CADue || m.CacheMaxAge != 0 || m.Voters != 0 || len(m.Authorities) > 0
+}
+
+func (t Token) beyond2() bool { return t.AnyPrefix || t.Site != "" || len(t.Roles) > 0 }
 
 // Restore reads what Snapshot wrote, and nothing else; the state then keeps
 // every rule that Apply keeps. Errors wrap ErrNewer, ErrCorrupt or ErrTooLarge.
@@ -162,6 +198,8 @@ func encodeState(s *State) ([]byte, error) {
 		if s.Removed != nil {
 			canonical.Removed = s.Removed
 		}
+		canonical.Operators, canonical.Reserved = s.Operators, s.Reserved
+		canonical.Audit, canonical.Answered = s.Audit, s.Answered
 	}
 	b, err := json.Marshal(canonical)
 	if err != nil {

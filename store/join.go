@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -9,7 +10,8 @@ import (
 )
 
 // init makes the mesh. Its authority is that there is nothing yet.
-func (s *State) init(c Init, now time.Time) (*Node, *Refusal) {
+func (s *State) init(command Command) (*Node, *Refusal) {
+	c, now := *command.Init, command.Now
 	if !s.Mesh.ID.IsZero() {
 		return nil, refuse(CodeInitialised, "this node is in the mesh %s already; leave it first: meshctl leave", s.Mesh.Name)
 	}
@@ -37,16 +39,39 @@ func (s *State) init(c Init, now time.Time) (*Node, *Refusal) {
 			return nil, refuse(CodeInvalid, "a CA certificate of %d bytes is longer than %d; make a smaller one", len(root), MaxRootBytes)
 		}
 	}
+	if m.Generation != 0 || len(m.Authorities) > 0 || m.CADue || m.CacheMaxAge != 0 || m.Voters != 0 {
+		return nil, refuse(CodeInvalid, "these settings are chosen once there is a mesh; run meshctl init, then change them")
+	}
+	signed := m.Version != 0
+	switch {
+	case !signed && command.since() >= signedVersion:
+		return nil, refuse(CodeInvalid, "a mesh that says no version is one of version %d, and this asks for more; run meshctl init again", signedVersion-1)
+	case !signed:
+	case m.Version < signedVersion:
+		return nil, refuse(CodeVersion, "a mesh begins at version %d, not %d; run meshctl init again", signedVersion, m.Version)
+	case command.Author != c.Identity || !command.signed(m.ID):
+		return nil, refuseUnsigned()
+	case len(m.CA) == 0 || len(m.CA) != len(m.Roots):
+		return nil, refuse(CodeInvalid, "a mesh begins with a CA: a pin and a certificate for each; run meshctl init again")
+	}
 	m.CA, m.Roots, m.Secret = clone(m.CA), clone(m.Roots), append([]byte{}, m.Secret...)
 	for i, root := range m.Roots {
 		m.Roots[i] = append([]byte{}, root...)
 	}
+	first := Node{Name: c.Name, Identity: c.Identity, Keys: []Key{c.Key}, Joined: now, Site: c.Site}
+	if signed {
+		m.adoptCA()
+		if err := checkAuthorities(m.Authorities); err != nil {
+			return nil, refuse(CodeInvalid, "the CAs of the mesh are not usable; run meshctl init again")
+		}
+		first.Roles, first.EverVoted = []NodeRole{NodeOperator}, true
+	}
 	s.Mesh = m
-	n, refused := s.admit(Node{Name: c.Name, Identity: c.Identity, Keys: []Key{c.Key}, Joined: now}, c.Prefixes)
+	n, refused := s.admit(first, c.Prefixes)
 	if refused != nil {
 		return nil, refused
 	}
-	if refused := checkControl(c.Control); refused != nil {
+	if refused := cmp.Or(checkControl(c.Control), checkSite(c.Site)); refused != nil {
 		return nil, refused
 	}
 	n.Control = clone(c.Control)
@@ -80,14 +105,21 @@ func (s *State) join(c Join, now time.Time) (*Node, *Refusal) {
 	if token.Name != "" && c.Name != token.Name {
 		return nil, refuse(CodeNameInvalid, "this token admits only a node named %s; join with --name %s", token.Name, token.Name)
 	}
+	free := token.AnyPrefix || len(token.Prefixes) == 0 && s.Mesh.Version < signedVersion
 	for _, p := range c.Prefixes {
-		if len(token.Prefixes) > 0 && !slices.ContainsFunc(token.Prefixes, func(allowed prefix) bool { return contains(allowed, p) }) {
+		if !free && !slices.ContainsFunc(token.Prefixes, func(allowed prefix) bool { return contains(allowed, p) }) {
 			return nil, refuse(CodePrefixRefused, "this token does not allow the prefix %s; leave it out, or ask for a token with --prefix %s", p, p)
 		}
 	}
-	n, refused := s.admit(Node{Name: c.Name, Identity: c.Identity, Keys: []Key{c.Key}, Tags: token.Tags, Joined: now, Request: c.Request}, c.Prefixes)
+	n, refused := s.admit(Node{
+		Name: c.Name, Identity: c.Identity, Keys: []Key{c.Key}, Tags: token.Tags, Roles: token.Roles, Site: token.Site,
+		Joined: now, Request: c.Request,
+	}, c.Prefixes)
 	if refused != nil {
 		return nil, refused
+	}
+	if _, reserved := s.Reserved[n.Name]; reserved {
+		s.release(n.Name)
 	}
 	token.Uses--
 	s.putToken(token)
@@ -149,10 +181,12 @@ func (s *State) admit(n Node, prefixes []prefix) (Node, *Refusal) {
 		return Node{}, refused
 	}
 	var refused *Refusal
-	if n.Prefixes, refused = s.claim(n.ID, prefixes); refused != nil {
+	if n.Prefixes, refused = s.claim(n.ID, prefixes, nil); refused != nil {
 		return Node{}, refused
 	}
-	if n.Addr4, n.Addr6, refused = s.allocate(); refused != nil {
+	if r, reserved := s.Reserved[n.Name]; reserved {
+		n.Addr4, n.Addr6 = r.Addr4, r.Addr6
+	} else if n.Addr4, n.Addr6, refused = s.allocate(); refused != nil {
 		return Node{}, refused
 	}
 	return n, nil

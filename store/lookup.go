@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -20,7 +21,8 @@ func (s *State) NodeByName(name string) (Node, bool) {
 }
 
 // Owner finds the live node that addr belongs to: its own address, or the
-// longest granted prefix that holds it.
+// longest granted prefix that holds it; of those that share one, the node with
+// the lowest id.
 func (s *State) Owner(addr netip.Addr) (Node, bool) {
 	var owner Node
 	longest := -1
@@ -29,7 +31,7 @@ func (s *State) Owner(addr netip.Addr) (Node, bool) {
 			return n, true
 		}
 		for _, p := range n.Prefixes {
-			if p.Contains(addr) && p.Bits() > longest {
+			if p.Contains(addr) && (p.Bits() > longest || p.Bits() == longest && n.ID.Compare(owner.ID) < 0) {
 				owner, longest = n, p.Bits()
 			}
 		}
@@ -63,7 +65,7 @@ func clone[T any](in []T) []T {
 	return slices.Clone(in)
 }
 
-func sortedTags(in []string) []string {
+func sortedSet[T cmp.Ordered](in []T) []T {
 	out := clone(in)
 	slices.Sort(out)
 	return slices.Compact(out)

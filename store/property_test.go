@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -29,8 +30,14 @@ func (h *history) next(s *State) Command {
 	c := Command{Version: Version, Now: h.now}
 	if h.IntN(8) > 0 {
 		c.By = Authority{Operator: h.IntN(6) > 0, Node: h.member(s)}
+		if s.Mesh.Version >= signedVersion && c.By.Operator {
+			c.By.Node = h.who(s, func(n Node) bool { return slices.Contains(n.Roles, NodeOperator) })
+		}
 	}
 	kind := h.IntN(19)
+	if s.Mesh.Version >= signedVersion && h.IntN(4) == 0 {
+		kind = 19 + h.IntN(11)
+	}
 	if len(s.Nodes) < 3 && (kind == 4 || kind == 8 || kind == 18) {
 		kind = 9 // the mesh lives on
 	}
@@ -39,6 +46,7 @@ func (h *history) next(s *State) Command {
 		inv := newInvite(len(h.invites))
 		h.invites = append(h.invites, inv)
 		t := tokenOf(inv)
+		t.AnyPrefix = s.Mesh.Version >= signedVersion && h.IntN(4) > 0
 		t.Uses, t.Expires = h.IntN(5), h.now.Add(time.Duration(h.IntN(7200))*time.Second)
 		c.AddToken = &AddToken{t}
 	case 3:
@@ -47,6 +55,7 @@ func (h *history) next(s *State) Command {
 		c.RemoveNode = &RemoveNode{Node: h.someone().id(), Revoke: h.IntN(2) == 0}
 	case 5:
 		c.SetVoter = &SetVoter{Node: h.member(s), Voter: h.IntN(2) == 0}
+		c.By.Node = h.who(s, func(n Node) bool { return n.Voter })
 	case 6:
 		c.SetControl = &SetControl{Node: h.someone().id(), Control: []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(h.IntN(3))}), uint16(h.IntN(3)))}}
 	case 7:
@@ -83,6 +92,44 @@ func (h *history) next(s *State) Command {
 		default:
 			c.SetDrain.Peer = h.member(s)
 		}
+	case 19:
+		c.SetRoles = &SetRoles{h.member(s), [][]NodeRole{{NodeOperator}, {NodeNoVote, NodeOperator}, {NodeNoVote}, nil, {"root"}}[h.IntN(5)]}
+	case 20:
+		c.SetOperator = &SetOperator{h.tags()[0], Operator{Key: h.someone().identity, Right: []Right{RightRead, RightChange, "all"}[h.IntN(3)]}}
+		if h.IntN(2) == 0 {
+			c.SetOperator.Operator.Key = newJoiner("laptop", fmt.Sprint("laptop", h.IntN(5))).identity
+		}
+		if h.IntN(2) == 0 {
+			c.SetOperator.Operator.Expires = h.now.Add(time.Duration(h.IntN(3)-1) * time.Hour)
+		}
+	case 21:
+		c.RemoveOperator = &RemoveOperator{h.tags()[0]}
+	case 22:
+		c.Reserve = &Reserve{fmt.Sprintf("site-%d", h.IntN(40)), nth(testPool4, uint64(h.IntN(40)))}
+	case 23:
+		c.Unreserve = &Unreserve{fmt.Sprintf("site-%d", h.IntN(40))}
+	case 24: // its own key, mostly
+		id := h.member(s)
+		c.By, c.AddKey = Authority{Node: id}, &AddKey{id, Key{s.Nodes[id].lastEpoch() + mesh.Epoch(h.IntN(3)), newJoiner("", fmt.Sprint("key", h.IntN(200))).key.Public}}
+	case 25:
+		id := h.member(s)
+		c.By, c.DropKey = Authority{Node: id}, &DropKey{id, mesh.Epoch(h.IntN(4))}
+	case 26:
+		c.SetSettings = &SetSettings{Voters: new(h.IntN(6))}
+	case 27:
+		c.By.Node = h.who(s, func(n Node) bool { return n.Voter })
+		c.RotateCA = &RotateCA{Step: []CAStep{CAAdd, CAPromote, CARetire}[h.IntN(3)], Pin: Digest{byte(h.IntN(4))}}
+		if h.IntN(8) > 0 && c.RotateCA.Step == CAAdd {
+			c.RotateCA.Root = []byte{0x30, byte(h.IntN(3))}
+		}
+	case 28:
+		id := h.member(s)
+		c.By, c.RegisterBoot = Authority{Node: id}, &RegisterBoot{id, Boot{N: uint64(h.IntN(5)), Instance: Nonce{byte(h.IntN(3))}}}
+	case 29:
+		c.Grant = &Grant{Node: h.member(s), Prefixes: prefixes("172.16.0.0/24")}
+		if h.IntN(4) > 0 {
+			c.Grant.Shared = c.Grant.Prefixes
+		}
 	default:
 		j := h.someone()
 		if h.IntN(4) > 0 {
@@ -101,6 +148,15 @@ func (h *history) someone() *joiner {
 		h.joiners = append(h.joiners, newJoiner("hub", "hub"))
 	}
 	return h.joiners[h.IntN(len(h.joiners))]
+}
+
+// who is a live node of a kind, if there is one.
+func (h *history) who(s *State, is func(Node) bool) mesh.NodeID {
+	ids := slices.DeleteFunc(s.ids(), func(id mesh.NodeID) bool { return !is(s.Nodes[id]) })
+	if len(ids) == 0 {
+		return h.member(s)
+	}
+	return ids[h.IntN(len(ids))]
 }
 
 // member is mostly a live one.
@@ -146,16 +202,22 @@ func (h *history) prefixes() (out []netip.Prefix) {
 // most as many as it says (B1), and that two replicas and one that restarts
 // from snapshots agree at every index.
 func TestHistories(t *testing.T) {
-	for seed := range uint64(4) {
+	t.Run("unsigned", func(t *testing.T) { testHistories(t, initCommand, 4, 260) })
+	t.Run("signed", func(t *testing.T) { testHistories(t, signedInit, 1, 500) })
+}
+
+func testHistories(t *testing.T, init func(*joiner) Command, seeds uint64, steps int) {
+	for seed := range seeds {
 		h := newHistory(seed)
 		w := &world{TB: t, s: New(), root: h.someone(), rare: 10}
-		w.must(initCommand(w.root))
-		replica, _ := Apply(nil, 1, initCommand(w.root))
+		first := w.signed(init(w.root))
+		w.must(first)
+		replica, _ := Apply(nil, 1, first)
 		given := map[netip.Addr]mesh.NodeID{}
 		admitted, allowed := map[string]int{}, map[string]int{}
 		joined, left, policies := 0, 0, 0
-		for range 260 {
-			c := h.next(w.s)
+		for step := range steps {
+			c := w.signed(h.next(w.s))
 			known := false
 			if c.Join != nil {
 				_, known = w.s.Nodes[c.Join.Identity.NodeID()]
@@ -172,7 +234,8 @@ func TestHistories(t *testing.T) {
 			}
 			var r2 Result
 			replica, r2 = Apply(replica, w.index, decoded)
-			if Hash(replica) != Hash(w.s) || (r.Refused == nil) != (r2.Refused == nil) {
+			whole := !w.signs() || step%8 == 0 // the head of the trail tells them apart at once
+			if replica.Audit.Head != w.s.Audit.Head || whole && Hash(replica) != Hash(w.s) || (r.Refused == nil) != (r2.Refused == nil) {
 				t.Fatalf("seed %d: replicas differ at %d", seed, w.index)
 			}
 			if h.IntN(40) == 0 {
@@ -189,6 +252,9 @@ func TestHistories(t *testing.T) {
 				checkForgotten(t, w.s, c.RemoveNode.Node)
 			case c.SetTopology != nil, c.SetPairs != nil, c.SetNode != nil, c.SetDrain != nil:
 				policies++
+				if w.signs() {
+					break // asked again, it is the same request
+				}
 				again, _ := Apply(w.s, w.index+1, c)
 				checkSame(t, w.s, again, c)
 			case c.Join != nil && !known:

@@ -15,8 +15,8 @@ import (
 
 // TestScripts plays the dialogues of testdata; -rewrite writes the answers.
 //
-//	init NAME [prefixes=(…)]
-//	token NAME [uses=N] [expires=DURATION] [node=NAME] [prefixes=(…)] [tags=(…)]
+//	init NAME [prefixes=(…)] [signed]                    a mesh of version 3
+//	token NAME [uses=N] [expires=DURATION] [node=NAME] [prefixes=(…)] [tags=(…)] [any] [roles=(…)] [site=NAME]
 //	revoke-token NAME
 //	join NODE token=NAME [machine=SEED] [prefixes=(…)]   another machine than NODE's usual one
 //	leave NODE | remove NODE | revoke NODE
@@ -24,12 +24,14 @@ import (
 //	pairs [pin=(A/B …)] [forbid=(…)] [unpin=(…)] [allow=(…)]
 //	node NODE [transit=yes|no] [cap=N] [tags=(…)]
 //	drain NODE [uplink=NAME [peer=NODE remote=NAME]] [off]
-//	grant NODE prefixes=(…) | control NODE addrs=(…) | voter NODE [off]
+//	roles NODE [roles=(…)] | operator NAME [right=…] [off] | reserve NAME [addr=…] [off]
+//	upgrade | settings [voters=N] | audit                as the trail tells it
+//	grant NODE prefixes=(…) [shared=(…)] | control NODE addrs=(…) | voter NODE [off]
 //	advance DURATION | snapshot | show
 //
 // by=NODE gives a command that node's authority in place of an operator's.
 func TestScripts(t *testing.T) {
-	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+	datadriven.Walk(t, "testdata/scripts", func(t *testing.T, path string) {
 		s := &script{world: &world{TB: t, s: New()}, now: testNow, machines: map[string]*joiner{}, invites: map[string]invite.Token{}}
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
 			s.world.TB = t
@@ -62,6 +64,9 @@ func (s *script) run(d *datadriven.TestData) string {
 		j := s.machine(name)
 		j.prefixes = prefixes(vals(d, "prefixes")...)
 		c = initCommand(j)
+		if d.HasArg("signed") {
+			c = signedInit(j)
+		}
 		if s.root == nil {
 			s.root = j
 		}
@@ -75,7 +80,9 @@ func (s *script) run(d *datadriven.TestData) string {
 		if a, ok := d.Arg("expires"); ok {
 			t.Expires = s.now.Add(s.duration(a.Vals[0]))
 		}
-		t.Prefixes, t.Tags = prefixes(vals(d, "prefixes")...), vals(d, "tags")
+		t.Prefixes, t.Tags, t.AnyPrefix = prefixes(vals(d, "prefixes")...), vals(d, "tags"), d.HasArg("any")
+		t.Roles = roles(d)
+		d.MaybeScanArgs(s, "site", &t.Site)
 		c.AddToken = &AddToken{t}
 	case "revoke-token":
 		c.RevokeToken = &RevokeToken{s.invites[name].ID}
@@ -91,7 +98,34 @@ func (s *script) run(d *datadriven.TestData) string {
 	case "remove", "revoke":
 		c.RemoveNode = &RemoveNode{Node: s.machine(name).id(), Revoke: d.Cmd == "revoke"}
 	case "grant":
-		c.Grant = &Grant{s.machine(name).id(), prefixes(vals(d, "prefixes")...)}
+		c.Grant = &Grant{Node: s.machine(name).id(), Prefixes: prefixes(vals(d, "prefixes")...), Shared: prefixes(vals(d, "shared")...)}
+	case "roles":
+		c.SetRoles = &SetRoles{s.machine(name).id(), roles(d)}
+	case "operator":
+		c.RemoveOperator = &RemoveOperator{name}
+		if !d.HasArg("off") {
+			o := Operator{Key: newJoiner("", name).identity, Right: RightChange}
+			if a, ok := d.Arg("right"); ok {
+				o.Right = Right(a.Vals[0])
+			}
+			c.RemoveOperator, c.SetOperator = nil, &SetOperator{name, o}
+		}
+	case "reserve":
+		c.Unreserve = &Unreserve{name}
+		if a, ok := d.Arg("addr"); ok {
+			c.Unreserve, c.Reserve = nil, &Reserve{name, netip.MustParseAddr(a.Vals[0])}
+		}
+	case "upgrade":
+		c.SetVersion = &SetVersion{signedVersion}
+	case "settings":
+		c.SetSettings = &SetSettings{Voters: new(int)}
+		d.ScanArgs(s, "voters", c.SetSettings.Voters)
+	case "audit":
+		var b strings.Builder
+		for _, r := range s.s.Audit.Recent {
+			fmt.Fprintf(&b, "%d %s %s %s %s by %s\n", r.N, r.Time.Format(time.TimeOnly), r.Action, r.About, r.Outcome, s.s.name(r.Author.NodeID()))
+		}
+		return b.String()
 	case "control":
 		var addrs []netip.AddrPort
 		for _, a := range vals(d, "addrs") {
@@ -155,6 +189,13 @@ func (s *script) pairs(d *datadriven.TestData, key string) (out []Pair) {
 	for _, v := range vals(d, key) {
 		a, b, _ := strings.Cut(v, "/")
 		out = append(out, Pair{s.machine(a).id(), s.machine(b).id()})
+	}
+	return out
+}
+
+func roles(d *datadriven.TestData) (out []NodeRole) {
+	for _, r := range vals(d, "roles") {
+		out = append(out, NodeRole(r))
 	}
 	return out
 }
@@ -251,6 +292,15 @@ func describe(n Node) string {
 		if part.show {
 			b.WriteString(fmt.Sprintf(" %s %v", part.label, part.what))
 		}
+	}
+	if len(n.Shared) > 0 {
+		b.WriteString(fmt.Sprintf(" shared %v", n.Shared))
+	}
+	if n.Site != "" {
+		b.WriteString(" site " + n.Site)
+	}
+	if len(n.Roles) > 0 {
+		b.WriteString(fmt.Sprintf(" roles %v", n.Roles))
 	}
 	if n.Voter {
 		b.WriteString(" voter")

@@ -178,8 +178,14 @@ func (s *State) setNode(c SetNode) (*Node, *Refusal) {
 	if refused != nil {
 		return nil, refused
 	}
-	if c.Transit == nil && c.MaxDegree == nil && c.Tags == nil {
+	if c.Transit == nil && c.MaxDegree == nil && c.Tags == nil && c.Site == nil {
 		return nil, refuse(CodeInvalid, "there is nothing to set; say --transit, --cap, --tag or --no-tags")
+	}
+	if c.Site != nil {
+		if refused := checkSite(*c.Site); refused != nil {
+			return nil, refused
+		}
+		n.Site = *c.Site
 	}
 	if c.Transit != nil {
 		n.NoTransit = !*c.Transit
@@ -194,7 +200,7 @@ func (s *State) setNode(c SetNode) (*Node, *Refusal) {
 		if refused := checkTags(*c.Tags); refused != nil {
 			return nil, refused
 		}
-		n.Tags = sortedTags(*c.Tags)
+		n.Tags = sortedSet(*c.Tags)
 		t := s.Mesh.Topology
 		if t.Mode == TopologyHub && !slices.Contains(n.Tags, t.Hub) && s.tagged(t.Hub, mesh.NodeID{}) && !s.tagged(t.Hub, n.ID) {
 			return nil, refuse(CodeTopologyRefused, "%s is the last hub; give the tag %s to another node first, or choose another topology: meshctl topology set auto", n.Name, t.Hub)
@@ -212,6 +218,16 @@ func checkDegree(degree int) *Refusal {
 	return nil
 }
 
+func checkSite(site string) *Refusal {
+	if site == "" {
+		return nil
+	}
+	if err := mesh.CheckName(site); err != nil {
+		return refuse(CodeInvalid, "site: %s; change --site", err)
+	}
+	return nil
+}
+
 func checkTags(tags []string) *Refusal {
 	if len(tags) > MaxTags {
 		return refuse(CodeInvalid, "a node may have %d tags, not %d; leave some out", MaxTags, len(tags))
@@ -225,8 +241,8 @@ func checkTags(tags []string) *Refusal {
 }
 
 // setDrain is idempotent: what is drained already keeps by whom and since when.
-func (s *State) setDrain(c SetDrain, by Authority, now time.Time) (*Node, *Refusal) {
-	id, d := named(c.Node, Drain{Uplink: c.Uplink, Peer: c.Peer, Remote: c.Remote, By: by.Node, Since: now})
+func (s *State) setDrain(c SetDrain, by mesh.NodeID, now time.Time) (*Node, *Refusal) {
+	id, d := named(c.Node, Drain{Uplink: c.Uplink, Peer: c.Peer, Remote: c.Remote, By: by, Since: now})
 	n, refused := s.live(id)
 	if refused != nil {
 		return nil, refused

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"maps"
 	"time"
 
@@ -27,8 +28,11 @@ func (s *State) addToken(t Token, now time.Time) *Refusal {
 			return refused
 		}
 	}
-	if refused := checkTags(t.Tags); refused != nil {
+	if refused := cmp.Or(checkTags(t.Tags), checkRoles(t.Roles), checkSite(t.Site)); refused != nil {
 		return refused
+	}
+	if t.AnyPrefix && len(t.Prefixes) > 0 {
+		return refuse(CodePrefixRefused, "a token allows any prefix or those that it names, not both; leave --prefix any or the others out")
 	}
 	if len(t.Prefixes) > MaxPrefixes {
 		return refuse(CodePrefixRefused, "a token may allow %d prefixes, not %d; use shorter ones", MaxPrefixes, len(t.Prefixes))
@@ -41,7 +45,7 @@ func (s *State) addToken(t Token, now time.Time) *Refusal {
 	if _, exists := s.Tokens[t.ID]; exists {
 		return refuse(CodeInvalid, "a token %s exists already; make another: meshctl token create", t.ID)
 	}
-	t.Prefixes, t.Tags = sortedPrefixes(t.Prefixes), sortedTags(t.Tags)
+	t.Prefixes, t.Tags, t.Roles = sortedPrefixes(t.Prefixes), sortedSet(t.Tags), sortedSet(t.Roles)
 	s.putToken(t)
 	maps.DeleteFunc(s.Tokens, func(_ string, old Token) bool { return old.Expires.Add(tokenMemory).Before(now) })
 	if len(s.Tokens) > MaxTokens {

@@ -22,5 +22,8 @@ var ErrProof = errors.New("the proof does not hold")
 // can answer for it, or a second spelling of another key.
 var ErrKey = errors.New("the public key is unusable; make a new one")
 
+// ErrAnswer is an answer that no Encode wrote.
+var ErrAnswer = errors.New("the answer to the join is malformed; run the same version of Guywire on both sides")
+
 // ErrTranscript is a transcript that no Encode wrote.
 var ErrTranscript = errors.New("the join transcript is malformed")

@@ -5,6 +5,6 @@ cd "$(dirname "$0")/../.."
 for pkg in $(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./...); do
 	for target in $(go test -list '^Fuzz' "$pkg" | grep '^Fuzz' || true); do
 		echo "$pkg $target"
-		go test -run='^$' -fuzz="^$target\$" -fuzztime="$1" "$pkg"
+		go test -run='^$' -fuzz="^$target\$" -fuzztime="$1" -fuzzminimizetime=20x "$pkg"
 	done
 done

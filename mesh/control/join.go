@@ -190,14 +190,14 @@ type dialled struct {
 func dialServers(ctx context.Context, token invite.Token) iter.Seq[dialled] {
 	return func(yield func(dialled) bool) {
 		ctx, cancel := context.WithCancel(ctx)
-		trust := transport.Trust{
+		dialer := &transport.Dialer{Trust: transport.Trust{
 			Certificate: func() *tls.Certificate { return nil },
 			Pins:        func() [][32]byte { return token.Pins },
-		}
+		}}
 		outcomes := make(chan dialled, len(token.Servers))
 		for _, server := range token.Servers {
 			go func() {
-				conn, err := transport.DialAddr(ctx, trust, server.String(), transport.Control)
+				conn, err := dialer.DialAddr(ctx, server.String(), transport.Control)
 				outcomes <- dialled{server, conn, err}
 			}()
 		}
@@ -338,7 +338,7 @@ func checkAnswer(config Config, token invite.Token, answer joinAnswer) (*store.S
 		return nil, errors.New("its answer is about another mesh")
 	case !member || node.Identity != config.Ring.Identity():
 		return nil, errors.New("its answer does not have this machine in it")
-	case !slices.Contains(token.Pins, pin) || !slices.Contains(state.Mesh.CA, pin):
+	case !slices.Contains(token.Pins, pin) || !slices.Contains(state.Pins(), pin):
 		return nil, errors.New("its answer has a certificate of another CA")
 	}
 	return state, nil

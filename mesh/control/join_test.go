@@ -255,8 +255,8 @@ func TestJoinProofsAreBoundToTheConnection(t *testing.T) {
 	m := newMachine(t)
 	connect := func() (session, *tls.Conn) {
 		t.Helper()
-		trust := transport.Trust{Certificate: func() *tls.Certificate { return nil }, Pins: func() [][32]byte { return token.Pins }}
-		conn, err := transport.DialAddr(t.Context(), trust, token.Servers[0].String(), transport.Control)
+		dialer := &transport.Dialer{Trust: transport.Trust{Certificate: func() *tls.Certificate { return nil }, Pins: func() [][32]byte { return token.Pins }}}
+		conn, err := dialer.DialAddr(t.Context(), token.Servers[0].String(), transport.Control)
 		if err != nil {
 			t.Fatal(err)
 		}

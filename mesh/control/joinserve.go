@@ -196,7 +196,7 @@ func (p *Plane) serveCertificate(w http.ResponseWriter, r *http.Request) {
 		Fail(w, newError(http.StatusConflict, CodeNotVoter, "%s is not a voter", p.name(p.id)))
 		return
 	}
-	peer, ok := peerOf(r.Context())
+	peer, ok := p.peerOf(r.Context())
 	if !ok {
 		Fail(w, newError(http.StatusUnauthorized, CodeNoCertificate, "this call needs the certificate of a member"))
 		return

@@ -193,7 +193,7 @@ func TestSilentConnectionsDoNotStopTheControlPort(t *testing.T) {
 		two.propose(two.grant(n))
 	}
 	// And a slow one, after its handshake: it costs one connection.
-	slow, err := transport.DialAddr(t.Context(), two.dialer.Trust, one.config.Listen, transport.Control)
+	slow, err := two.dialer.DialAddr(t.Context(), one.config.Listen, transport.Control)
 	if err != nil {
 		t.Fatal(err)
 	}

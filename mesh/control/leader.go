@@ -80,10 +80,11 @@ func (p *Plane) take(ctx context.Context, log *raftstore.Store, s step) error {
 // record writes into the state who is a voter. The state names a voter before
 // the log does and until after it did, so whoever reads either can tell.
 func (p *Plane) record(ctx context.Context, log *raftstore.Store, id mesh.NodeID, vote bool) error {
-	result, err := log.Propose(ctx, store.Command{
-		By:       store.Authority{Node: p.id},
-		SetVoter: &store.SetVoter{Node: id, Voter: vote},
-	})
+	command, err := p.sign(store.Command{SetVoter: &store.SetVoter{Node: id, Voter: vote}})
+	if err != nil {
+		return fmt.Errorf("record voter %s: %w", p.name(id), err)
+	}
+	result, err := log.Propose(ctx, command)
 	if err != nil {
 		return fmt.Errorf("record voter %s: %w", p.name(id), err)
 	}

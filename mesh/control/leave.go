@@ -101,7 +101,7 @@ func (p *Plane) handOver(ctx context.Context) (again bool, err error) {
 			return true, err
 		}
 	}
-	if err := log.Transfer(ctx); err != nil {
+	if err := log.Transfer(ctx, mesh.NodeID{}); err != nil {
 		return true, err
 	}
 	return true, errHandedOver

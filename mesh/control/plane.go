@@ -69,7 +69,15 @@ func newPlane(config Config, f files) (*Plane, error) {
 	p.state.Store(store.New())
 	p.voter.init()
 	p.streams.init()
-	trust := transport.Trust{Certificate: p.certificate.Load, Pins: func() [][32]byte { return p.State().Mesh.CA }}
+	trust := transport.Trust{
+		Certificate: p.certificate.Load,
+		Pins:        func() [][32]byte { return p.State().Pins() },
+		Retired:     func() [][32]byte { return p.State().Retired() },
+		Member: func(id mesh.NodeID) (mesh.IdentityKey, bool) {
+			n, live := p.State().Nodes[id]
+			return n.Identity, live
+		},
+	}
 	listener, err := transport.Listen(transport.ListenConfig{Address: config.Listen, Trust: trust, Logger: config.Logger})
 	if err != nil {
 		return nil, err
@@ -241,6 +249,7 @@ func (p *Plane) advance(next *store.State) {
 	for id := range next.Removed {
 		if _, known := before.Removed[id]; !known {
 			p.listener.Cut(id)
+			p.dialer.Cut(id)
 		}
 	}
 	if _, removed := next.Removed[p.id]; removed {

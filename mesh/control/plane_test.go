@@ -16,6 +16,7 @@ import (
 
 	"guywire/mesh"
 	"guywire/mesh/keyring"
+	"guywire/mesh/transport"
 	"guywire/store"
 	"guywire/store/disk"
 	"guywire/store/raftstore"
@@ -492,7 +493,7 @@ func TestRenewal(t *testing.T) {
 	two := one.joined("two")
 	for _, m := range []*machine{one, two} {
 		before := m.certificate.Load()
-		if m.renewalDue(time.Now()) || !m.renewalDue(before.Leaf.NotAfter.Add(-40*24*time.Hour)) {
+		if m.renewalDue(time.Now()) || !m.renewalDue(before.Leaf.NotAfter.Add(-transport.Lifetime*2/5)) {
 			t.Error("renewal is not due at half of the life")
 		}
 		if err := m.renewOnce(); err != nil {

@@ -3,9 +3,10 @@ package control
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	random "math/rand/v2"
 	"net/http"
 	"slices"
 	"time"
@@ -17,21 +18,44 @@ import (
 
 // Propose asks the mesh for a change and waits until it is made or refused; a
 // refusal is in the result. It may be called on any member: the command goes
-// to the leader through any voter. By.Node is set to this node; By.Operator is
-// for the caller to set, from whoever asked on this machine. It is tried again
+// to the leader through any voter. It is this node that asks, and signs from
+// version 3 of the mesh on. Before, By.Operator is for the caller to set, from
+// whoever asked on this machine. It is tried again
 // until ctx ends, 20 s at most, and a change whose answer was lost is not made
 // twice. When it returns, State has the change, unless this node is cut off
 // from the voter that made it.
 func (p *Plane) Propose(ctx context.Context, command store.Command) (store.Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
-	command.By.Node = p.id
+	command, err := p.sign(command)
+	if err != nil {
+		return store.Result{}, err
+	}
 	result, err := p.propose(ctx, command)
 	if err != nil {
 		return store.Result{}, err
 	}
 	p.await(ctx, func(s *store.State) bool { return s.Index >= result.Index })
 	return result, nil
+}
+
+// sign makes a command this node's: by its signature from version 3 of the
+// mesh on, by its name before.
+func (p *Plane) sign(command store.Command) (store.Command, error) {
+	state := p.State()
+	version, id := state.Mesh.Version, state.Mesh.ID
+	if command.Init != nil {
+		version, id = command.Init.Settings.Version, command.Init.Settings.ID
+	}
+	if version == 0 {
+		command.By.Node = p.id
+		return command, nil
+	}
+	command.Author, command.After = p.config.Ring.Identity(), state.Index
+	if command.Request.IsZero() { // an earlier attempt had one
+		rand.Read(command.Request[:])
+	}
+	return store.SignCommand(command, id, p.config.Ring.Sign)
 }
 
 // Operate is Propose in the name of the operator on this machine, with a
@@ -184,7 +208,7 @@ func (p *Plane) voters() []mesh.NodeID {
 		}
 	}
 	slices.SortFunc(ids, mesh.NodeID.Compare)
-	rand.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
+	random.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
 	first := p.following.source()
 	slices.SortStableFunc(ids, func(a, b mesh.NodeID) int {
 		return cmp.Compare(rank(a == first), rank(b == first))
@@ -212,7 +236,9 @@ func (p *Plane) servePropose(w http.ResponseWriter, r *http.Request) {
 		Fail(w, newError(http.StatusForbidden, store.CodeForbidden, "this change is made by voters only"))
 		return
 	}
-	command.By.Node = Caller(r.Context())
+	if command.Author.IsZero() {
+		command.By.Node = Caller(r.Context())
+	}
 	p.answerChange(w, r, command)
 }
 
@@ -260,5 +286,5 @@ func (p *Plane) serveForward(w http.ResponseWriter, r *http.Request) {
 
 // jitter is a random time around d, from a half to one and a half of it.
 func jitter(d time.Duration) time.Duration {
-	return d/2 + rand.N(d)
+	return d/2 + random.N(d)
 }

@@ -119,7 +119,7 @@ func (p *Plane) reachable(ctx context.Context, id mesh.NodeID, candidates []neti
 			continue
 		}
 		go func() { // ends with ctx
-			conn, err := transport.DialNode(ctx, p.dialer.Trust, addr, id, transport.Control)
+			conn, err := p.dialer.DialNode(ctx, addr, id, transport.Control)
 			if err == nil {
 				conn.Close()
 			}

@@ -71,14 +71,14 @@ func (p *Plane) routes() {
 // authorise finds out who calls, from the key that the connection proved and
 // the state, and whether that is enough.
 func (p *Plane) authorise(r *http.Request, role Role) (mesh.NodeID, error) {
-	peer, known := peerOf(r.Context())
+	peer, known := p.peerOf(r.Context())
 	if !known {
 		if role == Joiner {
 			return mesh.NodeID{}, nil
 		}
 		return mesh.NodeID{}, newError(http.StatusUnauthorized, CodeNoCertificate, "this call needs the certificate of a member; join first: meshctl join TOKEN")
 	}
-	if peer.Expired && role > Renewer {
+	if peer.Stale && role > Renewer {
 		return mesh.NodeID{}, newError(http.StatusForbidden, CodeExpired, "the certificate of this node has expired; it renews it by itself as soon as a voter answers")
 	}
 	state := p.State()
@@ -142,11 +142,11 @@ func (l apiListener) Accept() (net.Conn, error) {
 type connKey struct{}
 
 // peerOf is who proved to be at the other end of the request's connection.
-func peerOf(ctx context.Context) (transport.Peer, bool) {
+func (p *Plane) peerOf(ctx context.Context) (transport.Peer, bool) {
 	c, ok := ctx.Value(connKey{}).(*joining)
 	if !ok {
 		return transport.Peer{}, false
 	}
 	state := c.conn.ConnectionState()
-	return transport.PeerOf(&state, time.Now())
+	return p.dialer.Trust.Peer(&state, time.Now())
 }

@@ -33,7 +33,7 @@ func (p *Plane) CreateToken(ctx context.Context, request TokenRequest) (text str
 	}
 	var random [invite.RandomSize]byte
 	rand.Read(random[:]) // never fails since Go 1.24
-	pins := state.Mesh.CA
+	pins := state.Pins()
 	pins = pins[max(0, len(pins)-invite.MaxPins):]
 	expires := time.Now().Add(cmp.Or(request.Lifetime, 24*time.Hour))
 	secret, err := invite.New(random, state.Mesh.ID, pins, servers, expires)

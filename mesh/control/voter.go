@@ -118,8 +118,8 @@ func (p *Plane) startLog() error {
 				return mesh.NodeID{}, false
 			}
 			state := t.ConnectionState()
-			peer, known := transport.PeerOf(&state, time.Now())
-			return peer.ID, known && !peer.Expired
+			peer, known := p.dialer.Trust.Peer(&state, time.Now())
+			return peer.ID, known && !peer.Stale
 		},
 		Dial: func(ctx context.Context, id mesh.NodeID) (net.Conn, error) {
 			return p.dialer.Dial(ctx, id, transport.Raft)
@@ -251,7 +251,7 @@ type promotion struct {
 
 func (p *Plane) promoted(request promotion) error {
 	ca, err := request.Authority.authority()
-	if err != nil || !slices.Contains(p.State().Mesh.CA, ca.Pin()) {
+	if err != nil || !slices.Contains(p.State().Pins(), ca.Pin()) {
 		return newError(http.StatusForbidden, store.CodeForbidden, "this is not the CA of the mesh")
 	}
 	p.voter.change.Lock()

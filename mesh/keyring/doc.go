@@ -7,5 +7,7 @@
 // the verb. Every file holds both halves of its key, so a flipped bit is
 // found and never becomes another identity.
 //
+// A Credential is the file of an operator who has no node.
+//
 // A Ring may be used by several goroutines.
 package keyring

@@ -11,14 +11,17 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"time"
 
 	"guywire/mesh"
 )
 
 const (
-	// Lifetime is how long a node certificate is valid from its issue.
-	Lifetime = 90 * 24 * time.Hour
+	// Lifetime is how long a node certificate is valid from its issue: how long
+	// one that was removed could pass for a member with somebody who has no
+	// newer state. Members believe each other's keys beyond it: see Trust.Member.
+	Lifetime = 7 * 24 * time.Hour
 	// Backdating is how long before its issue a certificate begins to be
 	// valid, for nodes whose clock is behind.
 	Backdating = time.Hour
@@ -26,6 +29,10 @@ const (
 	Skew = 5 * time.Minute
 
 	authorityLifetime = 50 * 365 * 24 * time.Hour
+
+	// sealDomain keeps a seal from being a certificate: those begin with an
+	// ASN.1 tag. The trailing zero byte ends the text.
+	sealDomain = "guywire seal v1\x00"
 )
 
 // An Authority is the mesh's certificate authority: a self-signed Ed25519 CA
@@ -84,10 +91,58 @@ func (a *Authority) Key() ed25519.PrivateKey { return a.key }
 // Pin is what others recognise the CA by.
 func (a *Authority) Pin() [32]byte { return pinOf(a.certificate) }
 
+// Seal signs a message for those who know the CA only by its pin: Ed25519
+// (RFC 8032) over a domain and the message.
+func (a *Authority) Seal(message []byte) []byte {
+	return ed25519.Sign(a.key, sealed(message))
+}
+
+// VerifySeal reports whether seal is that of a CA with one of the pins over the
+// message; ca is its certificate (DER). Errors wrap ErrUntrusted.
+func VerifySeal(pins [][32]byte, ca, message, seal []byte) error {
+	cert, err := x509.ParseCertificate(ca)
+	if err != nil {
+		return fmt.Errorf("parse CA certificate: %w: %w", ErrUntrusted, err)
+	}
+	public, ok := cert.PublicKey.(ed25519.PublicKey)
+	switch {
+	case !ok || !cert.IsCA || !slices.Contains(pins, pinOf(cert)):
+		return fmt.Errorf("unknown CA: %w", ErrUntrusted)
+	case len(seal) != ed25519.SignatureSize || !ed25519.Verify(public, sealed(message), seal):
+		return fmt.Errorf("the seal is not of the CA of the mesh over this message: %w", ErrUntrusted)
+	}
+	return nil
+}
+
+func sealed(message []byte) []byte { return slices.Concat([]byte(sealDomain), message) }
+
 // Issue makes the certificate (DER) of the node that owns key. The caller has
 // checked that the key is a member's.
 func (a *Authority) Issue(key mesh.IdentityKey, now time.Time) ([]byte, error) {
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+	der, err := x509.CreateCertificate(rand.Reader, leafOf(key, now), a.certificate, ed25519.PublicKey(key[:]), a.key)
+	if err != nil {
+		return nil, fmt.Errorf("issue certificate of %s: %w", key.NodeID(), err)
+	}
+	return der, nil
+}
+
+// SelfSigned makes what an operator without a node shows in a handshake: a
+// certificate that says nothing but its key. See Trust.Operator.
+func SelfSigned(identity crypto.Signer, now time.Time) (*tls.Certificate, error) {
+	public, ok := identity.Public().(ed25519.PublicKey)
+	if !ok {
+		return nil, errors.New("an operator's key is an Ed25519 key; make another: meshctl operator create")
+	}
+	template := leafOf(mesh.IdentityKey(public), now)
+	der, err := x509.CreateCertificate(rand.Reader, template, template, public, identity)
+	if err != nil {
+		return nil, fmt.Errorf("make operator certificate: %w", err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: identity}, nil
+}
+
+func leafOf(key mesh.IdentityKey, now time.Time) *x509.Certificate {
+	return &x509.Certificate{
 		SerialNumber:          serial(),
 		Subject:               pkix.Name{CommonName: key.NodeID().String()},
 		NotBefore:             now.Add(-Backdating),
@@ -95,11 +150,7 @@ func (a *Authority) Issue(key mesh.IdentityKey, now time.Time) ([]byte, error) {
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		BasicConstraintsValid: true,
-	}, a.certificate, ed25519.PublicKey(key[:]), a.key)
-	if err != nil {
-		return nil, fmt.Errorf("issue certificate of %s: %w", key.NodeID(), err)
 	}
-	return der, nil
 }
 
 // Pin gives the SHA-256 of the SubjectPublicKeyInfo of a certificate (DER).

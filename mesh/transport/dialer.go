@@ -3,7 +3,6 @@ package transport
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -14,12 +13,18 @@ import (
 	"guywire/mesh"
 )
 
-// A Dialer connects to other nodes' control ports. It has no state of its own.
+// A Dialer connects to other nodes' control ports and keeps count of what it
+// opened, so that it can be cut. Its fields are set before its first use.
 type Dialer struct {
 	Trust Trust
 	// Resolve gives the addresses where a node may be reached, the likeliest
-	// first: its underlay control addresses, then its overlay ones.
+	// first: its underlay control addresses, then its overlay ones. Only Dial
+	// needs it.
 	Resolve func(mesh.NodeID) []netip.AddrPort
+	// Network opens a connection to host:port; nil: TCP.
+	Network func(ctx context.Context, address string) (net.Conn, error)
+
+	out outgoing
 }
 
 // Dial connects to a node by a protocol. Its addresses are tried side by side,
@@ -41,7 +46,7 @@ func (d *Dialer) Dial(ctx context.Context, id mesh.NodeID, alpn string) (*tls.Co
 	outcomes := make(chan outcome, len(addrs)) // room for all: losers never block
 	start := func(addr netip.AddrPort) {
 		go func() {
-			conn, err := dial(ctx, d.Trust, addr.String(), id, alpn)
+			conn, err := d.dial(ctx, addr.String(), id, alpn)
 			outcomes <- outcome{conn, addr, err}
 		}()
 	}
@@ -78,56 +83,74 @@ func (d *Dialer) Dial(ctx context.Context, id mesh.NodeID, alpn string) (*tls.Co
 // DialAddr connects to an address of which only the CA is known, as a joiner
 // does. The address is host:port. Nothing but the handshake is sent before the
 // pin of trust has been found in the other end's chain.
-func DialAddr(ctx context.Context, trust Trust, address, alpn string) (*tls.Conn, error) {
-	return dial(ctx, trust, address, mesh.NodeID{}, alpn)
+func (d *Dialer) DialAddr(ctx context.Context, address, alpn string) (*tls.Conn, error) {
+	return d.dial(ctx, address, mesh.NodeID{}, alpn)
 }
 
 // DialNode connects to one address and insists on the node behind it.
-func DialNode(ctx context.Context, trust Trust, address netip.AddrPort, id mesh.NodeID, alpn string) (*tls.Conn, error) {
-	return dial(ctx, trust, address.String(), id, alpn)
+func (d *Dialer) DialNode(ctx context.Context, address netip.AddrPort, id mesh.NodeID, alpn string) (*tls.Conn, error) {
+	return d.dial(ctx, address.String(), id, alpn)
+}
+
+// Cut closes every connection to a node, and ends the attempts under way: its
+// authority has ended. Connections of DialAddr are to nobody in particular.
+func (d *Dialer) Cut(id mesh.NodeID) {
+	d.out.cut(func(l *line) bool { return l.id == id })
+}
+
+// CutStream is Cut for one protocol.
+func (d *Dialer) CutStream(alpn string, id mesh.NodeID) {
+	d.out.cut(func(l *line) bool { return l.id == id && l.alpn == alpn })
 }
 
 // dial connects to one address; a zero id is any node of the mesh.
-func dial(ctx context.Context, trust Trust, address string, id mesh.NodeID, alpn string) (*tls.Conn, error) {
+func (d *Dialer) dial(ctx context.Context, address string, id mesh.NodeID, alpn string) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	dialer := net.Dialer{KeepAliveConfig: keepAlive()}
-	raw, err := dialer.DialContext(ctx, "tcp", address)
+	network := d.Network
+	if network == nil {
+		network = dialTCP
+	}
+	l := d.out.begin(id, alpn, cancel)
+	raw, err := network(ctx, address)
 	if err != nil {
+		d.out.end(l)
 		return nil, err
 	}
-	t := tls.Client(raw, &tls.Config{
+	l.Conn = raw
+	t := tls.Client(l, &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		NextProtos: []string{alpn},
 		// Names mean nothing here; VerifyConnection below checks chain, pin and identity.
 		InsecureSkipVerify: true,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			if cert := trust.Certificate(); cert != nil {
+			if cert := d.Trust.Certificate(); cert != nil {
 				return cert, nil
 			}
 			return &tls.Certificate{}, nil // go as nobody
 		},
 		VerifyConnection: func(state tls.ConnectionState) error {
-			now := time.Now()
-			if err := verify(state.PeerCertificates, trust.Pins(), x509.ExtKeyUsageServerAuth, now, false); err != nil {
-				return err
-			}
-			peer, _ := PeerOf(&state, now)
-			if !id.IsZero() && peer.ID != id {
-				return fmt.Errorf("%w: %s", ErrWrongNode, peer.ID)
-			}
-			return nil
+			return d.Trust.checkServer(state.PeerCertificates, id, time.Now())
 		},
 	})
 	if err := t.HandshakeContext(ctx); err != nil {
-		raw.Close()
+		l.Close()
 		return nil, fmt.Errorf("TLS handshake: %w", err)
 	}
 	if got := t.ConnectionState().NegotiatedProtocol; got != alpn {
-		raw.Close()
+		l.Close()
 		return nil, fmt.Errorf("TLS handshake: the server does not speak %s", alpn)
 	}
+	if !d.out.establish(l) {
+		l.Close()
+		return nil, ErrCut
+	}
 	return t, nil
+}
+
+func dialTCP(ctx context.Context, address string) (net.Conn, error) {
+	dialer := net.Dialer{KeepAliveConfig: keepAlive()}
+	return dialer.DialContext(ctx, "tcp", address)
 }
 
 func dedupe(addrs []netip.AddrPort) []netip.AddrPort {

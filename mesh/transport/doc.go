@@ -3,10 +3,15 @@
 //
 // A node's certificate is for its Ed25519 identity key, so who is at the other
 // end follows from the key that the handshake proved, never from a name or an
-// address. Trust is a set of CA pins (SHA-256 of the SubjectPublicKeyInfo);
-// what a node may do is not in its certificate: callers ask the store at each
-// call. A client without a certificate is let in as nobody, because a node
-// that joins has none yet.
+// address. Members believe the keys that their state names, with a certificate
+// of whatever age and CA; one that is not valid now makes its bearer stale,
+// which is enough for hints and for getting another. Who has no state, as a
+// joiner, believes a set of CA pins (SHA-256 of the SubjectPublicKeyInfo). What
+// a node may do is not in its certificate: callers ask the store at each call.
+// A client without a certificate is let in as nobody, because a node that joins
+// has none yet.
+//
+// A right that ends, ends at once: Cut closes what is open, either way.
 //
 // The listener promises to stay in service under silent, slow or many
 // connections: handshakes have a deadline, everything has a bound, and a

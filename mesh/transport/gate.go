@@ -10,14 +10,14 @@ import (
 )
 
 // A gate counts the connections of a listener and keeps them within bounds:
-// those in handshake by source, anonymous ones by source, members by identity,
-// so that none of the three can take the room of another.
+// those in handshake by source, those of no live member by source, members by
+// identity, so that none of the three can take the room of another.
 type gate struct {
 	mu       sync.Mutex
 	pending  map[netip.Addr][]*conn // by source, oldest first
 	waiting  int                    // conns in pending
-	sources  map[netip.Addr]int     // anonymous connections by source
-	nameless int                    // all anonymous connections
+	sources  map[netip.Addr]int     // connections of no member by source
+	nameless int                    // all of those
 	members  map[mesh.NodeID]int
 	live     map[*conn]struct{} // everything not closed
 	closed   bool
@@ -31,7 +31,8 @@ type conn struct {
 
 	// Guarded by gate.mu.
 	phase phase
-	id    mesh.NodeID // phaseMember only
+	id    mesh.NodeID // zero until established, and for nobody
+	alpn  string
 }
 
 type phase uint8
@@ -85,30 +86,31 @@ func (g *gate) greediestLocked() *conn {
 	return most[0]
 }
 
-// establish moves c from handshake to service; a zero id is nobody. False:
-// there is no room, or c was closed meanwhile.
-func (g *gate) establish(c *conn, id mesh.NodeID) bool {
+// establish moves c from handshake to service; a zero id is nobody. An identity
+// that is no member's has the room of nobody: whoever knew the key of a retired
+// CA could make any number of them. False: there is no room, or c was closed
+// meanwhile.
+func (g *gate) establish(c *conn, id mesh.NodeID, alpn string, member bool) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if c.phase != phasePending {
+	switch {
+	case c.phase != phasePending:
 		return false
-	}
-	if id.IsZero() {
-		if g.nameless >= maxAnonymous || g.sources[c.source] >= maxAnonymousSource {
-			return false
-		}
-		g.leaveLocked(c)
-		c.phase = phaseAnonymous
-		g.sources[c.source]++
-		g.nameless++
-		return true
-	}
-	if g.members[id] >= maxMember {
+	case member && g.members[id] >= maxMember:
+		return false
+	case !member && (g.nameless >= maxAnonymous || g.sources[c.source] >= maxAnonymousSource):
 		return false
 	}
 	g.leaveLocked(c)
-	c.phase, c.id = phaseMember, id
-	g.members[id]++
+	c.id, c.alpn = id, alpn
+	if member {
+		c.phase = phaseMember
+		g.members[id]++
+	} else {
+		c.phase = phaseAnonymous
+		g.sources[c.source]++
+		g.nameless++
+	}
 	return true
 }
 
@@ -144,10 +146,6 @@ func (c *conn) Close() error {
 	delete(c.gate.live, c)
 	c.gate.mu.Unlock()
 	return c.Conn.Close()
-}
-
-func (g *gate) cut(id mesh.NodeID) {
-	g.closeIf(func(c *conn) bool { return c.phase == phaseMember && c.id == id })
 }
 
 func (g *gate) closeAll() {

@@ -12,7 +12,7 @@ const (
 	// honest handshake takes milliseconds, so the oldest is the silent one.
 	maxPending       = 256
 	maxPendingSource = 64
-	// maxAnonymous bounds connections without a certificate (joiners), which
+	// maxAnonymous bounds connections of no live member (joiners, mostly), which
 	// therefore can never use up the room of members.
 	maxAnonymous       = 256
 	maxAnonymousSource = 64

@@ -3,7 +3,6 @@ package transport
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,6 +19,7 @@ import (
 const (
 	Control = "guywire/1"      // HTTP API between nodes
 	Raft    = "guywire-raft/1" // the replicated log
+	API     = "guywire-api/1"  // HTTP API for people and programs
 )
 
 // ListenConfig is what a Listener needs.
@@ -27,6 +27,9 @@ type ListenConfig struct {
 	Address string // host:port to bind; an empty host is every address, IPv4 and IPv6
 	Trust   Trust
 	Logger  *slog.Logger
+	// Listener replaces the port when it is not nil; its addresses are
+	// *net.TCPAddr. The transport closes it.
+	Listener net.Listener
 }
 
 // A Listener is the control port of a node. It runs until Close.
@@ -47,20 +50,19 @@ type Listener struct {
 // Listen binds the port and starts to serve handshakes. Connections of a
 // protocol are refused until Stream is called for it.
 func Listen(config ListenConfig) (*Listener, error) {
-	lc := net.ListenConfig{KeepAliveConfig: keepAlive()}
-	tcp, err := lc.Listen(context.Background(), "tcp", config.Address)
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("listen on %s: the port is in use; stop the program that holds it, or set another control port: %w", config.Address, err)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", config.Address, err)
+	tcp := config.Listener
+	if tcp == nil {
+		var err error
+		if tcp, err = bind(config.Address); err != nil {
+			return nil, err
+		}
 	}
 	l := &Listener{config: config, tcp: tcp, open: map[string]*Stream{}}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.gate.init()
 	l.tls = &tls.Config{
 		MinVersion:             tls.VersionTLS13,
-		NextProtos:             []string{Control, Raft},
+		NextProtos:             []string{Control, Raft, API},
 		ClientAuth:             tls.RequestClientCert,
 		SessionTicketsDisabled: true, // every connection proves its key afresh
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
@@ -73,11 +75,23 @@ func Listen(config ListenConfig) (*Listener, error) {
 			if len(state.PeerCertificates) == 0 {
 				return nil // nobody; a joiner
 			}
-			return verify(state.PeerCertificates, config.Trust.Pins(), x509.ExtKeyUsageClientAuth, time.Now(), true)
+			return config.Trust.checkClient(state.PeerCertificates, state.NegotiatedProtocol, time.Now())
 		},
 	}
 	l.tasks.Go(l.accept)
 	return l, nil
+}
+
+func bind(address string) (net.Listener, error) {
+	lc := net.ListenConfig{KeepAliveConfig: keepAlive()}
+	tcp, err := lc.Listen(context.Background(), "tcp", address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("listen on %s: the port is in use; stop the program that holds it, or set another control port: %w", address, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", address, err)
+	}
+	return tcp, nil
 }
 
 // Addr is the bound address and port.
@@ -104,8 +118,15 @@ func (l *Listener) Stream(alpn string) *Stream {
 	return s
 }
 
-// Cut closes every connection of a node: its authority has ended.
-func (l *Listener) Cut(id mesh.NodeID) { l.gate.cut(id) }
+// Cut closes every connection that a node made: its authority has ended.
+func (l *Listener) Cut(id mesh.NodeID) {
+	l.gate.closeIf(func(c *conn) bool { return c.id == id })
+}
+
+// CutStream closes the connections that a node made by one protocol.
+func (l *Listener) CutStream(alpn string, id mesh.NodeID) {
+	l.gate.closeIf(func(c *conn) bool { return c.id == id && c.alpn == alpn })
+}
 
 // Close unbinds the port, closes every connection and waits for its goroutines.
 func (l *Listener) Close() error {
@@ -168,8 +189,8 @@ func (l *Listener) handshake(c *conn) {
 		return
 	}
 	state := t.ConnectionState()
-	peer, _ := PeerOf(&state, time.Now()) // zero: nobody
-	if !l.gate.establish(c, peer.ID) {
+	peer, _ := l.config.Trust.Peer(&state, time.Now()) // zero: nobody
+	if !l.gate.establish(c, peer.ID, state.NegotiatedProtocol, l.config.Trust.isMember(peer.Key)) {
 		l.config.Logger.Warn("too many control connections of one source", mesh.LogEndpoint, c.RemoteAddr().String())
 		c.Close()
 		return
