@@ -1,6 +1,7 @@
 package raftstore
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -17,8 +18,20 @@ import (
 type Change struct {
 	Prev    uint64
 	Index   uint64
-	Command []byte // as store.EncodeCommand wrote it; must not be changed
+	Command []byte       // as store.EncodeCommand wrote it; must not be changed
+	Head    store.Digest // of the audit trail of the state at Index
 }
+
+// A Verdict says how a state of somebody else stands to this voter's.
+type Verdict string
+
+// Verdicts.
+const (
+	Known    Verdict = "known"    // this voter was there: what Since gives continues it
+	Diverged Verdict = "diverged" // it has another history
+	Ahead    Verdict = "ahead"    // this voter is not there yet, or never will be
+	Unknown  Verdict = "unknown"  // so long ago, or so many snapshots, that it cannot be told
+)
 
 // An fsm is the bridge between raft and store.Apply. raft calls Apply,
 // Snapshot and Restore from one goroutine; everybody else reads the state.
@@ -52,7 +65,7 @@ func (f *fsm) Apply(log *raft.Log) any {
 		return f.stopped
 	}
 	after, result := store.Apply(before, log.Index, command)
-	f.keep(Change{Prev: before.Index, Index: after.Index, Command: slices.Clone(log.Data)})
+	f.keep(Change{Prev: before.Index, Index: after.Index, Command: slices.Clone(log.Data), Head: after.Audit.Head})
 	f.state.Store(after)
 	f.notify()
 	return result
@@ -118,6 +131,27 @@ func (f *fsm) since(after uint64, limit int) ([]Change, bool) {
 		return nil, f.state.Load().Index == after
 	}
 	return slices.Clone(f.changes[i:min(len(f.changes), i+limit)]), true
+}
+
+// verdict compares a state at index whose audit trail ends with head.
+func (f *fsm) verdict(index uint64, head store.Digest) Verdict {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := f.state.Load()
+	mine, known := now.Audit.Head, now.Index == index
+	if i, found := slices.BinarySearchFunc(f.changes, index, func(c Change, index uint64) int { return cmp.Compare(c.Index, index) }); found {
+		mine, known = f.changes[i].Head, true
+	}
+	switch {
+	case index > now.Index && !known: // a change is kept just before its state is
+		return Ahead
+	case !known:
+		return Unknown
+	case mine != head:
+		return Diverged
+	default:
+		return Known
+	}
 }
 
 type snapshot struct{ state *store.State }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -22,6 +24,16 @@ type Status struct {
 	Voters   []mesh.NodeID `json:"voters"`             // as far as this voter knows, sorted
 	Learners []mesh.NodeID `json:"learners,omitempty"` // get the log and have no vote yet
 	Contact  time.Time     `json:"contact,omitzero"`   // when the leader was last heard; zero on the leader
+	Snapshot uint64        `json:"snapshot,omitempty"` // index of the newest snapshot on disk
+	Failed   bool          `json:"failed,omitempty"`   // the disk stalled, failed or is damaged: this voter serves no more
+	Silent   []Silence     `json:"silent,omitempty"`   // on the leader: who does not answer its heartbeats, sorted
+	Doubled  []mesh.NodeID `json:"doubled,omitempty"`  // voters of which an old or a second copy called lately
+}
+
+// A Silence is a voter or learner that does not answer the leader.
+type Silence struct {
+	Node  mesh.NodeID `json:"node"`
+	Since time.Time   `json:"since"`
 }
 
 // Leads reports whether this voter is the leader.
@@ -34,8 +46,12 @@ func (s *Store) Status() Status {
 	st := Status{
 		Role: roles[s.raft.State()], Leader: leader, Term: s.raft.CurrentTerm(),
 		Last: s.raft.LastIndex(), Commit: s.raft.CommitIndex(), Applied: s.raft.AppliedIndex(),
+		Failed: s.log.failed.Load(), Doubled: s.stream.doubles(),
 	}
-	if !st.Leads() {
+	st.Snapshot, _ = strconv.ParseUint(s.raft.Stats()["last_snapshot_index"], 10, 64) // raft tells it nowhere else
+	if st.Leads() {
+		st.Silent = s.silent.list()
+	} else {
 		st.Contact = s.raft.LastContact()
 	}
 	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
@@ -51,6 +67,47 @@ func (s *Store) Status() Status {
 	slices.SortFunc(st.Voters, mesh.NodeID.Compare)
 	slices.SortFunc(st.Learners, mesh.NodeID.Compare)
 	return st
+}
+
+// silences are the heartbeats that went unanswered since this voter leads.
+type silences struct {
+	mu    sync.Mutex // guards since
+	since map[mesh.NodeID]time.Time
+}
+
+// observe takes in what raft tells of its heartbeats.
+func (s *silences) observe(event any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch e := event.(type) {
+	case raft.FailedHeartbeatObservation:
+		if id, err := mesh.ParseNodeID(string(e.PeerID)); err == nil {
+			if s.since == nil {
+				s.since = map[mesh.NodeID]time.Time{}
+			}
+			s.since[id] = e.LastContact
+		}
+	case raft.ResumedHeartbeatObservation:
+		if id, err := mesh.ParseNodeID(string(e.PeerID)); err == nil {
+			delete(s.since, id)
+		}
+	case raft.PeerObservation:
+		if id, err := mesh.ParseNodeID(string(e.Peer.ID)); err == nil && e.Removed {
+			delete(s.since, id)
+		}
+	case raft.RaftState:
+		clear(s.since)
+	}
+}
+
+func (s *silences) list() (list []Silence) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, since := range s.since {
+		list = append(list, Silence{id, since})
+	}
+	slices.SortFunc(list, func(a, b Silence) int { return a.Node.Compare(b.Node) })
+	return list
 }
 
 var roles = map[raft.RaftState]string{
@@ -80,9 +137,18 @@ func (s *Store) change(ctx context.Context, what string, future raft.Future) err
 	return nil
 }
 
-// Transfer hands leadership to another voter, any that is up to date.
-func (s *Store) Transfer(ctx context.Context) error {
-	return s.change(ctx, "hand over leadership", s.raft.LeadershipTransfer())
+// Demote takes a node's vote and goes on to give it the log. Leader only.
+func (s *Store) Demote(ctx context.Context, id mesh.NodeID) error {
+	return s.change(ctx, "demote voter", s.raft.DemoteVoter(serverID(id), 0, enqueueTimeout))
+}
+
+// Transfer hands leadership to another voter: to, or with zero any that is up
+// to date. Leader only.
+func (s *Store) Transfer(ctx context.Context, to mesh.NodeID) error {
+	if to.IsZero() {
+		return s.change(ctx, "hand over leadership", s.raft.LeadershipTransfer())
+	}
+	return s.change(ctx, "hand over leadership", s.raft.LeadershipTransferToServer(serverID(to), raft.ServerAddress(to.String())))
 }
 
 // Close hands leadership over if this voter leads others, stops and closes the
@@ -91,7 +157,7 @@ func (s *Store) Transfer(ctx context.Context) error {
 func (s *Store) Close() error {
 	if st := s.Status(); st.Leads() && len(st.Voters) > 1 {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-		if err := s.Transfer(ctx); err != nil {
+		if err := s.Transfer(ctx, mesh.NodeID{}); err != nil {
 			s.config.Logger.Info("leadership could not be handed over", mesh.LogError, err)
 		}
 		cancel()

@@ -38,6 +38,7 @@ type fleet struct {
 	addrs map[mesh.NodeID]string
 	base  string
 	key   mesh.IdentityKey // of the first node, the only member
+	sign  func([]byte) []byte
 }
 
 type voter struct {
@@ -47,11 +48,12 @@ type voter struct {
 }
 
 func newFleet(t *testing.T) *fleet {
-	public, _, err := ed25519.GenerateKey(rand.Reader)
+	public, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &fleet{t: t, addrs: map[mesh.NodeID]string{}, base: t.TempDir(), key: mesh.IdentityKey(public)}
+	sign := func(m []byte) []byte { return ed25519.Sign(private, m) }
+	return &fleet{t: t, addrs: map[mesh.NodeID]string{}, base: t.TempDir(), key: mesh.IdentityKey(public), sign: sign}
 }
 
 type greeted struct {
@@ -139,7 +141,7 @@ func (f *fleet) founded() *voter {
 		Settings: store.Settings{
 			ID: mesh.MeshID{1}, Name: "lab",
 			Pool4: netip.MustParsePrefix("10.86.0.0/16"), Pool6: netip.MustParsePrefix("fd12:3456:789a::/48"),
-			Secret: make([]byte, store.SecretSize),
+			CA: [][32]byte{{1}}, Roots: [][]byte{{0x30}}, Secret: make([]byte, store.SecretSize),
 		},
 		Name: "first", Identity: f.key, Key: store.Key{Epoch: 1, Public: mesh.WireGuardKey(wg.PublicKey().Bytes())},
 	}})

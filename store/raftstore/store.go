@@ -9,18 +9,20 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
 
 	"guywire/mesh"
 	"guywire/store"
 )
 
-// Config is what a Store needs. Every field but Timing is required.
+// Config is what a Store needs. Every field but Timing and Fence is required.
 type Config struct {
 	Dir    string // holds the log and its snapshots; made with mode 0700
 	ID     mesh.NodeID
@@ -39,6 +41,10 @@ type Config struct {
 	// Failed is called once, in a goroutine of its own, when the disk stalls
 	// or fails. The Store serves no more and must be closed.
 	Failed func(error)
+	// Fence, if set, decides in Open whether this copy of the log may run: see
+	// CheckBoot. It gets the run that begins and the state that is known to be
+	// committed; raft runs only after it returned nil, and Open returns its error.
+	Fence func(store.Boot, *store.State) error
 }
 
 // A Store is this voter's part of the replicated log.
@@ -46,9 +52,15 @@ type Store struct {
 	config    Config
 	fsm       *fsm
 	log       *logStore
+	boot      store.Boot
 	raft      *raft.Raft
+	stream    *stream
 	transport *transport
+	silent    silences
+	pulse     pulse
+	readTerm  atomic.Uint64 // the term in which this voter led and knew all that was committed before
 
+	started  chan struct{} // closed at the end of start
 	failOnce sync.Once
 	failed   chan struct{} // closed by fail and by Close
 	stop     func() raft.Future
@@ -105,41 +117,59 @@ func Open(config Config) (*Store, error) {
 
 // open starts raft over an open disk; closed will be closed when it ends.
 func open(config Config, snapshots raft.SnapshotStore, disk disk, stall time.Duration, logger hclog.Logger, closed chan struct{}) (*Store, error) {
-	s := &Store{config: config, failed: closed, watchers: map[chan struct{}]struct{}{}}
-	s.log = &logStore{disk: disk, stall: stall, onFail: s.fail}
-	if err := s.log.check(); err != nil {
+	s, err := load(config, snapshots, disk, stall, closed)
+	if err != nil {
 		return nil, err
 	}
-	s.fsm = &fsm{notify: s.notify, fail: func(error) {}} // until raft runs, recover reports
-	s.fsm.state.Store(store.New())
-	if err := s.recover(snapshots); err != nil {
-		return nil, err
+	if s.boot, err = s.log.countBoot(); err != nil {
+		return nil, fmt.Errorf("count this run of the replicated log: %w", err)
 	}
-	s.fsm.fail = s.fail
+	if config.Fence != nil {
+		if err := config.Fence(s.boot, s.State()); err != nil {
+			return nil, err
+		}
+	}
 	if err := s.start(snapshots, logger); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
+// load is a Store with the state that is on the disk, without raft.
+func load(config Config, snapshots raft.SnapshotStore, disk disk, stall time.Duration, closed chan struct{}) (*Store, error) {
+	s := &Store{config: config, started: make(chan struct{}), failed: closed, watchers: map[chan struct{}]struct{}{}}
+	s.log = &logStore{disk: disk, stall: stall, onFail: func(error) {}} // until raft runs, who calls reports
+	if err := s.log.check(); err != nil {
+		return nil, err
+	}
+	s.fsm = &fsm{notify: s.notify, fail: func(error) {}}
+	s.fsm.state.Store(store.New())
+	if err := s.recover(snapshots); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// openBolt opens the log. The freelist is kept on disk: to rebuild it, bbolt
+// walks all pages in a goroutine of its own, where nobody can catch its panic
+// on a damaged one.
 func openBolt(path string) (bolt *raftboltdb.BoltStore, err error) {
-	defer func() { // bbolt panics on some damaged files
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: %v", ErrDamaged, p)
-		}
-	}()
-	bolt, err = raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: &bbolt.Options{
-		Timeout:        lockTimeout,
-		FreelistType:   bbolt.FreelistMapType,
-		NoFreelistSync: true, // rebuilt on open: one thing less that a torn write can damage
-	}})
+	err = guarded(func() (err error) {
+		bolt, err = raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: &bbolt.Options{
+			Timeout:      lockTimeout,
+			FreelistType: bbolt.FreelistMapType,
+		}})
+		return err
+	})
 	switch {
 	case err == nil:
 		return bolt, nil
-	case errors.Is(err, bbolt.ErrTimeout):
+	case errors.Is(err, bbolterrors.ErrTimeout):
 		return nil, ErrInUse
 	case errors.Is(err, os.ErrPermission):
 		return nil, fmt.Errorf("open replicated log: %w", err)
+	case errors.Is(err, ErrDamaged):
+		return nil, err
 	default:
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
@@ -154,24 +184,27 @@ func (s *Store) recover(snapshots raft.SnapshotStore) error {
 	if err != nil {
 		return fmt.Errorf("%w: list snapshots: %w", ErrDamaged, err)
 	}
-	next := uint64(1)
+	var newest raft.SnapshotMeta
 	if len(metas) > 0 {
-		_, r, err := snapshots.Open(metas[0].ID)
+		newest = *metas[0]
+		_, r, err := snapshots.Open(newest.ID)
 		if err != nil {
-			return fmt.Errorf("%w: snapshot %s: %w", ErrDamaged, metas[0].ID, err)
+			return fmt.Errorf("%w: snapshot %s: %w", ErrDamaged, newest.ID, err)
 		}
 		if err := s.fsm.Restore(r); err != nil {
-			return fmt.Errorf("%w: snapshot %s: %w", ErrDamaged, metas[0].ID, err)
+			return fmt.Errorf("%w: snapshot %s: %w", ErrDamaged, newest.ID, err)
 		}
-		next = metas[0].Index + 1
+	}
+	if err := s.log.join(newest.Index, newest.Term); err != nil {
+		return err
 	}
 	committed, err := s.log.committed()
 	if err != nil {
 		return fmt.Errorf("%w: read commit index: %w", ErrDamaged, err)
 	}
-	for ; next <= committed; next++ {
+	for next := newest.Index + 1; next <= committed; next++ {
 		var entry raft.Log
-		if err := s.log.GetLog(next, &entry); err != nil {
+		if err := s.log.read(next, &entry); err != nil {
 			return fmt.Errorf("%w: entry %d: %w", ErrDamaged, next, err)
 		}
 		if entry.Type == raft.LogCommand {
@@ -182,8 +215,10 @@ func (s *Store) recover(snapshots raft.SnapshotStore) error {
 }
 
 func (s *Store) start(snapshots raft.SnapshotStore, logger hclog.Logger) error {
-	layer := &stream{config: s.config, failed: s.failed}
-	s.transport = newTransport(layer, logger, s.failed)
+	s.fsm.fail, s.log.onFail = s.fail, s.fail
+	defer close(s.started) // raft writes, and may fail, before it is here
+	s.stream = &stream{config: s.config, failed: s.failed, state: s.State, boot: s.boot, doubled: map[mesh.NodeID]time.Time{}}
+	s.transport = newTransport(s.stream, logger, s.failed)
 	c := raft.DefaultConfig()
 	c.LocalID = serverID(s.config.ID)
 	c.Logger = logger
@@ -202,16 +237,20 @@ func (s *Store) start(snapshots raft.SnapshotStore, logger hclog.Logger) error {
 		s.transport.Close()
 		return fmt.Errorf("start raft: %w", err)
 	}
+	s.log.running.Store(true)
 	s.raft = r
 	s.stop = sync.OnceValue(r.Shutdown)
 	r.RegisterObserver(raft.NewObserver(nil, false, func(o *raft.Observation) bool {
+		s.silent.observe(o.Data)
 		switch o.Data.(type) {
 		case raft.LeaderObservation, raft.PeerObservation, raft.RaftState:
 			s.notify()
 		}
 		return false // nothing is queued: watchers look at Status
 	}))
-	layer.raft.Store(r)
+	s.stream.raft.Store(r)
+	s.pulse.beat(time.Now(), s.config.Timing.Lease/2)
+	go s.beats()
 	s.leadAlone()
 	return nil
 }
@@ -231,6 +270,9 @@ func (s *Store) fail(err error) {
 	s.failOnce.Do(func() {
 		close(s.failed)
 		go func() {
+			if <-s.started; s.raft == nil {
+				return // Open says why
+			}
 			s.transport.Close()
 			s.transport.CloseStreams()
 			s.stop()
@@ -242,9 +284,7 @@ func (s *Store) fail(err error) {
 
 // Bootstrap makes this voter the only one of a new mesh. The log must be empty.
 func (s *Store) Bootstrap() error {
-	err := s.raft.BootstrapCluster(raft.Configuration{Servers: []raft.Server{{
-		Suffrage: raft.Voter, ID: serverID(s.config.ID), Address: raft.ServerAddress(s.config.ID.String()),
-	}}}).Error()
+	err := s.raft.BootstrapCluster(soleVoter(s.config.ID)).Error()
 	if err != nil {
 		return fmt.Errorf("bootstrap replicated log: %w", err)
 	}
@@ -258,6 +298,11 @@ func (s *Store) State() *store.State { return s.fsm.state.Load() }
 // Since gives up to limit changes that follow the state at index after, in
 // order and without a gap. False: a follower at that index needs State first.
 func (s *Store) Since(after uint64, limit int) ([]Change, bool) { return s.fsm.since(after, limit) }
+
+// Compare tells how a state of the same generation at index, whose audit trail
+// ends with head, stands to this voter's. Before version 3 of the mesh there is
+// no trail, and every head is zero.
+func (s *Store) Compare(index uint64, head store.Digest) Verdict { return s.fsm.verdict(index, head) }
 
 // Watch gives a channel that receives whenever State or Status may have
 // changed; several changes may be one receipt. Call stop when done.

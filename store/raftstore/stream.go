@@ -2,14 +2,18 @@ package raftstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
 
 	"guywire/mesh"
+	"guywire/store"
 )
 
 // A stream is raft's view of the connections between voters. Addresses are
@@ -18,6 +22,11 @@ type stream struct {
 	config Config
 	failed <-chan struct{}           // closed: no heartbeat may go out any more
 	raft   atomic.Pointer[raft.Raft] // nil until raft runs: nobody is admitted
+	state  func() *store.State
+	boot   store.Boot
+
+	mu      sync.Mutex                // guards doubled
+	doubled map[mesh.NodeID]time.Time // when an old or a second copy of a voter's log called
 }
 
 var _ raft.StreamLayer = (*stream)(nil)
@@ -32,7 +41,7 @@ func (s *stream) Accept() (net.Conn, error) {
 		}
 		id, ok := s.config.Peer(conn)
 		if ok && s.admits(id) {
-			return conn, nil
+			return &prefaced{Conn: conn, check: func(p preface) error { return s.greets(id, p) }}, nil
 		}
 		s.config.Logger.Warn("raft connection refused: not a voter", mesh.LogNode, id.String())
 		conn.Close()
@@ -53,6 +62,35 @@ func (s *stream) admits(id mesh.NodeID) bool {
 	return s.config.Admit(id, voter)
 }
 
+// greets decides about a connection of a voter by what it says first.
+func (s *stream) greets(id mesh.NodeID, p preface) error {
+	err := p.check(id, s.state())
+	if err != nil {
+		s.config.Logger.Warn("raft connection refused", mesh.LogNode, id.String(), mesh.LogError, err)
+	}
+	if errors.Is(err, ErrStaleCopy) {
+		s.mu.Lock()
+		s.doubled[id] = time.Now()
+		s.mu.Unlock()
+	}
+	return err
+}
+
+// doubles are the voters of which an old or a second copy called lately.
+func (s *stream) doubles() (ids []mesh.NodeID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, at := range s.doubled {
+		if time.Since(at) > doubledFor {
+			delete(s.doubled, id)
+			continue
+		}
+		ids = append(ids, id)
+	}
+	slices.SortFunc(ids, mesh.NodeID.Compare)
+	return ids
+}
+
 // Dial implements raft.StreamLayer.
 func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	select {
@@ -69,6 +107,16 @@ func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Co
 	conn, err := s.config.Dial(ctx, id)
 	if err != nil {
 		return nil, fmt.Errorf("dial voter %s: %w", id, err)
+	}
+	state := s.state()
+	hello := preface{mesh: state.Mesh.ID, generation: state.Mesh.Generation, boot: s.boot}
+	err = conn.SetWriteDeadline(time.Now().Add(timeout))
+	if err == nil {
+		_, err = conn.Write(hello.encode())
+	}
+	if err = errors.Join(err, conn.SetWriteDeadline(time.Time{})); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("greet voter %s: %w", id, err)
 	}
 	return conn, nil
 }

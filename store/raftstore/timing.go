@@ -39,6 +39,9 @@ const (
 	// enqueueTimeout bounds waiting for a place in the leader's queue.
 	enqueueTimeout = 5 * time.Second
 
+	// doubledFor is how long Status names a voter of which a second copy called.
+	doubledFor = 5 * time.Minute
+
 	snapshotInterval  = time.Minute // to twice this: how often a snapshot is considered
 	snapshotThreshold = 1024        // entries since the last one that make it worth while
 	snapshotsKept     = 2
