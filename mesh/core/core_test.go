@@ -347,7 +347,7 @@ func TestGroupIDsAreStableAndDistinct(t *testing.T) {
 	if again := groupID("legs", map[uint32]bool{}); again != first {
 		t.Error("the same legs got another id")
 	}
-	if second := groupID("legs", taken); second == first || second < groupBase || second >= mesh.NextHopEnd {
+	if second := groupID("legs", map[uint32]bool{first: true}); second == first || second < groupBase || second >= mesh.NextHopEnd {
 		t.Errorf("a collision gave %#x after %#x", second, first)
 	}
 }

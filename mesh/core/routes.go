@@ -227,12 +227,12 @@ func groupID(content string, taken map[uint32]bool) uint32 {
 	h := fnv.New32a()
 	h.Write([]byte(content))
 	const span = mesh.NextHopEnd - groupBase
-	id := h.Sum32() % span
-	for taken[id] {
-		id = (id + 1) % span
+	offset := h.Sum32() % span
+	for taken[groupBase+offset] {
+		offset = (offset + 1) % span
 	}
-	taken[id] = true
-	return groupBase + id
+	taken[groupBase+offset] = true
+	return groupBase + offset
 }
 
 // meshRoutes puts next hops, routes and the filter into a desired state.
