@@ -94,7 +94,6 @@ func (r *Router) recompute() {
 		r.rebuild()
 	}
 	moved := r.self.Update()
-	news := rebuilt || len(moved) > 0
 	now := surroundings{noTransit: r.own.noTransit}
 	if self := r.db.origins[r.cfg.Self]; self != nil {
 		now.overload = self.overload
@@ -103,9 +102,7 @@ func (r *Router) recompute() {
 		if n.tree == nil {
 			continue
 		}
-		theirs := n.tree.Update()
-		news = news || len(theirs) > 0
-		moved = append(moved, theirs...)
+		moved = append(moved, n.tree.Update()...)
 		if n.usable() {
 			toUs, ok := r.db.towards(n.id, r.cfg.Self)
 			if !ok {
@@ -116,7 +113,7 @@ func (r *Router) recompute() {
 	}
 	all := rebuilt || !r.routes.seen.equal(now)
 	r.routes.seen = now
-	if all || news {
+	if all || len(moved) > 0 {
 		r.moved = r.now
 	}
 	if !r.slackAt.IsZero() && !r.now.Before(r.slackAt) {

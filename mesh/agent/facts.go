@@ -217,9 +217,10 @@ func (m *member) loadFacts() {
 	}
 }
 
-// handleNodes mounts what other nodes may ask of this one.
+// handleNodes mounts what other nodes may ask of this one: hints, which must not
+// end with a certificate.
 func (m *member) handleNodes() {
-	m.plane.Handle("POST /v1/facts", control.Member, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	m.plane.Handle("POST /v1/facts", control.Hint, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var theirs factsBody
 		if err := control.Decode(r, &theirs); err != nil {
 			control.Fail(w, err)
@@ -230,8 +231,8 @@ func (m *member) handleNodes() {
 		}
 		control.Reply(w, m.known())
 	}))
-	m.plane.Handle("POST /v1/link/offer", control.Member, http.HandlerFunc(m.serveOffer))
-	m.plane.Handle("GET /v1/hop", control.Member, http.HandlerFunc(m.serveHop))
+	m.plane.Handle("POST /v1/link/offer", control.Hint, http.HandlerFunc(m.serveOffer))
+	m.plane.Handle("GET /v1/hop", control.Hint, http.HandlerFunc(m.serveHop))
 }
 
 // keepAnnouncements keeps at hand what gossip passes on.

@@ -18,10 +18,10 @@ type Role uint8
 
 // Roles, each including the next ones.
 const (
-	Joiner  Role = iota // anyone who can connect
-	Renewer             // a member, whose certificate may have expired
-	Member              // a member
-	Voter               // a member that the log names as voter
+	Joiner Role = iota // anyone who can connect
+	Hint               // a member, whose certificate may be stale: with every voter away nobody renews it
+	Member             // a member
+	Voter              // a member that the log names as voter
 )
 
 type callerKey struct{}
@@ -54,7 +54,7 @@ func (p *Plane) handle(pattern string, role Role, handler http.HandlerFunc) {
 func (p *Plane) routes() {
 	p.handle("POST /v1/join/begin", Joiner, p.serveJoinBegin)
 	p.handle("POST /v1/join/finish", Joiner, p.serveJoinFinish)
-	p.handle("POST /v1/cert", Renewer, p.serveCertificate)
+	p.handle("POST /v1/cert", Hint, p.serveCertificate)
 	p.handle("POST /v1/admit", Member, p.serveAdmit)
 	p.handle("POST /v1/propose", Member, p.servePropose)
 	p.handle("POST /v1/forward", Voter, p.serveForward)
@@ -78,7 +78,7 @@ func (p *Plane) authorise(r *http.Request, role Role) (mesh.NodeID, error) {
 		}
 		return mesh.NodeID{}, newError(http.StatusUnauthorized, CodeNoCertificate, "this call needs the certificate of a member; join first: meshctl join TOKEN")
 	}
-	if peer.Stale && role > Renewer {
+	if peer.Stale && role > Hint {
 		return mesh.NodeID{}, newError(http.StatusForbidden, CodeExpired, "the certificate of this node has expired; it renews it by itself as soon as a voter answers")
 	}
 	state := p.State()

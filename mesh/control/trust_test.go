@@ -20,9 +20,10 @@ import (
 	"guywire/store"
 )
 
-func TestExpiredCertificateIsGoodForRenewalOnly(t *testing.T) {
+func TestExpiredCertificateIsGoodForHintsOnly(t *testing.T) {
 	t.Parallel()
 	one := founded(t)
+	one.Handle("GET /v1/hint", Hint, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { Reply(w, struct{}{}) }))
 	two := one.joined("two")
 	if err := two.shut(); err != nil {
 		t.Fatal(err)
@@ -44,6 +45,9 @@ func TestExpiredCertificateIsGoodForRenewalOnly(t *testing.T) {
 	two.client.CloseIdleConnections()
 	if err := two.Do(t.Context(), one.ID(), http.MethodGet, "/v1/raft", nil, nil); !hasCode(err, CodeExpired) {
 		t.Errorf("call with an expired certificate: %v", err)
+	}
+	if err := two.Do(t.Context(), one.ID(), http.MethodGet, "/v1/hint", nil, nil); err != nil {
+		t.Errorf("hint with an expired certificate: %v", err)
 	}
 	if !two.renewalDue(time.Now()) {
 		t.Error("an expired certificate is not due for renewal")

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"guywire/discovery"
 	"guywire/mesh"
 	"guywire/mesh/link"
 	"guywire/routing/wire"
@@ -50,12 +49,6 @@ type entry struct {
 	attempting bool
 	told       time.Time // when the far end was last told that it is not heard
 	seen       worth     // as the routes last took it
-}
-
-// worth is what routes depend on, besides a link's state.
-type worth struct {
-	cost mesh.Cost
-	mtu  int
 }
 
 func (e *entry) target() Target { return Target{e.rec.Device, e.rec.Link.Peer.LinkLocal()} }
@@ -292,24 +285,6 @@ func (n *Node) counted(devices map[string]Count) {
 	n.setPaces()
 }
 
-// weigh looks whether a link is worth more or less to the routes than before.
-func (n *Node) weigh(e *entry) {
-	w := worth{cost: n.legCost(e)}
-	size, searched := e.judge.MTU()
-	switch u, ok := n.uplink(e.rec.Link.Local); {
-	case searched || e.seen.mtu == 0 && !e.rec.Alive:
-		w.mtu = size
-	case e.seen.mtu != 0:
-		w.mtu = e.seen.mtu // as before, until the search says otherwise
-	case ok:
-		w.mtu = n.mtu(u) // found carrying traffic: as large as its device
-	}
-	if w == e.seen {
-		return
-	}
-	e.seen, n.routes.stale, n.ready.Dirty = w, true, true
-}
-
 // falseAlarm notes that a suspicion was taken back.
 func (n *Node) falseAlarm() {
 	n.alarms = n.falseAlarms() + 1
@@ -361,14 +336,6 @@ func (n *Node) setPaces() {
 		n.countEvery = min(n.countEvery, e.judge.CountEvery())
 		n.due(e.judge.Deadline(n.now))
 	}
-}
-
-// metered reports whether an uplink at either end of the link is.
-func (n *Node) metered(id mesh.LinkID) bool {
-	u, ok := n.uplink(id.Local)
-	return ok && u.Metered || slices.ContainsFunc(n.facts[id.Peer].Uplinks, func(f discovery.Uplink) bool {
-		return f.Name == id.Remote && f.Metered
-	})
 }
 
 // judged runs a change of a link's verdict and tells of what came of it.

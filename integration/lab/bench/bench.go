@@ -36,17 +36,18 @@ type options struct {
 type part struct {
 	name, title string
 	run         func(*bench, context.Context) error
+	wide        bool // asks how much goes through
 }
 
 var parts = []part{
-	{"throughput", "Throughput", (*bench).throughput},
-	{"failover", "Failover in the demo network", (*bench).failover},
-	{"peers", "Failover beside other routing systems", (*bench).peers},
-	{"carrier", "A lost carrier, and the other end's word", (*bench).carrier},
-	{"grey", "Grey failures", (*bench).grey},
-	{"falsealarms", "False alarms", (*bench).falseAlarms},
-	{"uplinks", "Two uplinks", (*bench).uplinks},
-	{"idle", "Idle traffic", (*bench).idle},
+	{"throughput", "Throughput", (*bench).throughput, true},
+	{"failover", "Failover in the demo network", (*bench).failover, false},
+	{"peers", "Failover beside other routing systems", (*bench).peers, false},
+	{"carrier", "A lost carrier, and the other end's word", (*bench).carrier, false},
+	{"grey", "Grey failures", (*bench).grey, false},
+	{"falsealarms", "False alarms", (*bench).falseAlarms, false},
+	{"uplinks", "Two uplinks", (*bench).uplinks, true},
+	{"idle", "Idle traffic", (*bench).idle, false},
 }
 
 func names() (out []string) {
@@ -188,13 +189,10 @@ func gaps(what string, ms []float64) (median, p99 figure) {
 		figure{What: of + "p99", Value: quantile(ms, 0.99), Unit: "ms", Samples: ms}
 }
 
-// throughputs are the parts that ask how much goes through.
-var throughputs = []string{"throughput", "uplinks"}
-
 // labOptions are those of a lab: where throughput is measured, programs use all processors.
 func (b *bench) labOptions(name string) lab.Options {
 	opts := lab.Options{Name: fmt.Sprintf("bench-%s-%d", name, os.Getpid())}
-	if slices.Contains(throughputs, b.part.name) {
+	if b.part.wide {
 		opts.Processors = runtime.NumCPU()
 	}
 	return opts

@@ -1,0 +1,117 @@
+package core
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"guywire/discovery"
+	"guywire/mesh"
+	"guywire/mesh/link"
+	"guywire/routing"
+)
+
+const (
+	// meteredPenalty makes a link with a metered uplink at either end carry
+	// traffic only where nothing else does.
+	meteredPenalty mesh.Cost = 500_000
+	// dampedPenalty makes a link that has failed again and again do so, too,
+	// until it has stayed for a while.
+	dampedPenalty mesh.Cost = 500_000
+)
+
+// worth is what routes depend on, besides a link's state.
+type worth struct {
+	cost mesh.Cost
+	mtu  int
+}
+
+// weigh looks whether a link is worth more or less to the routes than before.
+func (n *Node) weigh(e *entry) {
+	w := worth{cost: n.legCost(e)}
+	size, searched := e.judge.MTU()
+	switch u, ok := n.uplink(e.rec.Link.Local); {
+	case searched || e.seen.mtu == 0 && !e.rec.Alive:
+		w.mtu = size
+	case e.seen.mtu != 0:
+		w.mtu = e.seen.mtu // as before, until the search says otherwise
+	case ok:
+		w.mtu = n.mtu(u) // found carrying traffic: as large as its device
+	}
+	if w == e.seen {
+		return
+	}
+	e.seen, n.routes.stale, n.ready.Dirty = w, true, true
+}
+
+// announce tells the router which neighbours we have and at which cost.
+func (n *Node) announce() {
+	type best struct {
+		cost    mesh.Cost
+		rtt     time.Duration
+		drained bool
+		sure    bool // a link to it is beyond suspicion
+	}
+	found := map[mesh.NodeID]*best{}
+	for id, e := range n.entries {
+		if e.judge == nil || !e.judge.Usable() {
+			continue
+		}
+		c, drained := n.linkCost(e), n.drained(id)
+		b := found[id.Peer]
+		switch {
+		case b == nil:
+			b = &best{cost: c, rtt: e.judge.RTT(), drained: drained}
+			found[id.Peer] = b
+		case b.drained && !drained, b.drained == drained && c < b.cost:
+			b.cost, b.rtt, b.drained = c, e.judge.RTT(), drained
+		}
+		b.sure = b.sure || e.judge.State() != link.Suspect
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(n.peers), mesh.NodeID.Compare) {
+		b := found[id]
+		if b == nil {
+			n.router.DropNeighbour(id)
+			continue
+		}
+		n.router.SetNeighbour(id, b.cost, b.drained, b.rtt)
+		n.router.SetDoubt(id, !b.sure)
+	}
+}
+
+// legCost is linkCost with the operator's drains.
+func (n *Node) legCost(e *entry) mesh.Cost {
+	if n.drained(e.rec.Link) {
+		return n.linkCost(e).Add(routing.DrainPenalty)
+	}
+	return n.linkCost(e)
+}
+
+// linkCost is the cost of one link with the operator's wishes for its uplinks.
+func (n *Node) linkCost(e *entry) mesh.Cost {
+	c := e.judge.Cost(n.now)
+	if u, ok := n.uplink(e.rec.Link.Local); ok {
+		c = c.Add(u.Bias)
+	}
+	if n.metered(e.rec.Link) {
+		c = c.Add(meteredPenalty)
+	}
+	if e.judge.Damped(n.now) {
+		c = c.Add(dampedPenalty)
+	}
+	return c
+}
+
+// drained reports whether the operator has drained the link, or an uplink that
+// it uses at either end, or the mesh has another shape now.
+func (n *Node) drained(id mesh.LinkID) bool {
+	return slices.Contains(n.shape.retire, id.Peer) || n.state != nil && n.state.LinkDrain(n.cfg.Self, id) != nil
+}
+
+// metered reports whether an uplink at either end of the link is.
+func (n *Node) metered(id mesh.LinkID) bool {
+	u, ok := n.uplink(id.Local)
+	return ok && u.Metered || slices.ContainsFunc(n.facts[id.Peer].Uplinks, func(f discovery.Uplink) bool {
+		return f.Name == id.Remote && f.Metered
+	})
+}
