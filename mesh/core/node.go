@@ -85,7 +85,8 @@ type Node struct {
 	distances coordinate.Report // as published
 
 	entries  map[mesh.LinkID]*entry
-	order    []mesh.LinkID // of entries; another length: out of date
+	order    []*entry     // by link; nil: to be sorted
+	judges   []*link.Link // of entries, for a moment
 	byDevice map[string]*entry
 	peers    map[mesh.NodeID]bool   // neighbours: those with a wanted link
 	digests  map[mesh.NodeID]uint64 // of their databases, as last heard
@@ -126,6 +127,7 @@ func New(now time.Time, cfg Config) *Node {
 		digests:    map[mesh.NodeID]uint64{},
 		countEvery: time.Second,
 		chosen:     map[string]choice{},
+		routes:     routes{pace: routing.NewPace(planDelays...)},
 	}
 	var warm []mesh.NodeID
 	for _, r := range cfg.Records {
@@ -174,6 +176,8 @@ func (n *Node) Step(now time.Time, ev Event) Ready {
 	case Echoed:
 		if e := n.byDevice[ev.Device]; e != nil {
 			e.judge.Echoed(ev.At)
+			e.due = time.Time{}
+			n.due(e.judge.Deadline(now))
 		}
 		urgent = false
 	case AttemptDone:
@@ -211,13 +215,15 @@ func (n *Node) watch(now time.Time) {
 	if !n.deadline.IsZero() {
 		late = now.Sub(n.deadline)
 	}
-	judges := make([]*link.Link, 0, len(n.entries))
-	for _, id := range n.sorted() {
-		if e := n.entries[id]; e.judge != nil {
-			judges = append(judges, e.judge)
+	n.judges = n.judges[:0]
+	for _, e := range n.sorted() {
+		if e.judge != nil {
+			n.judges = append(n.judges, e.judge)
 		}
 	}
-	n.guard.Watch(now, late, judges)
+	if n.guard.Watch(now, late, n.judges) {
+		n.touch()
+	}
 	if late > 500*time.Millisecond {
 		n.fact(Fact{Kind: Starved, Sentence: "this agent did not run for " + late.Round(time.Millisecond).String(), Cause: "the machine is overloaded or was suspended"})
 	}
@@ -228,24 +234,17 @@ func (n *Node) advance() {
 	n.watch(n.now)
 	n.deadline = n.now.Add(idleTick)
 	n.speakIfReady()
-	digest := n.router.Digest()
-	for _, id := range n.sorted() {
-		e := n.entries[id]
-		if e.judge != nil {
-			n.judged(e, func() { e.judge.Tick(n.now) })
-			if e.judge.Echo(n.now) {
-				n.ready.Echo = append(n.ready.Echo, e.target())
-			}
-			n.tellSilence(e)
-			if p, due := e.judge.Probe(n.now, digest, n.router.Header(id.Peer)); due {
-				n.send(e, p)
-			}
-			n.due(e.judge.Deadline(n.now))
-			n.weigh(e)
+	looked := false
+	for _, e := range n.sorted() {
+		if !n.now.Before(e.due) {
+			n.look(e)
+			looked = true
 		}
-		n.attemptIfDue(e)
+		n.due(e.due)
 	}
-	n.announce()
+	if looked { // what is announced depends on what look looks at
+		n.announce()
+	}
 	n.settle()
 	n.router.SetSpeaking(n.speaking)
 	n.router.SetHolding(!n.settled)
@@ -264,10 +263,13 @@ func (n *Node) advance() {
 		n.due(deadline)
 	}
 	if v := n.router.Version(); v != n.version {
-		n.version, n.routes.stale, n.ready.Dirty = v, true, true
+		n.version, n.routes.stale = v, true
+		if n.routes.until.IsZero() {
+			n.routes.until = n.routes.pace.Due(n.now)
+		}
 	}
 	if n.routes.stale && !n.routes.until.IsZero() {
-		// Only what had to be quick is on its way to the kernel.
+		// In a storm, or only what had to be quick is on its way to the kernel.
 		if n.now.Before(n.routes.until) {
 			n.due(n.routes.until)
 		} else {
@@ -283,7 +285,37 @@ func (n *Node) kernelDone(revision uint64) {
 		n.steps = n.steps[1:]
 	}
 	if n.routes.stale && !n.routes.until.IsZero() && n.revision <= revision {
-		n.routes.until, n.ready.Dirty = time.Time{}, true
+		n.routes.until = n.routes.pace.Due(n.now)
+	}
+}
+
+// look does what is due for one link, and says when to look again.
+func (n *Node) look(e *entry) {
+	if e.judge == nil {
+		e.due = n.now.Add(idleTick)
+		n.attemptIfDue(e)
+		return
+	}
+	n.judged(e, func() { e.judge.Tick(n.now) })
+	if e.judge.Echo(n.now) {
+		n.ready.Echo = append(n.ready.Echo, e.target())
+	}
+	if p, due := e.judge.Probe(n.now, n.router.Digest(), n.router.Header(e.rec.Link.Peer)); due {
+		n.send(e, p)
+		n.judged(e, func() { e.judge.Tick(n.now) }) // by what was asked just now, it may have been silent for too long
+	}
+	e.due = n.now.Add(idleTick)
+	e.dueBy(e.judge.Deadline(n.now))
+	n.tellSilence(e)
+	n.weigh(e)
+	n.attemptIfDue(e)
+}
+
+// touch makes the next advance look at every link: something that all depend on
+// has changed.
+func (n *Node) touch() {
+	for _, e := range n.sorted() {
+		e.due = time.Time{}
 	}
 }
 
@@ -302,13 +334,10 @@ func (n *Node) speakIfReady() {
 	if n.complete || n.state == nil {
 		return
 	}
-	alone := len(n.state.Nodes) == 1
 	// Far ends without an agent cannot tell us the routes. As long as they
 	// forward, what an earlier run left is better than an empty table.
-	headless := slices.ContainsFunc(slices.Collect(maps.Values(n.entries)), func(e *entry) bool {
-		return e.rec.Alive && e.judge != nil && e.judge.State() == link.Headless
-	})
-	n.complete = alone || n.now.Sub(n.started) > settlePatience && !headless
+	headless := func(e *entry) bool { return e.rec.Alive && e.judge != nil && e.judge.State() == link.Headless }
+	n.complete = len(n.state.Nodes) == 1 || n.now.Sub(n.started) > settlePatience && !slices.ContainsFunc(n.sorted(), headless)
 }
 
 // settle takes the routes over from what an earlier run left in the kernel.
@@ -341,37 +370,38 @@ func (n *Node) settle() {
 
 // announce tells the router which neighbours we have and at which cost.
 func (n *Node) announce() {
-	type best struct {
+	for links := n.sorted(); len(links) > 0; {
+		id, end := links[0].rec.Link.Peer, 1
+		for end < len(links) && links[end].rec.Link.Peer == id {
+			end++
+		}
+		n.announceNeighbour(id, links[:end])
+		links = links[end:]
+	}
+}
+
+func (n *Node) announceNeighbour(id mesh.NodeID, links []*entry) {
+	var (
+		best    *entry
 		cost    mesh.Cost
-		rtt     time.Duration
 		drained bool
 		sure    bool // a link to it is beyond suspicion
-	}
-	found := map[mesh.NodeID]*best{}
-	for id, e := range n.entries {
+	)
+	for _, e := range links {
 		if e.judge == nil || !e.judge.Usable() {
 			continue
 		}
-		c, drained := n.linkCost(e), n.drained(id)
-		b := found[id.Peer]
-		switch {
-		case b == nil:
-			b = &best{cost: c, rtt: e.judge.RTT(), drained: drained}
-			found[id.Peer] = b
-		case b.drained && !drained, b.drained == drained && c < b.cost:
-			b.cost, b.rtt, b.drained = c, e.judge.RTT(), drained
+		if c, d := n.linkCost(e), n.drained(e.rec.Link); best == nil || drained && !d || drained == d && c < cost {
+			best, cost, drained = e, c, d
 		}
-		b.sure = b.sure || e.judge.State() != link.Suspect
+		sure = sure || e.judge.State() != link.Suspect
 	}
-	for _, id := range slices.SortedFunc(maps.Keys(n.peers), mesh.NodeID.Compare) {
-		b := found[id]
-		if b == nil {
-			n.router.DropNeighbour(id)
-			continue
-		}
-		n.router.SetNeighbour(id, b.cost, b.drained, b.rtt)
-		n.router.SetDoubt(id, !b.sure)
+	if best == nil {
+		n.router.DropNeighbour(id)
+		return
 	}
+	n.router.SetNeighbour(id, cost, drained, best.judge.RTT())
+	n.router.SetDoubt(id, !sure)
 }
 
 // legCost is linkCost with the operator's drains.
@@ -522,8 +552,8 @@ func (n *Node) setHost(h Host) {
 		}
 		if !u.Up {
 			var lost []*entry
-			for _, id := range n.sorted() {
-				if e := n.entries[id]; id.Local == u.Name && e.judge != nil {
+			for _, e := range n.sorted() {
+				if e.rec.Link.Local == u.Name && e.judge != nil {
 					lost = append(lost, e)
 				}
 			}
@@ -544,8 +574,8 @@ func (n *Node) uplink(name string) (mesh.Uplink, bool) {
 
 // goodbye tells every neighbour over every link.
 func (n *Node) goodbye() {
-	for _, id := range n.sorted() {
-		if e := n.entries[id]; e.judge != nil {
+	for _, e := range n.sorted() {
+		if e.judge != nil {
 			n.send(e, wire.Goodbye{})
 		}
 	}
@@ -562,9 +592,8 @@ func (n *Node) send(e *entry, body wire.Body) {
 // sendTo sends over the best link of a neighbour.
 func (n *Node) sendTo(id mesh.NodeID, body wire.Body) {
 	var best *entry
-	for _, link := range n.sorted() {
-		e := n.entries[link]
-		if link.Peer != id || e.judge == nil {
+	for _, e := range n.sorted() {
+		if e.rec.Link.Peer != id || e.judge == nil {
 			continue
 		}
 		if best == nil || rank(e) < rank(best) || rank(e) == rank(best) && n.legCost(e) < n.legCost(best) {
@@ -589,9 +618,9 @@ func (n *Node) fact(f Fact) {
 
 // sorted is the wanted links in order. The slice is not to be changed, and
 // stays as it is while links come and go.
-func (n *Node) sorted() []mesh.LinkID {
-	if len(n.order) != len(n.entries) {
-		n.order = slices.SortedFunc(maps.Keys(n.entries), mesh.LinkID.Compare)
+func (n *Node) sorted() []*entry {
+	if n.order == nil {
+		n.order = slices.SortedFunc(maps.Values(n.entries), func(a, b *entry) int { return a.rec.Link.Compare(b.rec.Link) })
 	}
 	return n.order
 }
