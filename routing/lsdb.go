@@ -97,10 +97,13 @@ func (db *lsdb) offer(now time.Time, s wire.SignedLSA) (key wire.LSAKey, dropped
 		return key, DropOld
 	}
 	held, has := o.fragments[key.Fragment]
+	if has && bytes.Equal(s.Body, held.signed.Body) {
+		return key, DropOld
+	}
 	sum := sha256.Sum256(s.Body)
 	conflict := false
 	if has && !key.Newer(held.lsa.Key()) {
-		conflict = key == held.lsa.Key() && sum != held.sum
+		conflict = key == held.lsa.Key()
 		// An origin that says two things under one number is believed in the
 		// same one everywhere.
 		if !conflict || bytes.Compare(sum[:], held.sum[:]) < 0 {

@@ -14,7 +14,8 @@ import (
 const (
 	// entriesPerNote keeps a note of distances to about one segment.
 	entriesPerNote = 100
-	// maxDestinations bounds what one neighbour may tell distances of.
+	// maxDestinations bounds the numbers under which one neighbour may tell
+	// distances.
 	maxDestinations = 1 << 16
 	// keepFor is how long a neighbour that is down is remembered.
 	keepFor = time.Minute
@@ -51,9 +52,9 @@ type neighbour struct {
 	// it tells is gathered in table and not confirmed. Until it says that its kernel forwards by
 	// that, it may only raise what an earlier run of its agent told, the ghost;
 	// it is empty when we know of no such run.
-	complete   bool // we have a whole table, of this session or of the earlier run
-	welcome    bool // its kernel lets our transit in
-	names      map[uint32]wire.Destination
+	complete   bool                           // we have a whole table, of this session or of the earlier run
+	welcome    bool                           // its kernel lets our transit in
+	names      []wire.Destination             // by their numbers; zero: not known
 	table      map[wire.Destination]mesh.Cost // nil: what it tells counts as it comes
 	filled     bool
 	filledAt   time.Time
@@ -110,7 +111,7 @@ func (r *Router) begin(n *neighbour, cold bool) {
 
 // listen makes ready for the first table of a session.
 func (n *neighbour) listen() {
-	n.names, n.table, n.acks = map[uint32]wire.Destination{}, map[wire.Destination]mesh.Cost{}, nil
+	n.names, n.table, n.acks = nil, map[wire.Destination]mesh.Cost{}, nil
 	n.filled, n.agrees = false, false
 }
 
@@ -192,6 +193,15 @@ func (r *Router) afterCommit() {
 			r.lfi.SetNeeded(n.id, false)
 		}
 		r.confirm(n)
+	}
+}
+
+// confirmLater confirms once the kernel follows the step.
+func (n *neighbour) confirmLater(a ack) {
+	if last := len(n.acks) - 1; last >= 0 && n.acks[last].step == a.step {
+		n.acks[last] = a
+	} else {
+		n.acks = append(n.acks, a)
 	}
 }
 
@@ -280,8 +290,8 @@ func (r *Router) receive(n *neighbour, h wire.Header, seg *wire.Segment) {
 		} else {
 			r.note(n, decoded)
 		}
-		if n.filled {
-			n.acks = append(n.acks, ack{r.lfi.Step(), note.Serial})
+		if _, ok := decoded.(wire.Flood); n.filled && !ok { // nobody waits for the kernel to follow an announcement
+			n.confirmLater(ack{r.lfi.Step(), note.Serial})
 		}
 	}
 	r.lfi.Confirmed(n.id, n.session.Committed())
@@ -308,14 +318,17 @@ func (r *Router) note(n *neighbour, note wire.Note) {
 		r.take(note.SignedLSA, n.id)
 	case wire.Distances:
 		for _, e := range note.Entries {
+			if e.Index >= maxDestinations {
+				break // and so are all that follow
+			}
 			if e.Key != (wire.Destination{}) {
-				if _, known := n.names[e.Index]; !known && len(n.names) >= maxDestinations {
-					continue
+				if missing := int(e.Index) + 1 - len(n.names); missing > 0 {
+					n.names = append(n.names, make([]wire.Destination, missing)...)
 				}
 				n.names[e.Index] = e.Key
 			}
-			if key, ok := n.names[e.Index]; ok {
-				r.heard(n, key, e.Distance)
+			if int(e.Index) < len(n.names) && n.names[e.Index] != (wire.Destination{}) {
+				r.heard(n, n.names[e.Index], e.Distance)
 			}
 		}
 	case wire.Complete:
@@ -387,22 +400,27 @@ func (r *Router) ready(n *neighbour) {
 	r.announce(n)
 }
 
-// pump fills the session with what there is to tell, as far as it has room.
-// What changes meanwhile is told once, as it is then.
-func (r *Router) pump(n *neighbour) {
+// pump fills the session with what there is to tell, announcements only if flood
+// says so, as far as it has room, and reports whether there were any. What
+// changes meanwhile is told once, as it is then.
+func (r *Router) pump(n *neighbour, flood bool) (flooded bool) {
 	for n.session.Open() && n.session.Room() {
-		note, sent := r.next(n)
+		note, sent := r.next(n, flood)
 		if note == nil {
-			return
+			break
+		}
+		if _, ok := note.(wire.Flood); ok {
+			flooded = true
 		}
 		sent(n.session.Send(wire.EncodeNote(note)))
 	}
+	return flooded
 }
 
 // next gives the next thing to tell a neighbour, and what to do once it has a
 // serial. What makes us a next hop comes before the announcements: a neighbour
 // with our table alone may take us for one that has just restarted, too.
-func (r *Router) next(n *neighbour) (note wire.Note, sent func(serial uint64)) {
+func (r *Router) next(n *neighbour, flood bool) (note wire.Note, sent func(serial uint64)) {
 	nothing := func(uint64) {}
 	switch {
 	case !n.told:
@@ -413,7 +431,7 @@ func (r *Router) next(n *neighbour) (note wire.Note, sent func(serial uint64)) {
 		n.welcomed = true
 		return wire.Welcome{}, nothing
 	}
-	if n.told || !r.informed {
+	if flood && (n.told || !r.informed) {
 		if s, ok := r.nextFlood(n); ok {
 			return wire.Flood{SignedLSA: s.signed}, nothing
 		}

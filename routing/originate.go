@@ -10,26 +10,32 @@ import (
 	"guywire/routing/wire"
 )
 
-// originateDelays and computeDelays space our announcements and our
-// computations: the first of a quiet time at once, then later and later
-// (the idea of RFC 8405).
+// originateDelays, computeDelays and floodDelays space our announcements, our
+// computations and the announcements that we pass on: the first of a quiet time
+// at once, then later and later (the idea of RFC 8405). In a storm many
+// announcements share a segment, and fewer cross each other on a link.
 var (
 	originateDelays = []time.Duration{0, 20 * time.Millisecond, 50 * time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond, time.Second}
+	floodDelays     = []time.Duration{0, 0, 2 * time.Millisecond, 5 * time.Millisecond, 10 * time.Millisecond, 20 * time.Millisecond}
 	computeDelays   = []time.Duration{0, 0, 2 * time.Millisecond, 5 * time.Millisecond, 10 * time.Millisecond, 50 * time.Millisecond}
 )
 
 // quiet is how long nothing must happen before a pace begins anew.
 const quiet = 3 * time.Second
 
-// A pace spaces repetitions of one action.
-type pace struct {
+// A Pace spaces repetitions of one action: the n-th delay is what must pass
+// after the n-th action of a busy time, the last one after every further.
+type Pace struct {
 	delays []time.Duration
 	count  int
 	last   time.Time
 }
 
-// due is the earliest time of the next action.
-func (p *pace) due(now time.Time) time.Time {
+// NewPace makes a pace of at least one delay.
+func NewPace(delays ...time.Duration) Pace { return Pace{delays: delays} }
+
+// Due is the earliest time of the next action.
+func (p *Pace) Due(now time.Time) time.Time {
 	if p.last.IsZero() || now.Sub(p.last) >= quiet {
 		p.count = 0
 		return now
@@ -37,7 +43,8 @@ func (p *pace) due(now time.Time) time.Time {
 	return p.last.Add(p.delays[min(p.count, len(p.delays)-1)])
 }
 
-func (p *pace) ran(now time.Time) { p.last, p.count = now, p.count+1 }
+// Ran says that the action was done.
+func (p *Pace) Ran(now time.Time) { p.last, p.count = now, p.count+1 }
 
 // An originator makes this node's announcements.
 type originator struct {
@@ -47,7 +54,7 @@ type originator struct {
 	noTransit  bool
 	overload   bool
 	stale      bool // what was announced differs from what should be
-	pace       pace
+	pace       Pace
 }
 
 // heard takes the name of an announcement that bears our name and is not from

@@ -9,6 +9,7 @@
 package routing
 
 import (
+	"bytes"
 	"maps"
 	"net/netip"
 	"slices"
@@ -74,7 +75,8 @@ type Router struct {
 	routes  routes
 	version uint64      // grows with every change of the table or of admissions
 	news    mesh.NodeID // whose links or prefixes changed last; zero: nobody's since asked
-	compute pace
+	compute Pace
+	floods  Pace
 	due     bool      // the database changed since the last computation
 	moved   time.Time // when a distance last changed
 	slackAt time.Time // when slack is to be taken; zero: there is none to take
@@ -104,7 +106,7 @@ func New(cfg Config) *Router {
 		dropped:    map[string]uint64{},
 		informed:   len(cfg.Warm) == 0,
 	}
-	r.own.pace.delays, r.compute.delays = originateDelays, computeDelays
+	r.own.pace, r.compute, r.floods = NewPace(originateDelays...), NewPace(computeDelays...), NewPace(floodDelays...)
 	r.self = spf.NewTree(r.db.graph, r.db.graph.Node(cfg.Self))
 	for _, id := range cfg.Warm {
 		n := r.neighbour(id)
@@ -318,10 +320,10 @@ func (r *Router) Poll(now time.Time) (out []Message, deadline time.Time) {
 		deadline = now.Add(time.Second / verifyRate)
 	}
 	if r.own.stale && r.speaking {
-		if at := r.own.pace.due(now); at.After(now) {
+		if at := r.own.pace.Due(now); at.After(now) {
 			deadline = earlier(deadline, at)
 		} else {
-			r.own.pace.ran(now)
+			r.own.pace.Ran(now)
 			r.originate()
 		}
 	}
@@ -333,13 +335,14 @@ func (r *Router) Poll(now time.Time) (out []Message, deadline time.Time) {
 		}
 	}
 	if r.due {
-		if at := r.compute.due(now); at.After(now) {
+		if at := r.compute.Due(now); at.After(now) {
 			deadline = earlier(deadline, at)
 		} else {
-			r.compute.ran(now)
+			r.compute.Ran(now)
 			r.recompute()
 		}
 	}
+	flooding, flooded := r.floods.Due(now), false
 	for _, n := range r.order {
 		r.admit(n)
 		if at := r.waited(n); !at.IsZero() {
@@ -348,7 +351,14 @@ func (r *Router) Poll(now time.Time) (out []Message, deadline time.Time) {
 		if !n.up {
 			continue
 		}
-		r.pump(n)
+		if !flooding.After(now) {
+			flooded = r.pump(n, true) || flooded
+		} else {
+			r.pump(n, false)
+			if len(n.flood) > 0 {
+				deadline = earlier(deadline, flooding)
+			}
+		}
 		segs, at := n.session.Poll(now, n.rtt)
 		for i := range segs {
 			out = append(out, Message{n.id, segs[i]})
@@ -356,6 +366,9 @@ func (r *Router) Poll(now time.Time) (out []Message, deadline time.Time) {
 		if !at.IsZero() {
 			deadline = earlier(deadline, at)
 		}
+	}
+	if flooded {
+		r.floods.Ran(now)
 	}
 	if now.Sub(r.collected) > collectAfter {
 		r.collected = now
@@ -428,9 +441,11 @@ func (r *Router) take(s wire.SignedLSA, from mesh.NodeID) {
 			r.news = key.Origin
 		}
 	case DropOld:
-		if held, ok := r.db.get(name); ok && held.lsa.Key().Newer(key) {
-			if n := r.neighbours[from]; n != nil {
-				n.flood[name] = true // the neighbour is behind
+		// A neighbour that is behind has been sent the newer one in this session,
+		// or will be; one that is not need not be sent it any more.
+		if n := r.neighbours[from]; n != nil && n.flood[name] {
+			if held, ok := r.db.get(name); ok && bytes.Equal(held.signed.Body, s.Body) {
+				delete(n.flood, name)
 			}
 		}
 	default:

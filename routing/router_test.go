@@ -541,3 +541,63 @@ func TestNewsIsWhoseAnnouncementCameLast(t *testing.T) {
 		t.Errorf("news of %s, %v; want of the node whose link changed", origin, any)
 	}
 }
+
+// A neighbour that has sent an announcement is not sent it, whoever else sent it
+// before; one that is behind or says something else is.
+func TestNothingGoesBackToWhoSentIt(t *testing.T) {
+	w, ids := newNetwork(1, 4)
+	for _, id := range ids[1:] {
+		w.join(ids[0], id, 1000, 1000)
+	}
+	w.run(5 * time.Second)
+	w.converged(t)
+	r := w.routers[ids[0]]
+	say := func(seq uint64, cost mesh.Cost) wire.SignedLSA {
+		return wire.Sign(wire.LSA{
+			Mesh: mesh.MeshID{1}, Origin: ids[3], Epoch: 2, Seq: seq, Fragments: 1,
+			Adjacencies: []wire.Adjacency{{Peer: ids[0], Cost: cost}},
+		}, func(b []byte) []byte { return ed25519.Sign(w.keys[ids[3]], b) })
+	}
+	name := fragment{ids[3], 0}
+	for i, test := range []struct {
+		first, second wire.SignedLSA
+		back          bool
+	}{
+		{say(1, 10), say(1, 10), false},
+		{say(3, 10), say(2, 10), true},
+	} {
+		r.take(test.first, ids[1])
+		r.take(test.second, ids[2])
+		if r.neighbours[ids[1]].flood[name] || r.neighbours[ids[2]].flood[name] != test.back {
+			t.Errorf("case %d: back to the first %t, to the second %t", i, r.neighbours[ids[1]].flood[name], r.neighbours[ids[2]].flood[name])
+		}
+	}
+}
+
+// In a storm announcements are passed on together; the first goes at once.
+func TestAStormIsPassedOnInGusts(t *testing.T) {
+	w, ids := newNetwork(1, 3)
+	w.join(ids[0], ids[1], 1000, 1000)
+	w.join(ids[1], ids[2], 1000, 1000)
+	w.run(10 * time.Second)
+	w.converged(t)
+	r, now, floods := w.routers[ids[1]], w.now, 0
+	const storm = 400
+	for seq := range uint64(storm) {
+		now = now.Add(time.Millisecond)
+		r.now = now
+		r.take(wire.Sign(wire.LSA{Mesh: mesh.MeshID{1}, Origin: ids[0], Epoch: 2, Seq: seq + 1, Fragments: 1}, func(b []byte) []byte {
+			return ed25519.Sign(w.keys[ids[0]], b)
+		}), ids[0])
+		before := len(r.neighbours[ids[2]].flood)
+		r.Poll(now)
+		if len(r.neighbours[ids[2]].flood) < before {
+			floods++
+		} else if seq == 0 {
+			t.Error("the first one waits")
+		}
+	}
+	if floods < 5 || floods > storm/10 {
+		t.Errorf("%d times for %d announcements", floods, storm)
+	}
+}

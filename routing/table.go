@@ -33,12 +33,9 @@ type Successor struct {
 
 // A Table is what the kernel should forward by.
 type Table struct {
-	Step         uint64        // for Committed
-	Destinations []Destination // in an order that depends on the database alone
-	// Behind holds, for each neighbour, the nodes that a path not through us
-	// joins to it: whose packets may arrive from there. Sorted; lists are
-	// shared.
-	Behind map[mesh.NodeID][]mesh.NodeID
+	Step         uint64                        // for Committed
+	Destinations []Destination                 // in an order that depends on the database alone
+	Behind       map[mesh.NodeID][]mesh.NodeID // as of Router.Behind
 }
 
 // routes is what is computed from the database.
@@ -281,7 +278,7 @@ func (r *Router) slack(d *known) mesh.Cost {
 
 // Table gives what the kernel should forward by now.
 func (r *Router) Table() Table {
-	t := Table{Step: r.lfi.Step(), Behind: r.behind()}
+	t := Table{Step: r.lfi.Step(), Behind: r.Behind()}
 	groups := make(map[string]int, len(r.routes.dests))
 	var key []byte
 	for i := range r.routes.dests {
@@ -352,8 +349,9 @@ func (r *Router) successors(d *known) []Successor {
 	return out
 }
 
-// behind lists who can be behind which neighbour.
-func (r *Router) behind() map[mesh.NodeID][]mesh.NodeID {
+// Behind gives, for each neighbour, the nodes that a path not through us joins
+// to it: whose packets may arrive from there. Sorted; lists are shared.
+func (r *Router) Behind() map[mesh.NodeID][]mesh.NodeID {
 	label := r.db.graph.Islands(r.db.graph.Node(r.cfg.Self))
 	members := map[int][]mesh.NodeID{}
 	for i := range r.routes.dests {

@@ -342,12 +342,13 @@ func TestP9StretchBound(t *testing.T) {
 }
 
 func TestGroupIDsAreStableAndDistinct(t *testing.T) {
-	taken := map[uint32]bool{}
-	first := groupID("legs", taken)
+	first := groupID("legs", map[uint32]bool{})
 	if again := groupID("legs", map[uint32]bool{}); again != first {
 		t.Error("the same legs got another id")
 	}
-	if second := groupID("legs", map[uint32]bool{first: true}); second == first || second < groupBase || second >= mesh.NextHopEnd {
+	// Other legs have it, perhaps those of the plan before.
+	taken := map[uint32]bool{first: true}
+	if second := groupID("legs", taken); !taken[second] || second == first || second < groupBase || second >= mesh.NextHopEnd {
 		t.Errorf("a collision gave %#x after %#x", second, first)
 	}
 }

@@ -1,9 +1,7 @@
 package core
 
 import (
-	"maps"
 	"slices"
-	"time"
 
 	"guywire/discovery"
 	"guywire/mesh"
@@ -46,37 +44,38 @@ func (n *Node) weigh(e *entry) {
 
 // announce tells the router which neighbours we have and at which cost.
 func (n *Node) announce() {
-	type best struct {
+	for links := n.sorted(); len(links) > 0; {
+		id, end := links[0].rec.Link.Peer, 1
+		for end < len(links) && links[end].rec.Link.Peer == id {
+			end++
+		}
+		n.announceNeighbour(id, links[:end])
+		links = links[end:]
+	}
+}
+
+func (n *Node) announceNeighbour(id mesh.NodeID, links []*entry) {
+	var (
+		best    *entry
 		cost    mesh.Cost
-		rtt     time.Duration
 		drained bool
 		sure    bool // a link to it is beyond suspicion
-	}
-	found := map[mesh.NodeID]*best{}
-	for id, e := range n.entries {
+	)
+	for _, e := range links {
 		if e.judge == nil || !e.judge.Usable() {
 			continue
 		}
-		c, drained := n.linkCost(e), n.drained(id)
-		b := found[id.Peer]
-		switch {
-		case b == nil:
-			b = &best{cost: c, rtt: e.judge.RTT(), drained: drained}
-			found[id.Peer] = b
-		case b.drained && !drained, b.drained == drained && c < b.cost:
-			b.cost, b.rtt, b.drained = c, e.judge.RTT(), drained
+		if c, d := n.linkCost(e), n.drained(e.rec.Link); best == nil || drained && !d || drained == d && c < cost {
+			best, cost, drained = e, c, d
 		}
-		b.sure = b.sure || e.judge.State() != link.Suspect
+		sure = sure || e.judge.State() != link.Suspect
 	}
-	for _, id := range slices.SortedFunc(maps.Keys(n.peers), mesh.NodeID.Compare) {
-		b := found[id]
-		if b == nil {
-			n.router.DropNeighbour(id)
-			continue
-		}
-		n.router.SetNeighbour(id, b.cost, b.drained, b.rtt)
-		n.router.SetDoubt(id, !b.sure)
+	if best == nil {
+		n.router.DropNeighbour(id)
+		return
 	}
+	n.router.SetNeighbour(id, cost, drained, best.judge.RTT())
+	n.router.SetDoubt(id, !sure)
 }
 
 // legCost is linkCost with the operator's drains.

@@ -41,6 +41,7 @@ type entry struct {
 	rec     Record
 	judge   *link.Link // nil: no tunnel yet
 	traffic Traffic
+	due     time.Time // when to look at it; zero: what it depends on has changed
 
 	wanted     time.Time // since when
 	retry      time.Time // of the next attempt
@@ -56,6 +57,13 @@ func (e *entry) target() Target { return Target{e.rec.Device, e.rec.Link.Peer.Li
 // rank orders links by how much they can be trusted with a message.
 func rank(e *entry) int {
 	return [...]int{link.Up: 0, link.Suspect: 1, link.Headless: 2, link.Probing: 3, link.Down: 4}[e.judge.State()]
+}
+
+// dueBy makes the next look no later than t.
+func (e *entry) dueBy(t time.Time) {
+	if t.Before(e.due) {
+		e.due = t
+	}
 }
 
 // restore takes a link known before the start.
@@ -75,8 +83,11 @@ func (n *Node) restore(r Record) {
 // first says which end of a new tunnel sends first.
 func (n *Node) first(peer mesh.NodeID) bool { return n.cfg.Self.Compare(peer) < 0 }
 
-// plan makes the set of entries equal to the wanted links.
+// plan makes the set of entries equal to the wanted links. It follows every
+// change of the log, the host, a neighbour's facts and the mesh's shape, so it is
+// here that what was decided about links by these becomes void.
 func (n *Node) plan() {
+	n.touch()
 	if n.state == nil {
 		return
 	}
@@ -97,14 +108,14 @@ func (n *Node) plan() {
 			}
 		}
 	}
-	for _, id := range n.sorted() {
-		if why := n.unwanted(id, neighbours); why != "" {
-			n.remove(id, why)
+	for _, e := range n.sorted() {
+		if why := n.unwanted(e.rec.Link, neighbours); why != "" {
+			n.remove(e.rec.Link, why)
 		}
 	}
 	n.sizeTunnels()
 	for id := range n.peers {
-		if !slices.ContainsFunc(n.sorted(), func(l mesh.LinkID) bool { return l.Peer == id }) {
+		if !slices.ContainsFunc(n.sorted(), func(e *entry) bool { return e.rec.Link.Peer == id }) {
 			n.router.DropNeighbour(id)
 			delete(n.peers, id)
 		}
@@ -116,6 +127,7 @@ func (n *Node) sizeTunnels() {
 	for id, e := range n.entries {
 		if u, ok := n.uplink(id.Local); ok && e.judge != nil {
 			e.judge.SetMTU(n.mtu(u))
+			e.due = time.Time{}
 		}
 	}
 }
@@ -177,7 +189,7 @@ func (n *Node) attemptIfDue(e *entry) {
 		return // tried again when the uplink comes back
 	}
 	if due.After(n.now) {
-		n.due(due)
+		e.dueBy(due)
 		return
 	}
 	e.attempting = true
@@ -201,7 +213,7 @@ func (n *Node) attempted(ev AttemptDone) {
 	if e == nil {
 		return // unwanted meanwhile
 	}
-	e.attempting = false
+	e.attempting, e.due = false, time.Time{}
 	if ev.Err != "" {
 		e.failures++
 		pause := min(retryFirst<<min(e.failures-1, 10), retryMost)
@@ -275,11 +287,9 @@ func (n *Node) measured(tunnels map[string]Traffic) {
 // counted takes the devices' counters: links that are used are probed fast, and
 // those that would take over from them as well.
 func (n *Node) counted(devices map[string]Count) {
-	for _, id := range n.sorted() {
-		e := n.entries[id]
+	for _, e := range n.sorted() {
 		if c, ok := devices[e.rec.Device]; ok && e.judge != nil {
 			n.judged(e, func() { e.judge.Traffic(n.now, c.Received, c.Sent) })
-			n.due(e.judge.Deadline(n.now))
 		}
 	}
 	n.setPaces()
@@ -326,14 +336,15 @@ func (n *Node) setPaces() {
 	// fast probes are part of the load: all slow down until it is calm.
 	floor := min(time.Duration(n.falseAlarms()*float64(alarmPace)), alarmPaceMost)
 	n.countEvery = time.Second
-	for _, id := range n.sorted() {
-		e := n.entries[id]
+	for _, e := range n.sorted() {
 		if e.judge == nil {
 			continue
 		}
+		id := e.rec.Link
 		u, _ := n.uplink(id.Local)
 		e.judge.SetPace(n.now, pace[e], n.metered(id), max(floor, link.Floor(quick[id.Local], u.ProbeBudget/8)))
 		n.countEvery = min(n.countEvery, e.judge.CountEvery())
+		e.due = time.Time{}
 		n.due(e.judge.Deadline(n.now))
 	}
 }
@@ -342,6 +353,7 @@ func (n *Node) setPaces() {
 func (n *Node) judged(e *entry, change func()) {
 	before := e.judge.State()
 	change()
+	e.due = time.Time{}
 	after := e.judge.State()
 	if before == after {
 		return
@@ -364,8 +376,8 @@ func (n *Node) judged(e *entry, change func()) {
 // Records are what to keep of the links over a restart, in order.
 func (n *Node) Records() []Record {
 	var out []Record
-	for _, id := range n.sorted() {
-		if e := n.entries[id]; e.judge != nil {
+	for _, e := range n.sorted() {
+		if e.judge != nil {
 			out = append(out, e.rec)
 		}
 	}
@@ -382,10 +394,13 @@ func latest(a, b time.Time) time.Time {
 // tellSilence tells a neighbour that we hear nothing on a link: it may be dead
 // in one direction only.
 func (n *Node) tellSilence(deaf *entry) {
-	if !deaf.judge.Deaf(n.now) || n.now.Sub(deaf.told) < silenceEvery {
+	if !deaf.judge.Deaf(n.now) {
 		return
 	}
-	n.tellDeaf(deaf)
+	if n.now.Sub(deaf.told) >= silenceEvery {
+		n.tellDeaf(deaf)
+	}
+	deaf.dueBy(deaf.told.Add(silenceEvery))
 }
 
 // tellDeaf says over every other link to the same neighbour that nothing can
@@ -393,8 +408,8 @@ func (n *Node) tellSilence(deaf *entry) {
 func (n *Node) tellDeaf(deaf *entry) {
 	deaf.told = n.now
 	l := deaf.rec.Link
-	for _, id := range n.sorted() {
-		if e := n.entries[id]; e != deaf && id.Peer == l.Peer && e.judge != nil && e.judge.State() == link.Up {
+	for _, e := range n.sorted() {
+		if e != deaf && e.rec.Link.Peer == l.Peer && e.judge != nil && e.judge.State() == link.Up {
 			n.send(e, wire.Silence{Links: []wire.LinkName{{Local: l.Local, Remote: l.Remote}}})
 		}
 	}

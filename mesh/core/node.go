@@ -82,7 +82,8 @@ type Node struct {
 	distances coordinate.Report // as published
 
 	entries  map[mesh.LinkID]*entry
-	order    []mesh.LinkID // of entries; another length: out of date
+	order    []*entry     // by link; nil: to be sorted
+	judges   []*link.Link // of entries, for a moment
 	byDevice map[string]*entry
 	peers    map[mesh.NodeID]bool   // neighbours: those with a wanted link
 	digests  map[mesh.NodeID]uint64 // of their databases, as last heard
@@ -124,6 +125,7 @@ func New(now time.Time, cfg Config) *Node {
 		digests:    map[mesh.NodeID]uint64{},
 		countEvery: time.Second,
 		chosen:     map[string]choice{},
+		routes:     routes{pace: routing.NewPace(planDelays...)},
 	}
 	var warm []mesh.NodeID
 	for _, r := range cfg.Records {
@@ -172,6 +174,8 @@ func (n *Node) Step(now time.Time, ev Event) Ready {
 	case Echoed:
 		if e := n.byDevice[ev.Device]; e != nil {
 			e.judge.Echoed(ev.At)
+			e.due = time.Time{}
+			n.due(e.judge.Deadline(now))
 		}
 		urgent = false
 	case AttemptDone:
@@ -209,13 +213,15 @@ func (n *Node) watch(now time.Time) {
 	if !n.deadline.IsZero() {
 		late = now.Sub(n.deadline)
 	}
-	judges := make([]*link.Link, 0, len(n.entries))
-	for _, id := range n.sorted() {
-		if e := n.entries[id]; e.judge != nil {
-			judges = append(judges, e.judge)
+	n.judges = n.judges[:0]
+	for _, e := range n.sorted() {
+		if e.judge != nil {
+			n.judges = append(n.judges, e.judge)
 		}
 	}
-	n.guard.Watch(now, late, judges)
+	if n.guard.Watch(now, late, n.judges) {
+		n.touch()
+	}
 	if late > 500*time.Millisecond {
 		n.fact(Fact{Kind: Starved, Sentence: "this agent did not run for " + late.Round(time.Millisecond).String(), Cause: "the machine is overloaded or was suspended"})
 	}
@@ -226,24 +232,17 @@ func (n *Node) advance() {
 	n.watch(n.now)
 	n.deadline = n.now.Add(idleTick)
 	n.speakIfReady()
-	digest := n.router.Digest()
-	for _, id := range n.sorted() {
-		e := n.entries[id]
-		if e.judge != nil {
-			n.judged(e, func() { e.judge.Tick(n.now) })
-			if e.judge.Echo(n.now) {
-				n.ready.Echo = append(n.ready.Echo, e.target())
-			}
-			n.tellSilence(e)
-			if p, due := e.judge.Probe(n.now, digest, n.router.Header(id.Peer)); due {
-				n.send(e, p)
-			}
-			n.due(e.judge.Deadline(n.now))
-			n.weigh(e)
+	looked := false
+	for _, e := range n.sorted() {
+		if !n.now.Before(e.due) {
+			n.look(e)
+			looked = true
 		}
-		n.attemptIfDue(e)
+		n.due(e.due)
 	}
-	n.announce()
+	if looked { // what is announced depends on what look looks at
+		n.announce()
+	}
 	n.settle()
 	n.router.SetSpeaking(n.speaking)
 	n.router.SetHolding(!n.settled)
@@ -265,10 +264,13 @@ func (n *Node) advance() {
 		n.lastCause = "links of " + n.name(origin) + " changed"
 	}
 	if v := n.router.Version(); v != n.version {
-		n.version, n.routes.stale, n.ready.Dirty = v, true, true
+		n.version, n.routes.stale = v, true
+		if n.routes.until.IsZero() {
+			n.routes.until = n.routes.pace.Due(n.now)
+		}
 	}
 	if n.routes.stale && !n.routes.until.IsZero() {
-		// Only what had to be quick is on its way to the kernel.
+		// In a storm, or only what had to be quick is on its way to the kernel.
 		if n.now.Before(n.routes.until) {
 			n.due(n.routes.until)
 		} else {
@@ -284,7 +286,37 @@ func (n *Node) kernelDone(revision uint64) {
 		n.steps = n.steps[1:]
 	}
 	if n.routes.stale && !n.routes.until.IsZero() && n.revision <= revision {
-		n.routes.until, n.ready.Dirty = time.Time{}, true
+		n.routes.until = n.routes.pace.Due(n.now)
+	}
+}
+
+// look does what is due for one link, and says when to look again.
+func (n *Node) look(e *entry) {
+	if e.judge == nil {
+		e.due = n.now.Add(idleTick)
+		n.attemptIfDue(e)
+		return
+	}
+	n.judged(e, func() { e.judge.Tick(n.now) })
+	if e.judge.Echo(n.now) {
+		n.ready.Echo = append(n.ready.Echo, e.target())
+	}
+	if p, due := e.judge.Probe(n.now, n.router.Digest(), n.router.Header(e.rec.Link.Peer)); due {
+		n.send(e, p)
+		n.judged(e, func() { e.judge.Tick(n.now) }) // by what was asked just now, it may have been silent for too long
+	}
+	e.due = n.now.Add(idleTick)
+	e.dueBy(e.judge.Deadline(n.now))
+	n.tellSilence(e)
+	n.weigh(e)
+	n.attemptIfDue(e)
+}
+
+// touch makes the next advance look at every link: something that all depend on
+// has changed.
+func (n *Node) touch() {
+	for _, e := range n.sorted() {
+		e.due = time.Time{}
 	}
 }
 
@@ -303,13 +335,10 @@ func (n *Node) speakIfReady() {
 	if n.complete || n.state == nil {
 		return
 	}
-	alone := len(n.state.Nodes) == 1
 	// Far ends without an agent cannot tell us the routes. As long as they
 	// forward, what an earlier run left is better than an empty table.
-	headless := slices.ContainsFunc(slices.Collect(maps.Values(n.entries)), func(e *entry) bool {
-		return e.rec.Alive && e.judge != nil && e.judge.State() == link.Headless
-	})
-	n.complete = alone || n.now.Sub(n.started) > settlePatience && !headless
+	headless := func(e *entry) bool { return e.rec.Alive && e.judge != nil && e.judge.State() == link.Headless }
+	n.complete = len(n.state.Nodes) == 1 || n.now.Sub(n.started) > settlePatience && !slices.ContainsFunc(n.sorted(), headless)
 }
 
 // settle takes the routes over from what an earlier run left in the kernel.
@@ -459,8 +488,8 @@ func (n *Node) setHost(h Host) {
 		}
 		if !u.Up {
 			var lost []*entry
-			for _, id := range n.sorted() {
-				if e := n.entries[id]; id.Local == u.Name && e.judge != nil {
+			for _, e := range n.sorted() {
+				if e.rec.Link.Local == u.Name && e.judge != nil {
 					lost = append(lost, e)
 				}
 			}
@@ -481,8 +510,8 @@ func (n *Node) uplink(name string) (mesh.Uplink, bool) {
 
 // goodbye tells every neighbour over every link.
 func (n *Node) goodbye() {
-	for _, id := range n.sorted() {
-		if e := n.entries[id]; e.judge != nil {
+	for _, e := range n.sorted() {
+		if e.judge != nil {
 			n.send(e, wire.Goodbye{})
 		}
 	}
@@ -499,9 +528,8 @@ func (n *Node) send(e *entry, body wire.Body) {
 // sendTo sends over the best link of a neighbour.
 func (n *Node) sendTo(id mesh.NodeID, body wire.Body) {
 	var best *entry
-	for _, link := range n.sorted() {
-		e := n.entries[link]
-		if link.Peer != id || e.judge == nil {
+	for _, e := range n.sorted() {
+		if e.rec.Link.Peer != id || e.judge == nil {
 			continue
 		}
 		if best == nil || rank(e) < rank(best) || rank(e) == rank(best) && n.legCost(e) < n.legCost(best) {
@@ -526,9 +554,9 @@ func (n *Node) fact(f Fact) {
 
 // sorted is the wanted links in order. The slice is not to be changed, and
 // stays as it is while links come and go.
-func (n *Node) sorted() []mesh.LinkID {
-	if len(n.order) != len(n.entries) {
-		n.order = slices.SortedFunc(maps.Keys(n.entries), mesh.LinkID.Compare)
+func (n *Node) sorted() []*entry {
+	if n.order == nil {
+		n.order = slices.SortedFunc(maps.Values(n.entries), func(a, b *entry) int { return a.rec.Link.Compare(b.rec.Link) })
 	}
 	return n.order
 }

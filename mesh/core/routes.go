@@ -38,7 +38,8 @@ const (
 type routes struct {
 	stale  bool      // the plan is to be made anew
 	urgent bool      // a link that may carry traffic went: members first
-	until  time.Time // when the rest is to follow an urgent change; zero: none went ahead
+	until  time.Time // when the plan is to be made, the rest after an urgent change; zero: nothing waits
+	pace   routing.Pace
 
 	made    bool
 	step    uint64 // of the router
@@ -52,6 +53,10 @@ type routes struct {
 	ids  map[string]uint32 // of the groups of this plan and the one before, by content
 	had  map[share]uint8   // weights of the plan before, where they are not 0
 }
+
+// planDelays space the plans (the idea of RFC 8405): the first after a quiet time
+// at once, so that one failure is answered at once, and fewer in a storm.
+var planDelays = []time.Duration{0, 0, 2 * time.Millisecond, 5 * time.Millisecond, 10 * time.Millisecond, 20 * time.Millisecond, 50 * time.Millisecond}
 
 // A share is what one link has of one destination's traffic.
 type share struct {
@@ -167,12 +172,13 @@ func (n *Node) replan() {
 	r := &n.routes
 	r.table = n.router.Table()
 	r.step, r.made, r.stale, r.urgent, r.until = r.table.Step, true, false, false, time.Time{}
+	r.pace.Ran(n.now)
 	r.list = nil
 
 	links := map[mesh.NodeID][]leg{}
-	for _, id := range n.sorted() {
-		if e := n.entries[id]; e.judge != nil && e.judge.Usable() {
-			links[id.Peer] = append(links[id.Peer], leg{e: e, total: n.legCost(e)})
+	for _, e := range n.sorted() {
+		if e.judge != nil && e.judge.Usable() {
+			links[e.rec.Link.Peer] = append(links[e.rec.Link.Peer], leg{e: e, total: n.legCost(e)})
 		}
 	}
 	r.groups, r.dests = nil, nil
@@ -222,17 +228,19 @@ func content(legs []leg) string {
 	return string(b)
 }
 
-// groupID is a number that the same legs keep over restarts.
+// groupID is an id that the same legs keep over restarts, unless it is taken.
 func groupID(content string, taken map[uint32]bool) uint32 {
 	h := fnv.New32a()
 	h.Write([]byte(content))
 	const span = mesh.NextHopEnd - groupBase
-	offset := h.Sum32() % span
-	for taken[groupBase+offset] {
-		offset = (offset + 1) % span
+	id := groupBase + h.Sum32()%span
+	for taken[id] {
+		if id++; id == mesh.NextHopEnd {
+			id = groupBase
+		}
 	}
-	taken[groupBase+offset] = true
-	return groupBase + offset
+	taken[id] = true
+	return id
 }
 
 // meshRoutes puts next hops, routes and the filter into a desired state.
@@ -426,7 +434,8 @@ func (n *Node) firstFilter(want *kernel.State) {
 	if n.adopted && !(n.complete && refused) {
 		return
 	}
-	n.routes.table = n.router.Table()
+	n.routes.table = routing.Table{Step: n.router.Step(), Behind: n.router.Behind()}
+	n.routes.pace.Ran(n.now)
 	n.planSources()
 	n.filter(want)
 	want.FilterComplete = true

@@ -45,8 +45,8 @@ func (n *Node) Links() []LinkView {
 		}
 	}
 	var out []LinkView
-	for _, id := range n.sorted() {
-		e := n.entries[id]
+	for _, e := range n.sorted() {
+		id := e.rec.Link
 		v := LinkView{Record: e.rec, Trying: e.attempting, Share: share[id], Since: e.wanted, Reason: e.why, Traffic: e.traffic}
 		if e.judge != nil {
 			v.Tunnel, v.State, v.Since, v.Reason = true, e.judge.State(), e.judge.Since(), e.judge.Reason()

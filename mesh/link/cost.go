@@ -45,7 +45,7 @@ const (
 // beyond noise, and fall in steps once the link has been better for half a
 // minute, so that noise is no news and a link that was bad comes back slowly.
 func (l *Link) Cost(now time.Time) mesh.Cost {
-	if l.state == Headless && now.Sub(l.since) > headlessPatience {
+	if l.state == Headless && now.Sub(l.since) >= headlessPatience {
 		return max(l.cost, costStep).Add(headlessPenalty)
 	}
 	return max(l.cost, costStep)

@@ -10,6 +10,8 @@ const (
 	tolerated = 5 * time.Millisecond
 	// lateMemory is the time in which half of the lateness is forgotten.
 	lateMemory = time.Second
+	// forgotten is lateness that is none any more.
+	forgotten = time.Millisecond
 	// chorus is how many links must fall silent together to be a sign.
 	chorus = 2
 	// held is more than any window; a link takes one window of it at most.
@@ -26,15 +28,21 @@ const (
 type Guard struct {
 	late time.Duration // worst lately
 	at   time.Time     // when it was right
+	// grace is what all links are granted.
+	grace time.Duration
 }
 
 // Watch looks at the node's own health before its links are judged: late is
 // how long after its own deadline the node was called, or how old the newest
 // datagram was when it was read, whichever is more; links are all links of
-// the node. What has arrived must have been received before.
-func (g *Guard) Watch(now time.Time, late time.Duration, links []*Link) {
+// the node. What has arrived must have been received before. It reports whether
+// the links' deadlines may be others than before.
+func (g *Guard) Watch(now time.Time, late time.Duration, links []*Link) (changed bool) {
 	if since := now.Sub(g.at); !g.at.IsZero() {
 		g.late = time.Duration(float64(g.late) * math.Exp2(-float64(since)/float64(lateMemory)))
+		if g.late < forgotten {
+			g.late = 0
+		}
 		late = min(late, since) // earlier lateness has been excused
 	}
 	g.at = now
@@ -48,9 +56,14 @@ func (g *Guard) Watch(now time.Time, late time.Duration, links []*Link) {
 	if allSilent(now, links) {
 		grace = held
 	}
+	if grace == 0 && g.grace == 0 {
+		return false
+	}
+	g.grace = grace
 	for _, l := range links {
 		l.grace = grace
 	}
+	return true
 }
 
 // allSilent reports whether every link that is used misses two probes. Then

@@ -281,17 +281,17 @@ func (l *Link) Tick(now time.Time) {
 		if l.state == Up {
 			l.become(now, Suspect, "nothing heard for "+lasting.String())
 		}
-	case l.kernelAnswers(now):
+	case now.Before(l.kernelAnswers(now)):
 		if l.state != Headless {
 			l.become(now, Headless, "the far end's kernel answers, its agent does not")
 		}
-	case l.echoHadTime(now):
+	case !l.echoAsked.IsZero() && !now.Before(l.echoDue()):
 		l.become(now, Down, "nothing heard for "+lasting.String())
 	}
 	l.hurry(now)
 }
 
-// Deadline is when, after now, Tick, Echo, Probe or Damped is due next.
+// Deadline is when, after now, Tick, Echo, Probe, Damped or Cost is due next.
 func (l *Link) Deadline(now time.Time) time.Time {
 	next := l.nextSend
 	if l.padDue && l.padAt.Before(next) {
@@ -300,13 +300,25 @@ func (l *Link) Deadline(now time.Time) time.Time {
 	if l.flaps.until.After(now) {
 		next = earliest(next, l.flaps.until)
 	}
-	if !l.Usable() || l.heard.IsZero() {
+	if l.heard.IsZero() {
 		return next
 	}
 	soonest := func(t time.Time) {
 		if t.After(now) {
 			next = earliest(next, t)
 		}
+	}
+	if l.state == Headless {
+		soonest(l.since.Add(headlessPatience))
+	}
+	if !l.Usable() {
+		if l.good > 0 {
+			soonest(l.suspectAt())
+		}
+		return next
+	}
+	if l.heard.After(l.agentAt) {
+		soonest(l.agentGoneAt())
 	}
 	doubt := l.doubtAt()
 	if doubt.After(next) {
@@ -317,6 +329,10 @@ func (l *Link) Deadline(now time.Time) time.Time {
 		soonest(suspect)
 	} else {
 		soonest(l.downAt())
+		if !l.echoAsked.IsZero() {
+			soonest(l.echoDue())
+			soonest(l.kernelAnswers(now))
+		}
 	}
 	if ask := l.echoFrom(); now.Before(ask) {
 		soonest(ask)

@@ -161,7 +161,7 @@ func (l *Link) need(now time.Time) time.Duration {
 	case Suspect:
 		return min(use, doubt)
 	case Headless:
-		if now.Sub(l.since) > headlessPatience {
+		if now.Sub(l.since) >= headlessPatience {
 			return max(use, doubt)
 		}
 		return min(use, doubt)

@@ -144,17 +144,19 @@ func (l *Link) echoPace(now time.Time) time.Duration { return max(l.need(now), e
 // Echoed takes an answer of the far end's kernel.
 func (l *Link) Echoed(at time.Time) { l.echoAt = at }
 
-// kernelAnswers reports whether an echo came back recently enough.
-func (l *Link) kernelAnswers(now time.Time) bool {
+// kernelAnswers is until when an echo came back recently enough; zero: none did.
+func (l *Link) kernelAnswers(now time.Time) time.Time {
+	if l.echoAsked.IsZero() || !l.echoAt.After(l.echoAsked) {
+		return time.Time{}
+	}
 	pace := l.echoPace(now)
 	window := time.Duration(l.downMisses(pace))*pace + l.room
-	return !l.echoAsked.IsZero() && l.echoAt.After(l.echoAsked) && now.Sub(l.echoAt) <= window+min(l.grace, window)
+	return l.echoAt.Add(window + min(l.grace, window))
 }
 
-// echoHadTime reports whether an answer, if there were one, would be here.
-func (l *Link) echoHadTime(now time.Time) bool {
-	return !l.echoAsked.IsZero() && now.Sub(l.echoAsked) >= l.answerTime()+max(l.room, echoPause)
-}
+// echoDue is when an answer to the first request of the present silence, if
+// there is one, is here.
+func (l *Link) echoDue() time.Time { return l.echoAsked.Add(l.answerTime() + max(l.room, echoPause)) }
 
 // excuse grants the link the time that this node itself was not running: a
 // starving agent must not blame its neighbours.

@@ -43,6 +43,12 @@ const (
 	timeoutRoom    = 10 * time.Millisecond
 	timeoutUnknown = 250 * time.Millisecond // while no RTT is known
 	timeoutMax     = time.Second
+
+	// What arrived in order is acknowledged with the next segment that goes the
+	// other way, but within ackDelay, which is well below timeoutRoom, and once
+	// ackBytes are waiting for it (RFC 9293 3.8.6.3).
+	ackDelay = timeoutRoom / 2
+	ackBytes = 4 * wire.MaxSegmentData
 )
 
 // A Session is one end of a neighbour session. It is made by New.
@@ -57,7 +63,9 @@ type Session struct {
 	// the headers of an end that is not open call for an answer. An open end's
 	// header without data calls for none, and two headers each way open both.
 	answer bool
-	timer  timer // of announcements until open, of retransmission from then on
+	ackBy  time.Time // when the other end must hear from us; zero: need not
+	acked  uint64    // of the other end's stream, as our newest segment said
+	timer  timer     // of announcements until open, of retransmission from then on
 
 	out       sender
 	in        receiver
@@ -202,9 +210,16 @@ func (s *Session) take(now time.Time, h wire.Header, seg *wire.Segment, in *Inpu
 	if seg == nil || len(seg.Data) == 0 {
 		return nil
 	}
-	s.answer = true
+	before := s.in.received
 	if err := s.in.store(seg.Offset, seg.Data); err != nil {
 		return err
+	}
+	switch {
+	case len(s.in.ahead) > 0 || s.in.received == before || s.in.received-s.acked >= ackBytes:
+		// Something is lost, or was repeated in vain: the other end must know.
+		s.answer = true
+	case s.ackBy.IsZero():
+		s.ackBy = now.Add(ackDelay)
 	}
 	notes, err := s.in.notes()
 	in.Notes = notes
@@ -239,14 +254,20 @@ func (s *Session) Poll(now time.Time, rtt time.Duration) (segs []wire.Segment, d
 			s.timer.since = now
 		}
 	}
-	if s.answer && len(segs) == 0 {
+	if len(segs) == 0 && (s.answer || !s.ackBy.IsZero() && !now.Before(s.ackBy)) {
 		segs = append(segs, wire.Segment{Header: s.Header(), Offset: s.out.next})
 	}
 	s.answer = false
-	if s.open && !s.out.outstanding() {
-		return segs, time.Time{}
+	if len(segs) > 0 {
+		s.ackBy, s.acked = time.Time{}, s.in.received
 	}
-	return segs, s.timer.deadline(rtt)
+	deadline = s.ackBy
+	if !s.open || s.out.outstanding() {
+		if at := s.timer.deadline(rtt); deadline.IsZero() || at.Before(deadline) {
+			deadline = at
+		}
+	}
+	return segs, deadline
 }
 
 // A timer runs out at growing distances (RFC 6298 5.5).

@@ -19,14 +19,18 @@ var start = time.Unix(1_000_000, 0)
 
 const rtt = 20 * time.Millisecond
 
-// exchange carries segments between two ends at once until both are silent,
-// keep deciding for each, and returns what happened, one line a datagram.
+// exchange carries segments between two ends at once until both are silent and
+// have no acknowledgement to wait for, keep deciding for each, and returns what
+// happened, one line a datagram.
 func exchange(t *testing.T, a, b *Session, keep func(i int, from *Session, seg wire.Segment) bool) (log []string) {
 	t.Helper()
 	names := map[*Session]string{a: "a", b: "b"}
+	now := start
 	for quiet := 0; quiet < 2; {
-		quiet++
-		segs, _ := a.Poll(start, rtt)
+		if quiet++; quiet == 2 && !(a.ackBy.IsZero() && b.ackBy.IsZero()) {
+			now, quiet = now.Add(ackDelay), 0
+		}
+		segs, _ := a.Poll(now, rtt)
 		for _, seg := range segs {
 			quiet = 0
 			line := fmt.Sprintf("%s From=%d To=%d Open=%v %d+%d Received=%d Committed=%d", names[a], seg.From, seg.To, seg.Open, seg.Offset, len(seg.Data), seg.Received, seg.Committed)
@@ -34,7 +38,7 @@ func exchange(t *testing.T, a, b *Session, keep func(i int, from *Session, seg w
 				log = append(log, line+" lost")
 				continue
 			}
-			in, err := b.Receive(start, seg.Header, &seg)
+			in, err := b.Receive(now, seg.Header, &seg)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -766,6 +770,73 @@ func FuzzReceive(f *testing.F) {
 			if !deadline.IsZero() && act&8 != 0 {
 				now = deadline
 			}
+		}
+	})
+}
+
+// What arrives in order is acknowledged with what goes the other way, or a
+// little later; what shows a loss, and what fills the sender's window, at once.
+func TestAcknowledgements(t *testing.T) {
+	arrive := func(t *testing.T, from, to *Session, bytes int) {
+		t.Helper()
+		from.Send(make([]byte, bytes))
+		segs, _ := from.Poll(start, rtt)
+		for _, seg := range segs {
+			if _, err := to.Receive(start, seg.Header, &seg); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	t.Run("later", func(t *testing.T) {
+		a, b := open(t)
+		arrive(t, a, b, 10)
+		segs, deadline := b.Poll(start, rtt)
+		if len(segs) > 0 || deadline.Sub(start) != ackDelay {
+			t.Fatalf("%d segments at once, then after %v", len(segs), deadline.Sub(start))
+		}
+		arrive(t, a, b, 10) // puts nothing off
+		if segs, deadline = b.Poll(deadline, rtt); len(segs) != 1 || len(segs[0].Data) > 0 || segs[0].Received != a.out.end() || !deadline.IsZero() {
+			t.Fatalf("%+v", segs)
+		}
+	})
+	t.Run("with data", func(t *testing.T) {
+		a, b := open(t)
+		arrive(t, a, b, 10)
+		b.Send([]byte("!"))
+		if segs, _ := b.Poll(start, rtt); len(segs) != 1 || segs[0].Received != a.out.end() {
+			t.Fatalf("%+v", segs)
+		}
+		if segs, _ := b.Poll(start.Add(ackDelay), rtt); len(segs) > 0 {
+			t.Fatalf("again: %+v", segs)
+		}
+	})
+	t.Run("much", func(t *testing.T) {
+		a, b := open(t)
+		arrive(t, a, b, ackBytes)
+		if segs, _ := b.Poll(start, rtt); len(segs) != 1 {
+			t.Fatalf("%d segments", len(segs))
+		}
+	})
+	t.Run("repeated", func(t *testing.T) {
+		a, b := open(t)
+		a.Send([]byte("hello"))
+		segs, _ := a.Poll(start, rtt)
+		for range 2 {
+			if _, err := b.Receive(start, segs[0].Header, &segs[0]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if segs, _ := b.Poll(start, rtt); len(segs) != 1 {
+			t.Fatalf("%d segments", len(segs))
+		}
+	})
+	t.Run("gap", func(t *testing.T) {
+		a, b := open(t)
+		a.Send([]byte("lost"))
+		a.Poll(start, rtt)
+		arrive(t, a, b, 10)
+		if segs, _ := b.Poll(start, rtt); len(segs) != 1 || !segs[0].Gap {
+			t.Fatalf("%+v", segs)
 		}
 	})
 }
