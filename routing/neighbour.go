@@ -61,9 +61,11 @@ type neighbour struct {
 	agrees     bool                           // it is not settled, and may be refused so that we can be
 	ghost      map[wire.Destination]mesh.Cost // nil: its kernel forwards by what it tells
 	acks       []ack
-	waiting    time.Time // since when a route waits for its confirmation of anything
-	heardOf    uint64    // what it had confirmed then
-	differ     time.Time // since when its digest differs from ours by difference; zero: equal
+	held       map[int]mesh.Cost // raises by destination that do not count yet, see hold,
+	heldTill   time.Time         // and until when at most
+	waiting    time.Time         // since when a route waits for its confirmation of anything
+	heardOf    uint64            // what it had confirmed then
+	differ     time.Time         // since when its digest differs from ours by difference; zero: equal
 	difference uint64
 }
 
@@ -112,6 +114,7 @@ func (r *Router) begin(n *neighbour, cold bool) {
 // listen makes ready for the first table of a session.
 func (n *neighbour) listen() {
 	n.names, n.table, n.acks = nil, map[wire.Destination]mesh.Cost{}, nil
+	n.held = map[int]mesh.Cost{}
 	n.filled, n.agrees = false, false
 }
 
@@ -196,8 +199,13 @@ func (r *Router) afterCommit() {
 	}
 }
 
-// confirmLater confirms once the kernel follows the step.
-func (n *neighbour) confirmLater(a ack) {
+// confirmLater confirms once the kernel follows, and nothing is held.
+func (r *Router) confirmLater(n *neighbour, serial uint64) {
+	r.released(n)
+	a := ack{r.lfi.Step(), serial}
+	if len(n.held) > 0 {
+		a.step = onRelease
+	}
 	if last := len(n.acks) - 1; last >= 0 && n.acks[last].step == a.step {
 		n.acks[last] = a
 	} else {
@@ -291,7 +299,7 @@ func (r *Router) receive(n *neighbour, h wire.Header, seg *wire.Segment) {
 			r.note(n, decoded)
 		}
 		if _, ok := decoded.(wire.Flood); n.filled && !ok { // nobody waits for the kernel to follow an announcement
-			n.confirmLater(ack{r.lfi.Step(), note.Serial})
+			r.confirmLater(n, note.Serial)
 		}
 	}
 	r.lfi.Confirmed(n.id, n.session.Committed())
@@ -328,7 +336,7 @@ func (r *Router) note(n *neighbour, note wire.Note) {
 				n.names[e.Index] = e.Key
 			}
 			if int(e.Index) < len(n.names) && n.names[e.Index] != (wire.Destination{}) {
-				r.heard(n, n.names[e.Index], e.Distance)
+				r.heard(n, n.names[e.Index], e.Distance, e.Patient)
 			}
 		}
 	case wire.Complete:
@@ -346,15 +354,17 @@ func (r *Router) note(n *neighbour, note wire.Note) {
 }
 
 // heard takes one reported distance.
-func (r *Router) heard(n *neighbour, key wire.Destination, d mesh.Cost) {
+func (r *Router) heard(n *neighbour, key wire.Destination, d mesh.Cost, patient bool) {
 	if n.table != nil {
 		n.table[key] = d
 	}
 	switch {
+	case n.table == nil && patient && r.hold(n, key, d):
+		r.readvise(key)
 	case n.table == nil:
-		r.lfi.Hear(n.id, key, d)
+		r.count(n, key, d)
 	case n.filled:
-		r.lfi.Hear(n.id, key, max(d, reported(n.ghost, key)))
+		r.count(n, key, max(d, reported(n.ghost, key)))
 	}
 }
 
@@ -440,6 +450,9 @@ func (r *Router) next(n *neighbour, flood bool) (note wire.Note, sent func(seria
 		return nil, nil // what we know too little of would be told as unreachable
 	}
 	if entries := r.lfi.Due(n.id, entriesPerNote); len(entries) > 0 {
+		for i := range entries {
+			entries[i].Patient = r.serves(int(entries[i].Index))
+		}
 		return wire.Distances{Entries: entries}, func(serial uint64) { r.lfi.Sent(n.id, entries, serial) }
 	}
 	if !n.told {

@@ -10,12 +10,15 @@ import (
 	"guywire/routing/wire"
 )
 
-// originateDelays, computeDelays and floodDelays space our announcements, our
-// computations and the announcements that we pass on: the first of a quiet time
-// at once, then later and later (the idea of RFC 8405). In a storm many
-// announcements share a segment, and fewer cross each other on a link.
+// originateDelays, lossDelays, computeDelays and floodDelays space our
+// announcements, those of them that something is lost, our computations and the
+// announcements that we pass on: the first of a quiet time at once, then later and
+// later (the idea of RFC 8405). In a storm many announcements share a segment, and
+// fewer cross each other on a link. A loss does not wait for what else there was
+// to say, since until then others send us traffic that we cannot pass on.
 var (
 	originateDelays = []time.Duration{0, 20 * time.Millisecond, 50 * time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond, time.Second}
+	lossDelays      = []time.Duration{0, 0, 0, 20 * time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond, time.Second}
 	floodDelays     = []time.Duration{0, 0, 2 * time.Millisecond, 5 * time.Millisecond, 10 * time.Millisecond, 20 * time.Millisecond}
 	computeDelays   = []time.Duration{0, 0, 2 * time.Millisecond, 5 * time.Millisecond, 10 * time.Millisecond, 50 * time.Millisecond}
 )
@@ -54,7 +57,27 @@ type originator struct {
 	noTransit  bool
 	overload   bool
 	stale      bool // what was announced differs from what should be
+	lost       bool // it is too good
 	pace       Pace
+	losses     Pace
+}
+
+// due is when to announce.
+func (o *originator) due(now time.Time) time.Time {
+	at := o.pace.Due(now)
+	if o.lost {
+		at = earlier(at, o.losses.Due(now))
+	}
+	return at
+}
+
+// ran says that all has been announced.
+func (o *originator) ran(now time.Time) {
+	o.pace.Ran(now)
+	if o.lost {
+		o.losses.Ran(now)
+	}
+	o.stale, o.lost = false, false
 }
 
 // heard takes the name of an announcement that bears our name and is not from
@@ -97,7 +120,6 @@ func (o *originator) fragments() []wire.LSA {
 // originate announces what has changed, the first fragment last: it says how
 // many there are.
 func (r *Router) originate() {
-	r.own.stale = false
 	list := r.own.fragments()
 	for i := len(list) - 1; i >= 0; i-- {
 		l := list[i]
@@ -131,11 +153,12 @@ func (r *Router) announce(n *neighbour) {
 	if n.usable() || !r.lfi.Settled() && n.up && n.welcome {
 		a := n.adjacency
 		a.Drain = a.Drain || n.refused
-		if r.own.adj[n.id] != a {
+		if said, known := r.own.adj[n.id]; said != a {
 			r.own.adj[n.id], r.own.stale = a, true
+			r.own.lost = r.own.lost || known && a.Drain && !said.Drain
 		}
 	} else if _, ok := r.own.adj[n.id]; ok {
 		delete(r.own.adj, n.id)
-		r.own.stale = true
+		r.own.stale, r.own.lost = true, true
 	}
 }

@@ -106,7 +106,8 @@ func New(cfg Config) *Router {
 		dropped:    map[string]uint64{},
 		informed:   len(cfg.Warm) == 0,
 	}
-	r.own.pace, r.compute, r.floods = NewPace(originateDelays...), NewPace(computeDelays...), NewPace(floodDelays...)
+	r.own.pace, r.own.losses = NewPace(originateDelays...), NewPace(lossDelays...)
+	r.compute, r.floods = NewPace(computeDelays...), NewPace(floodDelays...)
 	r.self = spf.NewTree(r.db.graph, r.db.graph.Node(cfg.Self))
 	for _, id := range cfg.Warm {
 		n := r.neighbour(id)
@@ -320,10 +321,10 @@ func (r *Router) Poll(now time.Time) (out []Message, deadline time.Time) {
 		deadline = now.Add(time.Second / verifyRate)
 	}
 	if r.own.stale && r.speaking {
-		if at := r.own.pace.Due(now); at.After(now) {
+		if at := r.own.due(now); at.After(now) {
 			deadline = earlier(deadline, at)
 		} else {
-			r.own.pace.Ran(now)
+			r.own.ran(now)
 			r.originate()
 		}
 	}
@@ -344,6 +345,9 @@ func (r *Router) Poll(now time.Time) (out []Message, deadline time.Time) {
 	}
 	flooding, flooded := r.floods.Due(now), false
 	for _, n := range r.order {
+		if at := r.release(n); !at.IsZero() {
+			deadline = earlier(deadline, at)
+		}
 		r.admit(n)
 		if at := r.waited(n); !at.IsZero() {
 			deadline = earlier(deadline, at)

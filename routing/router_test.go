@@ -27,7 +27,10 @@ type network struct {
 	members map[mesh.NodeID]Member
 	routers map[mesh.NodeID]*Router
 	links   map[[2]mesh.NodeID]mesh.Cost
-	mute    map[mesh.NodeID]bool // whose datagrams are lost
+	mute    map[mesh.NodeID]bool          // whose datagrams are lost
+	far     map[mesh.NodeID]time.Duration // what a datagram needs to and from there; otherwise nothing
+	flying  []flight
+	silent  map[[2]mesh.NodeID]bool // on which links all is lost
 }
 
 func newNetwork(seed uint64, n int) (*network, []mesh.NodeID) {
@@ -84,25 +87,6 @@ func (w *network) cut(a, b mesh.NodeID) {
 // run lets time pass in steps of ten milliseconds and says how many
 // datagrams were sent.
 func (w *network) run(d time.Duration) (sent int) {
-	type flight struct {
-		from mesh.NodeID
-		m    Message
-	}
-	var wave []flight
-	deliver := func() {
-		var next []flight
-		for _, f := range wave {
-			if _, up := w.links[[2]mesh.NodeID{f.from, f.m.To}]; !up || w.rng.Float64() < w.loss || w.mute[f.from] {
-				continue
-			}
-			m, err := wire.Decode(wire.Encode(wire.Message{Incarnation: 1, Body: f.m.Body}))
-			if err != nil {
-				panic(err)
-			}
-			w.routers[f.m.To].Receive(w.now, f.from, m.Body.(wire.Segment))
-		}
-		wave = next
-	}
 	for end := w.now.Add(d); w.now.Before(end); w.now = w.now.Add(10 * time.Millisecond) {
 		for _, id := range slices.SortedFunc(maps.Keys(w.routers), mesh.NodeID.Compare) {
 			r := w.routers[id]
@@ -115,20 +99,49 @@ func (w *network) run(d time.Duration) (sent int) {
 			}
 			r.Committed(r.Step())
 			for _, m := range messages {
-				wave = append(wave, flight{id, m})
+				sent++
+				w.flying = append(w.flying, flight{w.now.Add(max(w.far[id], w.far[m.To])), id, m})
 			}
 			if w.rng.IntN(4) == 0 {
 				for pair := range w.links {
-					if pair[0] == id && !w.mute[id] {
+					if pair[0] == id && !w.mute[id] && !w.silent[pair] {
 						w.routers[pair[1]].Hear(w.now, id, r.Header(pair[1]), r.Digest())
 					}
 				}
 			}
 		}
-		sent += len(wave)
-		deliver()
+		w.deliver()
 	}
 	return sent
+}
+
+func (w *network) deliver() {
+	var landed []flight
+	w.flying = slices.DeleteFunc(w.flying, func(f flight) bool {
+		if f.at.After(w.now) {
+			return false
+		}
+		landed = append(landed, f)
+		return true
+	})
+	for _, f := range landed {
+		pair := [2]mesh.NodeID{f.from, f.m.To}
+		if _, up := w.links[pair]; !up || w.rng.Float64() < w.loss || w.mute[f.from] || w.silent[pair] {
+			continue
+		}
+		m, err := wire.Decode(wire.Encode(wire.Message{Incarnation: 1, Body: f.m.Body}))
+		if err != nil {
+			panic(err)
+		}
+		w.routers[f.m.To].Receive(w.now, f.from, m.Body.(wire.Segment))
+	}
+}
+
+// A flight is a datagram on its way.
+type flight struct {
+	at   time.Time // of its arrival
+	from mesh.NodeID
+	m    Message
 }
 
 // graph joins the nodes in a ring with chords at random costs.
@@ -599,5 +612,88 @@ func TestAStormIsPassedOnInGusts(t *testing.T) {
 	}
 	if floods < 5 || floods > storm/10 {
 		t.Errorf("%d times for %d announcements", floods, storm)
+	}
+}
+
+// Losses are announced at once, whatever else was announced just before; but a
+// link that comes and goes and goes again is not.
+func TestLossesDoNotWait(t *testing.T) {
+	w, ids := newNetwork(1, 5)
+	for _, id := range ids[1:] {
+		w.join(ids[0], id, 1000, 1000)
+	}
+	w.run(8 * time.Second)
+	r := w.routers[ids[0]]
+	for cost := range mesh.Cost(10) {
+		r.SetNeighbour(ids[1], 2000+cost*500, false, 10*time.Millisecond)
+		w.run(100 * time.Millisecond)
+	}
+	said := func() (n int) {
+		for _, id := range ids[1:] {
+			if _, up := r.db.towards(ids[0], id); up {
+				n++
+			}
+		}
+		return n
+	}
+	r.DropNeighbour(ids[4])
+	r.Poll(w.now)
+	if got := said(); got != 3 {
+		t.Errorf("%d adjacencies are announced after the fourth was lost", got)
+	}
+	w.run(10 * time.Millisecond)
+	before := r.own.seq
+	for range 200 { // two seconds
+		if _, up := w.links[[2]mesh.NodeID{ids[0], ids[3]}]; up {
+			w.cut(ids[0], ids[3])
+		} else {
+			w.join(ids[0], ids[3], 1000, 1000)
+		}
+		w.run(10 * time.Millisecond)
+	}
+	if got := r.own.seq - before; got > 12 {
+		t.Errorf("%d announcements in two seconds of a flapping link", got)
+	}
+}
+
+// No node is ever without a way because a cost changes, whoever learns of it late.
+func TestNoWayIsLostWhenCostsChange(t *testing.T) {
+	held := 0
+	for seed := range uint64(20) {
+		w, ids := newNetwork(seed, 7)
+		w.graph(ids, 3)
+		w.far = map[mesh.NodeID]time.Duration{ids[4]: 40 * time.Millisecond, ids[5]: 50 * time.Millisecond}
+		w.run(6 * time.Second)
+		for step := range 600 {
+			a, b := ids[w.rng.IntN(len(ids))], ids[w.rng.IntN(len(ids))]
+			if _, joined := w.links[[2]mesh.NodeID{a, b}]; joined && step%60 == 0 {
+				w.join(a, b, mesh.Cost(5_000+w.rng.IntN(30_000)), mesh.Cost(5_000+w.rng.IntN(30_000)))
+			}
+			w.run(10 * time.Millisecond)
+			for _, id := range ids {
+				for _, n := range w.routers[id].order {
+					held += len(n.held)
+				}
+				for _, d := range w.routers[id].Table().Destinations {
+					if len(d.Successors) == 0 {
+						t.Errorf("seed %d: after %v %s has no way to %s", seed, w.now.Sub(start), id, d.Key)
+					}
+				}
+			}
+			if t.Failed() {
+				return
+			}
+		}
+		w.run(holdFor + 2*time.Second)
+		for _, id := range ids {
+			for _, n := range w.routers[id].order {
+				if len(n.held) > 0 || len(n.acks) > 0 {
+					t.Errorf("seed %d: %s holds %d raises and owes %d confirmations", seed, id, len(n.held), len(n.acks))
+				}
+			}
+		}
+	}
+	if held == 0 {
+		t.Error("no raise was held")
 	}
 }

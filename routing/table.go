@@ -151,8 +151,9 @@ func (r *Router) advise(d *known) {
 // nothing has changed for a while: a neighbour that has just lost its path may
 // be using us.
 //
-// Where all that are nearer are in doubt, it grows for the time of the doubt to
-// what makes the next one usable: neighbours agree faster than a link is given up.
+// Where all that tell less are in doubt or about to tell more, or nobody does yet,
+// it grows to what makes the next one usable: neighbours agree faster than a link
+// is given up.
 func (r *Router) potential(d *known) mesh.Cost {
 	p, now := r.slack(d), r.lfi.View(d.number).Distance
 	if at := r.moved.Add(slackAfter); now < mesh.Infinite && p > max(now, d.dist) && r.now.Before(at) {
@@ -165,19 +166,17 @@ func (r *Router) potential(d *known) mesh.Cost {
 // detour is just more than the least that a neighbour tells who is not in doubt
 // and does not go through us, when none of those below p is; 0 otherwise.
 func (r *Router) detour(d *known, p mesh.Cost) mesh.Cost {
-	doubt, least := false, mesh.Infinite
+	least := mesh.Infinite
 	for _, n := range r.routes.seen.near {
-		told := r.lfi.Reported(n.n.id, d.number)
-		switch {
+		switch told := r.told(n.n, d.number); {
 		case n.doubt:
-			doubt = doubt || told < p
 		case told < p:
 			return 0
 		case !r.through(d, n):
 			least = min(least, told)
 		}
 	}
-	if !doubt || least >= mesh.Infinite-1 {
+	if d.dist >= mesh.Infinite || least >= mesh.Infinite-1 {
 		return 0
 	}
 	return least + 1

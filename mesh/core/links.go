@@ -28,6 +28,9 @@ const (
 	alarmPace     = 10 * time.Millisecond
 	alarmPaceMost = 100 * time.Millisecond
 	alarmHalfLife = 5 * time.Second
+	// alarmsApart: those within it are one, since a machine that did not run for a
+	// moment is suspected over all its links at once.
+	alarmsApart = 250 * time.Millisecond
 	// maxSlot bounds next-hop slots: each stands for two objects below the groups.
 	maxSlot = 1<<15 - 1
 	// silenceEvery is the pause between two words to the far end that it is
@@ -297,6 +300,9 @@ func (n *Node) counted(devices map[string]Count) {
 
 // falseAlarm notes that a suspicion was taken back.
 func (n *Node) falseAlarm() {
+	if n.now.Sub(n.alarmed) < alarmsApart {
+		return
+	}
 	n.alarms = n.falseAlarms() + 1
 	n.alarmed = n.now
 }

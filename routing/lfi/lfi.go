@@ -192,6 +192,9 @@ func (m *Machine) Destination(key wire.Destination) int {
 	return i
 }
 
+// Key gives the destination of a number.
+func (m *Machine) Key(i int) wire.Destination { return m.dests[i].key }
+
 // Lookup gives the number of a destination if there is one.
 func (m *Machine) Lookup(key wire.Destination) (int, bool) {
 	i, ok := m.index[key]
@@ -228,6 +231,22 @@ func (m *Machine) Hear(id mesh.NodeID, key wire.Destination, distance mesh.Cost)
 
 // Reported is what a neighbour reports for a destination.
 func (m *Machine) Reported(id mesh.NodeID, i int) mesh.Cost { return m.peers[id].rd[i] }
+
+// RestsOn reports whether the neighbour is the only successor to a destination,
+// and would be none at that distance.
+func (m *Machine) RestsOn(id mesh.NodeID, i int, distance mesh.Cost) bool {
+	p, fd := m.peers[id], m.dests[i].fd
+	if !p.usable || p.rd[i] >= fd || distance < fd {
+		return false
+	}
+	for other := range m.Successors(i) {
+		if other != id {
+			return false
+		}
+	}
+	_, waived := p.waived[i]
+	return !waived
+}
 
 // Reports are a neighbour's reported distances, as far as they are finite.
 func (m *Machine) Reports(id mesh.NodeID) map[wire.Destination]mesh.Cost {

@@ -41,6 +41,9 @@ type Entry struct {
 	// entry of the session said so.
 	Key      Destination
 	Distance mesh.Cost // mesh.Infinite: not reachable
+	// Patient says that the sender forwards as before until the distance is
+	// confirmed: the receiver may first look for another way.
+	Patient bool
 }
 
 // Complete ends the first full table of a session.
@@ -58,13 +61,16 @@ func (Complete) note() byte  { return noteComplete }
 func (Welcome) note() byte   { return noteWelcome }
 func (Settled) note() byte   { return noteSettled }
 
-// Whether an entry has a key, and of which kind, in the low bits of its step.
+// What an entry has is in the low bits of its step: a key, of which kind, and
+// whether the sender is patient.
 const (
 	keyNode = iota + 1 // 0: no key
 	keyPrefix4
 	keyPrefix6
 
-	keyBits = 2
+	keyMask    = 3
+	patientBit = 4
+	entryBits  = 3
 )
 
 // EncodeNote gives the note's only encoding.
@@ -78,7 +84,10 @@ func EncodeNote(n Note) []byte {
 	case Distances:
 		next := uint32(0)
 		for _, e := range n.Entries {
-			step := uint64(e.Index-next) << keyBits
+			step := uint64(e.Index-next) << entryBits
+			if e.Patient {
+				step |= patientBit
+			}
 			next = e.Index + 1
 			switch {
 			case !e.Key.Node.IsZero():
@@ -144,13 +153,13 @@ func (r *reader) distances() (d Distances) {
 	next := uint64(0)
 	for len(r.b) > 0 && !r.bad {
 		step := r.uvarint()
-		index := next + step>>keyBits
+		index := next + step>>entryBits
 		if index > 1<<32-1 || len(d.Entries) == MaxEntries {
 			r.bad = true
 			break
 		}
-		e := Entry{Index: uint32(index)}
-		switch step & (1<<keyBits - 1) {
+		e := Entry{Index: uint32(index), Patient: step&patientBit != 0}
+		switch step & keyMask {
 		case keyNode:
 			e.Key.Node = r.id()
 			r.bad = r.bad || e.Key.Node.IsZero()

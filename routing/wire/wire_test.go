@@ -67,7 +67,7 @@ func notes() []Note {
 	out := []Note{
 		Distances{Entries: []Entry{
 			{Index: 0, Key: Destination{Node: mesh.NodeID{3}}, Distance: 0},
-			{Index: 1, Key: Destination{Prefix: netip.MustParsePrefix("10.7.0.0/23")}, Distance: mesh.Infinite - 1},
+			{Index: 1, Key: Destination{Prefix: netip.MustParsePrefix("10.7.0.0/23")}, Distance: mesh.Infinite - 1, Patient: true},
 			{Index: 70_000, Key: Destination{Prefix: netip.MustParsePrefix("2001:db8::/33")}, Distance: 127},
 			{Index: math.MaxUint32, Distance: mesh.Infinite},
 		}},
@@ -246,14 +246,14 @@ func TestDistancesRefuseOtherEncodings(t *testing.T) {
 		b  []byte
 		ok bool
 	}{
-		"plain":                    {note(uv(5<<keyBits), uv(7)), true},
+		"plain":                    {note(uv(5<<entryBits), uv(7)), true},
 		"largest distance":         {note(uv(0), uv(uint64(mesh.Infinite))), true},
 		"beyond infinite":          {note(uv(0), uv(uint64(mesh.Infinite)+1)), false},
 		"long form of a step":      {note([]byte{0x80, 0}, uv(7)), false},
 		"long form of a distance":  {note(uv(0), []byte{0x87, 0}), false},
 		"endless uvarint":          {note(bytes.Repeat([]byte{0xff}, 12), uv(7)), false},
-		"largest index":            {note(uv(math.MaxUint32<<keyBits), uv(7)), true},
-		"index beyond 32 bits":     {note(uv(math.MaxUint32<<keyBits), uv(7), uv(0), uv(7)), false},
+		"largest index":            {note(uv(math.MaxUint32<<entryBits), uv(7)), true},
+		"index beyond 32 bits":     {note(uv(math.MaxUint32<<entryBits), uv(7), uv(0), uv(7)), false},
 		"no distance":              {note(uv(0)), false},
 		"node without id":          {note(uv(keyNode), make([]byte, 8), uv(7)), false},
 		"short node":               {note(uv(keyNode), make([]byte, 7)), false},
