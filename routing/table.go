@@ -360,9 +360,11 @@ func (r *Router) Behind() map[mesh.NodeID][]mesh.NodeID {
 		}
 	}
 	out := map[mesh.NodeID][]mesh.NodeID{}
-	for id := range r.own.adj {
-		if n, ok := r.db.graph.Lookup(id); ok {
-			out[id] = members[label[n]]
+	// A neighbour that is down for a moment is no reason to write the filter anew,
+	// just when the routes have to be.
+	for _, peer := range r.order {
+		if n, ok := r.db.graph.Lookup(peer.id); ok {
+			out[peer.id] = members[label[n]]
 		}
 	}
 	return out

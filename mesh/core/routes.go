@@ -56,7 +56,7 @@ type routes struct {
 
 // planDelays space the plans (the idea of RFC 8405): the first after a quiet time
 // at once, so that one failure is answered at once, and fewer in a storm.
-var planDelays = []time.Duration{0, 0, 2 * time.Millisecond, 5 * time.Millisecond, 10 * time.Millisecond, 20 * time.Millisecond, 50 * time.Millisecond}
+var planDelays = []time.Duration{0, 0, 2 * time.Millisecond, 5 * time.Millisecond, 10 * time.Millisecond, 20 * time.Millisecond}
 
 // A share is what one link has of one destination's traffic.
 type share struct {
