@@ -10,9 +10,9 @@ import (
 	"guywire/routing/wire"
 )
 
-// holdFor bounds how long a raise is held: our neighbours' answers should be
-// there by then, wherever they are.
-const holdFor = 400 * time.Millisecond
+// holdFor bounds how long a raise is held: about as long as neighbours' answers
+// need.
+const holdFor = 300 * time.Millisecond
 
 // onRelease is the step of a confirmation that waits for the end of a hold.
 const onRelease = math.MaxUint64
@@ -22,8 +22,8 @@ const onRelease = math.MaxUint64
 // we would be without a way until our own raise is confirmed. Where it forwards as
 // before until we confirm, we first raise ours, and take its word, and confirm it,
 // when it costs nothing: to the invariants that is a message that arrives late.
-// Who waits for whom follows the paths, which have no loop; the time is bounded
-// all the same, since one confirmation covers all that came before.
+// For one destination who waits for whom follows the paths, which have no loop; but
+// one confirmation covers all destinations, so that the time has to be bounded.
 func (r *Router) hold(n *neighbour, key wire.Destination, d mesh.Cost) bool {
 	k, known := r.routes.index[key]
 	if !known || d >= mesh.Infinite {
@@ -89,10 +89,10 @@ func (r *Router) serves(i int) bool {
 	return false
 }
 
-// told is what a neighbour tells of a destination, whether it counts yet or not.
-func (r *Router) told(n *neighbour, i int) mesh.Cost {
-	if d, held := n.held[i]; held {
-		return d
+// told is what a neighbour tells of a destination, and whether it is held.
+func (r *Router) told(n *neighbour, i int) (d mesh.Cost, held bool) {
+	if d, held = n.held[i]; held {
+		return d, true
 	}
-	return r.lfi.Reported(n.id, i)
+	return r.lfi.Reported(n.id, i), false
 }

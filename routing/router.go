@@ -31,7 +31,7 @@ const (
 	// confirmPatience is how long a route may wait for a neighbour that confirms
 	// nothing, because its agent is gone or it does not mean well, before its
 	// transit is refused instead.
-	confirmPatience = 5 * time.Second
+	confirmPatience = 2 * time.Second
 	// agreePatience is how long a restarted node waits for another's agreement to
 	// be refused. It does not come from one that lets us in no more.
 	agreePatience = 20 * time.Second

@@ -662,7 +662,7 @@ func TestNoWayIsLostWhenCostsChange(t *testing.T) {
 	for seed := range uint64(20) {
 		w, ids := newNetwork(seed, 7)
 		w.graph(ids, 3)
-		w.far = map[mesh.NodeID]time.Duration{ids[4]: 40 * time.Millisecond, ids[5]: 50 * time.Millisecond}
+		w.far = map[mesh.NodeID]time.Duration{ids[4]: 20 * time.Millisecond, ids[5]: 30 * time.Millisecond}
 		w.run(6 * time.Second)
 		for step := range 600 {
 			a, b := ids[w.rng.IntN(len(ids))], ids[w.rng.IntN(len(ids))]

@@ -151,9 +151,9 @@ func (r *Router) advise(d *known) {
 // nothing has changed for a while: a neighbour that has just lost its path may
 // be using us.
 //
-// Where all that tell less are in doubt or about to tell more, or nobody does yet,
-// it grows to what makes the next one usable: neighbours agree faster than a link
-// is given up.
+// Where all that tell less are in doubt or about to tell more, it grows to what
+// makes the next one usable: neighbours agree faster than a link is given up. And
+// where those that are nearer do not tell less, to what makes one of them usable.
 func (r *Router) potential(d *known) mesh.Cost {
 	p, now := r.slack(d), r.lfi.View(d.number).Distance
 	if at := r.moved.Add(slackAfter); now < mesh.Infinite && p > max(now, d.dist) && r.now.Before(at) {
@@ -163,23 +163,32 @@ func (r *Router) potential(d *known) mesh.Cost {
 	return max(p, r.detour(d, p))
 }
 
-// detour is just more than the least that a neighbour tells who is not in doubt
-// and does not go through us, when none of those below p is; 0 otherwise.
+// detour is just more than the least that a neighbour tells or will tell soon who
+// is not in doubt, when none of those tells less than p; 0 otherwise. It must be
+// nearer than we are or, when there is doubt, at least not go through us: who climbs
+// on others that have no way either counts to infinity.
 func (r *Router) detour(d *known, p mesh.Cost) mesh.Cost {
-	least := mesh.Infinite
+	doubt, nearer, other := false, mesh.Infinite, mesh.Infinite
 	for _, n := range r.routes.seen.near {
-		switch told := r.told(n.n, d.number); {
+		told, held := r.told(n.n, d.number)
+		doubt = doubt || held || n.doubt && told < p
+		switch rest := d.nearest(n.tree); {
 		case n.doubt:
 		case told < p:
 			return 0
+		case rest < d.dist:
+			nearer = min(nearer, max(told, rest))
 		case !r.through(d, n):
-			least = min(least, told)
+			other = min(other, max(told, rest))
 		}
 	}
-	if d.dist >= mesh.Infinite || least >= mesh.Infinite-1 {
+	if doubt {
+		nearer = min(nearer, other)
+	}
+	if d.dist >= mesh.Infinite || nearer >= mesh.Infinite-1 {
 		return 0
 	}
-	return least + 1
+	return nearer + 1
 }
 
 // through reports whether a neighbour's best path leads through us.

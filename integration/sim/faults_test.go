@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -90,18 +91,21 @@ func (c *trial) fault(kinds []string) {
 		a, b := c.link()
 		c.note("flap %d – %d for %v", a, b, lasting)
 		c.Flap(a, b, c.upTo(200*time.Millisecond, 2*time.Second), c.upTo(50*time.Millisecond, time.Second), lasting)
-	case "kill":
+	case "kill", "reboot":
+		if slices.ContainsFunc(c.Nodes, func(n *Node) bool { return !n.Dead && !n.ready() }) {
+			return // while an agent is silent, or was a moment ago, other things go wrong
+		}
 		i := c.node()
 		c.away[i] = true
+		if what == "reboot" {
+			c.note("reboot %d, away for %v", i, lasting)
+			c.Reboot(i, lasting)
+			c.After(lasting, func() { c.note("%d is back", i); delete(c.away, i) })
+			return
+		}
 		c.note("kill the agent of %d for %v", i, lasting)
 		c.Kill(i)
 		c.After(lasting, func() { c.note("agent of %d starts", i); delete(c.away, i); c.Start(i) })
-	case "reboot":
-		i := c.node()
-		c.away[i] = true
-		c.note("reboot %d, away for %v", i, lasting)
-		c.Reboot(i, lasting)
-		c.After(lasting, func() { c.note("%d is back", i); delete(c.away, i) })
 	case "uplink":
 		i := c.node()
 		u := c.Nodes[i].host.Uplinks
@@ -147,6 +151,12 @@ func (c *trial) run(start, faults, peace time.Duration, kinds ...string) {
 		c.Run(c.upTo(time.Second, 6*time.Second))
 	}
 	c.Run(peace)
+	for range 10 { // announcements are not cut off on their way
+		if c.now-c.announced > quietBound {
+			break
+		}
+		c.Run(quietBound)
+	}
 }
 
 // problems is what is wrong at the end.

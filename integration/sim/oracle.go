@@ -13,10 +13,12 @@ import (
 
 const (
 	// healBound is how long a path must have been there for its ends to talk,
-	// failureBound how long they may be interrupted while there is one, and
-	// deathBound how long after a node was switched off.
+	// failureBound how long they may be interrupted while there is one,
+	// silentBound while an agent does not run, whose kernel forwards by what it
+	// was told last, and deathBound how long after a node was switched off.
 	healBound    = 10 * time.Second
-	failureBound = time.Second
+	failureBound = 2 * time.Second
+	silentBound  = 5 * time.Second
 	deathBound   = 3 * time.Second
 	// quietBound is how long after the last announcement all know the same.
 	quietBound = 2 * time.Second
@@ -39,6 +41,7 @@ type Oracle struct {
 	every   time.Duration
 	down    map[[2]int]*outage
 	talking map[[2]int]bool // the pairs that matter; nil: all
+	silent  time.Duration   // when an agent last did not run
 	blamed  bool            // for different databases, until they are equal again
 }
 
@@ -76,8 +79,11 @@ func (o *Oracle) look() {
 	stable := w.joinedFor(healBound)
 	lost := time.Duration(-deathBound)
 	for _, n := range w.Nodes {
-		if n.Dead {
+		switch {
+		case n.Dead:
 			lost = max(lost, n.diedAt)
+		case !n.Running:
+			o.silent = w.now
 		}
 	}
 	for b, reach := range w.everyone() {
@@ -103,7 +109,7 @@ func (o *Oracle) look() {
 				o.Interrupted++
 			}
 			o.Worst = max(o.Worst, w.now-out.since)
-			if w.now > max(out.since+failureBound, lost+deathBound) && !out.blamed {
+			if w.now > max(out.since+failureBound, lost+deathBound, min(out.since+silentBound, o.silent+failureBound)) && !out.blamed {
 				out.blamed = true
 				_, problem := w.Trace(a, b.Index)
 				o.violation("%d cannot talk to %d since %.3f s, though a path is there: %s", a, b.Index, out.since.Seconds(), problem)
