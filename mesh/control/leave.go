@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"time"
 
 	"guywire/mesh"
 	"guywire/store"
@@ -37,10 +38,18 @@ func (p *Plane) leave(ctx context.Context) error {
 	if len(p.State().Nodes) <= 1 {
 		return nil
 	}
+	command := store.Command{RemoveNode: &store.RemoveNode{Node: p.id}}
+	// The last operator may not leave, and is to be told before it has no vote.
+	// That this is the only voter is not the end of it: see handOver.
+	if signed, err := p.sign(command); err != nil {
+		return err
+	} else if refused := refusal(p.State(), signed, time.Now()); refused != nil && refused.Code != store.CodeLastVoter {
+		return refused
+	}
 	if err := p.giveUpVote(ctx); err != nil {
 		return err
 	}
-	result, err := p.Propose(ctx, store.Command{RemoveNode: &store.RemoveNode{Node: p.id}})
+	result, err := p.Propose(ctx, command)
 	switch {
 	case hasCode(err, CodeRemoved): // an earlier attempt was applied
 		return nil
