@@ -387,11 +387,15 @@ func oneConnection(conn *tls.Conn) *http.Client {
 }
 
 func (s session) post(ctx context.Context, path string, in, out any) error {
+	return s.send(ctx, http.MethodPost, path, in, out)
+}
+
+func (s session) send(ctx context.Context, method, path string, in, out any) error {
 	body, err := json.Marshal(in)
 	if err != nil {
 		return fmt.Errorf("encode request: %w", err)
 	}
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+s.host+path, bytes.NewReader(body))
+	r, err := http.NewRequestWithContext(ctx, method, "https://"+s.host+path, bytes.NewReader(body))
 	if err != nil {
 		return fmt.Errorf("make request: %w", err)
 	}

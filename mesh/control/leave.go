@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
-	"time"
 
 	"guywire/mesh"
 	"guywire/store"
@@ -39,11 +39,12 @@ func (p *Plane) leave(ctx context.Context) error {
 		return nil
 	}
 	command := store.Command{RemoveNode: &store.RemoveNode{Node: p.id}}
-	// The last operator may not leave, and is to be told before it has no vote.
-	// That this is the only voter is not the end of it: see handOver.
-	if signed, err := p.sign(command); err != nil {
+	signed, err := p.sign(command)
+	if err != nil {
 		return err
-	} else if refused := refusal(p.State(), signed, time.Now()); refused != nil && refused.Code != store.CodeLastVoter {
+	}
+	// Who may not leave is told while it still has its vote.
+	if refused := refusal(withoutVote(p.State(), p.id), signed, p.clock.now()); refused != nil {
 		return refused
 	}
 	if err := p.giveUpVote(ctx); err != nil {
@@ -59,6 +60,16 @@ func (p *Plane) leave(ctx context.Context) error {
 		return result.Refused
 	}
 	return nil
+}
+
+// withoutVote is the state as it will be when a node has given up its vote.
+func withoutVote(s *store.State, id mesh.NodeID) *store.State {
+	after := *s
+	after.Nodes = maps.Clone(s.Nodes)
+	self := after.Nodes[id]
+	self.Voter = false
+	after.Nodes[id] = self
+	return &after
 }
 
 // giveUpVote ends this node's vote through the leader. A leader hands over

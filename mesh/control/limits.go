@@ -42,7 +42,8 @@ const (
 	followMax = 15 * time.Second
 	batch     = 64 // changes read from the log at once
 
-	saveEvery = time.Second // the cache is at most this far behind
+	saveEvery  = time.Second // the cache is at most this far behind
+	auditEvery = time.Second // the files of the audit trail, too
 
 	reopenMin = 10 * time.Second // after the log failed
 	reopenMax = 5 * time.Minute

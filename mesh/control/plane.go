@@ -51,6 +51,7 @@ type Plane struct {
 	changed chan struct{} // closed at the next change of state
 
 	joins     joins
+	trail     trail
 	voter     voter
 	following following
 	streams   streams
@@ -102,7 +103,9 @@ func newPlane(config Config, f files) (*Plane, error) {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	p.server = p.newServer()
-	p.routes()
+	for _, r := range p.routes() {
+		p.Handle(r.pattern, r.role, r.handler)
+	}
 	return p, nil
 }
 
@@ -190,7 +193,7 @@ func (p *Plane) Run(ctx context.Context) error {
 			p.cancel(fmt.Errorf("serve the control port: %w", err))
 		}
 	})
-	for _, task := range []func(){p.save, p.follow, p.keepVoters, p.renew, p.beReached, p.keepClock} {
+	for _, task := range []func(){p.save, p.follow, p.keepVoters, p.renew, p.beReached, p.keepClock, p.keepAudit} {
 		p.tasks.Go(task)
 	}
 	<-p.life.Done()
@@ -211,6 +214,7 @@ func (p *Plane) Close() error {
 		p.client.CloseIdleConnections()
 		err = errors.Join(err, p.listener.Close())
 		p.tasks.Wait()
+		err = errors.Join(err, p.trail.close())
 		if p.cache != nil {
 			err = errors.Join(err, p.cache.Close())
 		}

@@ -34,6 +34,7 @@ type machine struct {
 	config Config
 	stop   context.CancelFunc
 	done   chan error
+	offset atomic.Int64 // of its clock, nanoseconds
 }
 
 func newMachine(t *testing.T) *machine {
@@ -43,6 +44,7 @@ func newMachine(t *testing.T) *machine {
 		Listen: freePort(t), Timing: quick,
 		Overlay: func(store.Node) []netip.AddrPort { return nil },
 		Logger:  slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})),
+		now:     func() time.Time { return time.Now().Add(time.Duration(m.offset.Load())) },
 	}
 	m.config.Advertise = func() []netip.AddrPort { return []netip.AddrPort{netip.MustParseAddrPort(m.config.Listen)} }
 	m.load()

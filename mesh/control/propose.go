@@ -67,8 +67,7 @@ func (p *Plane) sign(command store.Command) (store.Command, error) {
 	return store.SignCommand(command, id, p.config.Ring.Sign)
 }
 
-// Operate is Propose in the name of the operator on this machine, with a
-// refusal as the error.
+// Operate is Propose for what operators decide, with a refusal as the error.
 func (p *Plane) Operate(ctx context.Context, command store.Command) (store.Result, error) {
 	command.By.Operator = true
 	result, err := p.Propose(ctx, command)
@@ -76,6 +75,13 @@ func (p *Plane) Operate(ctx context.Context, command store.Command) (store.Resul
 		err = result.Refused
 	}
 	return result, err
+}
+
+// Revoke removes a node from the mesh for ever, on a node with the operator
+// role: nobody lets it in again, with whatever certificate.
+func (p *Plane) Revoke(ctx context.Context, id mesh.NodeID) error {
+	_, err := p.Operate(ctx, store.Command{RemoveNode: &store.RemoveNode{Node: id, Revoke: true}})
+	return err
 }
 
 func (p *Plane) propose(ctx context.Context, command store.Command) (store.Result, error) {

@@ -84,7 +84,7 @@ func (p *Plane) Tokens() []store.Token {
 	return tokens
 }
 
-// RevokeToken makes a token unusable, in the name of the operator on this machine.
+// RevokeToken makes a token unusable, on a node with the operator role.
 func (p *Plane) RevokeToken(ctx context.Context, id string) error {
 	_, err := p.Operate(ctx, store.Command{RevokeToken: &store.RevokeToken{ID: id}})
 	return err
