@@ -256,13 +256,13 @@ func TestLock(t *testing.T) {
 func TestAppend(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
 	d := open(t, path)
-	want := ""
+	var want strings.Builder
 	for _, part := range []string{"one\n", "", "two\n"} {
-		want += part
+		want.WriteString(part)
 		if err := d.Append("a", []byte(part)); err != nil {
 			t.Fatal(err)
 		}
-		if b, err := d.Read("a", 100); err != nil || string(b) != want {
+		if b, err := d.Read("a", 100); err != nil || string(b) != want.String() {
 			t.Errorf("%q, %v", b, err)
 		}
 	}
