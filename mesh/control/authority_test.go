@@ -296,3 +296,23 @@ func TestB08TwoInstallsShareNoSecret(t *testing.T) {
 		}
 	}
 }
+
+func TestOutdated(t *testing.T) {
+	t.Parallel()
+	signed := store.Command{Author: mesh.IdentityKey{1}}
+	for _, tc := range []struct {
+		command store.Command
+		code    string
+		want    bool
+	}{
+		{signed, store.CodeStale, true},
+		{signed, store.CodeUnsigned, false}, // it will not get better
+		{signed, store.CodeForbidden, false},
+		{store.Command{}, store.CodeUnsigned, true}, // the mesh has got version 3 meanwhile
+		{store.Command{}, store.CodeForbidden, false},
+	} {
+		if got := outdated(tc.command, &store.Refusal{Code: tc.code}); got != tc.want {
+			t.Errorf("%s, author %s: %t", tc.code, tc.command.Author, got)
+		}
+	}
+}

@@ -39,13 +39,18 @@ func (p *Plane) Propose(ctx context.Context, command store.Command) (store.Resul
 			return store.Result{}, err
 		}
 		seen := p.await(ctx, func(s *store.State) bool { return s.Index >= result.Index })
-		// The log went on too far since the state that the command was signed
-		// at. It is the same request, so that it is still applied once.
-		if stale := result.Refused != nil && result.Refused.Code == store.CodeStale; !stale || !seen {
+		if !seen || result.Refused == nil || !outdated(signed, result.Refused) {
 			return result, nil
 		}
-		command.Request = signed.Request
+		command.Request = signed.Request // so that it is still applied once
 	}
+}
+
+// outdated reports whether a command was refused because the state that it was
+// signed at is too old: the log went on too far, or to a version that wants
+// signatures.
+func outdated(c store.Command, refused *store.Refusal) bool {
+	return refused.Code == store.CodeStale || refused.Code == store.CodeUnsigned && c.Author.IsZero()
 }
 
 // sign makes a command this node's: by its signature from version 3 of the
