@@ -145,6 +145,7 @@ func redeem(ctx context.Context, config Config, token invite.Token, request Join
 	for {
 		failures := make([]error, 0, len(token.Servers))
 		for d := range dialServers(ctx, token) {
+			d.refresh()
 			err := d.err
 			if err == nil {
 				progress("server verified", mesh.LogEndpoint, d.server.String())
@@ -189,6 +190,17 @@ type dialled struct {
 	server netip.AddrPort
 	conn   *tls.Conn
 	err    error
+	at     time.Time
+	dial   func() (*tls.Conn, error)
+}
+
+// refresh replaces a connection that has waited for another server so long that
+// its own may close it.
+func (d *dialled) refresh() {
+	if d.err == nil && time.Since(d.at) > headerTimeout/2 {
+		d.conn.NetConn().Close()
+		d.conn, d.err = d.dial()
+	}
 }
 
 // dialServers connects to all servers of the token side by side and gives each
@@ -203,8 +215,9 @@ func dialServers(ctx context.Context, token invite.Token) iter.Seq[dialled] {
 		outcomes := make(chan dialled, len(token.Servers))
 		for _, server := range token.Servers {
 			go func() {
-				conn, err := dialer.DialAddr(ctx, server.String(), transport.Control)
-				outcomes <- dialled{server, conn, err}
+				dial := func() (*tls.Conn, error) { return dialer.DialAddr(ctx, server.String(), transport.Control) }
+				conn, err := dial()
+				outcomes <- dialled{server, conn, err, time.Now(), dial}
 			}()
 		}
 		left := len(token.Servers)
