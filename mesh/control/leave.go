@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 
@@ -37,10 +38,19 @@ func (p *Plane) leave(ctx context.Context) error {
 	if len(p.State().Nodes) <= 1 {
 		return nil
 	}
+	command := store.Command{RemoveNode: &store.RemoveNode{Node: p.id}}
+	signed, err := p.sign(command)
+	if err != nil {
+		return err
+	}
+	// Who may not leave is told while it still has its vote.
+	if refused := refusal(withoutVote(p.State(), p.id), signed, p.clock.now()); refused != nil {
+		return refused
+	}
 	if err := p.giveUpVote(ctx); err != nil {
 		return err
 	}
-	result, err := p.Propose(ctx, store.Command{RemoveNode: &store.RemoveNode{Node: p.id}})
+	result, err := p.Propose(ctx, command)
 	switch {
 	case hasCode(err, CodeRemoved): // an earlier attempt was applied
 		return nil
@@ -50,6 +60,16 @@ func (p *Plane) leave(ctx context.Context) error {
 		return result.Refused
 	}
 	return nil
+}
+
+// withoutVote is the state as it will be when a node has given up its vote.
+func withoutVote(s *store.State, id mesh.NodeID) *store.State {
+	after := *s
+	after.Nodes = maps.Clone(s.Nodes)
+	self := after.Nodes[id]
+	self.Voter = false
+	after.Nodes[id] = self
+	return &after
 }
 
 // giveUpVote ends this node's vote through the leader. A leader hands over

@@ -2,6 +2,13 @@ package control
 
 import "time"
 
+var (
+	joinsOfOne = rate{each: 10, burst: 20}
+	joinsOfAll = rate{each: 100, burst: 100}
+
+	wrongProofs = rate{each: 5. / 60, burst: 5} // of one token that are answered with more than "busy"
+)
+
 // Bounds and patience of the control plane.
 const (
 	maxBody        = 1 << 20 // bytes of a request
@@ -35,7 +42,8 @@ const (
 	followMax = 15 * time.Second
 	batch     = 64 // changes read from the log at once
 
-	saveEvery = time.Second // the cache is at most this far behind
+	saveEvery  = time.Second // the cache is at most this far behind
+	auditEvery = time.Second // the files of the audit trail, too
 
 	reopenMin = 10 * time.Second // after the log failed
 	reopenMax = 5 * time.Minute
@@ -52,7 +60,19 @@ const (
 	reachMisses   = 3                // in a row before a node says that it cannot be reached
 	maxCandidates = 8
 
+	// Joins begun by one source, and by all together, each second; refusals are
+	// answered late and logged rarely.
+	maxSources    = 4096
+	refusalPause  = 100 * time.Millisecond
+	refusalReport = time.Minute
+
 	joinTimeout = 30 * time.Second // for all servers of a token together
+
+	// A leader whose clock is further than maxClockOffset from the median of the
+	// voters' does not write.
+	maxClockOffset = 5 * time.Minute
+	clockEvery     = time.Minute
+	clockTimeout   = time.Second
 
 	renewCheck = time.Hour
 	renewRetry = 30 * time.Second

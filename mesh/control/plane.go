@@ -35,6 +35,7 @@ type Plane struct {
 	mux      *http.ServeMux
 	server   *http.Server
 
+	clock   clock
 	leaving atomic.Bool // Leave is under way: being removed is what it wants
 
 	life   context.Context // ends with Close
@@ -49,6 +50,8 @@ type Plane struct {
 	mu      sync.Mutex    // guards changed and orders advance
 	changed chan struct{} // closed at the next change of state
 
+	joins     joins
+	trail     trail
 	voter     voter
 	following following
 	streams   streams
@@ -67,6 +70,10 @@ func newPlane(config Config, f files) (*Plane, error) {
 	}
 	p.life, p.cancel = context.WithCancelCause(context.Background())
 	p.state.Store(store.New())
+	if p.clock.now = config.now; p.clock.now == nil {
+		p.clock.now = time.Now
+	}
+	p.joins.init(p.clock.now())
 	p.voter.init()
 	p.streams.init()
 	trust := transport.Trust{
@@ -96,7 +103,9 @@ func newPlane(config Config, f files) (*Plane, error) {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	p.server = p.newServer()
-	p.routes()
+	for _, r := range p.routes() {
+		p.Handle(r.pattern, r.role, r.handler)
+	}
 	return p, nil
 }
 
@@ -184,7 +193,7 @@ func (p *Plane) Run(ctx context.Context) error {
 			p.cancel(fmt.Errorf("serve the control port: %w", err))
 		}
 	})
-	for _, task := range []func(){p.save, p.follow, p.keepVoters, p.renew, p.beReached} {
+	for _, task := range []func(){p.save, p.follow, p.keepVoters, p.renew, p.beReached, p.keepClock, p.keepAudit} {
 		p.tasks.Go(task)
 	}
 	<-p.life.Done()
@@ -205,6 +214,7 @@ func (p *Plane) Close() error {
 		p.client.CloseIdleConnections()
 		err = errors.Join(err, p.listener.Close())
 		p.tasks.Wait()
+		err = errors.Join(err, p.trail.close())
 		if p.cache != nil {
 			err = errors.Join(err, p.cache.Close())
 		}
@@ -347,24 +357,18 @@ func (p *Plane) resolve(id mesh.NodeID) []netip.AddrPort {
 func (p *Plane) dialHost(ctx context.Context, _, address string) (net.Conn, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
-		return nil, &dialError{err}
+		return nil, err
 	}
 	id, err := mesh.ParseNodeID(host)
 	if err != nil {
-		return nil, &dialError{err}
+		return nil, err
 	}
 	conn, err := p.dialer.Dial(ctx, id, transport.Control)
-	if err != nil {
-		return nil, &dialError{err}
+	if err != nil { // not a nil *tls.Conn in an interface
+		return nil, err
 	}
 	return conn, nil
 }
-
-// A dialError says that nothing was sent.
-type dialError struct{ err error }
-
-func (e *dialError) Error() string { return e.err.Error() }
-func (e *dialError) Unwrap() error { return e.err }
 
 // name is what a person calls a node.
 func (p *Plane) name(id mesh.NodeID) string { return nameIn(p.State(), id) }

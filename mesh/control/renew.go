@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"net/http"
 	"time"
 
 	"guywire/mesh"
@@ -42,7 +43,7 @@ func (p *Plane) renewOnce() error {
 			return err
 		}
 		fresh = certificate{Node: leaf, Authority: ca.Certificate()}
-	} else if _, err := p.atVoter(ctx, "/v1/cert", struct{}{}, &fresh); err != nil {
+	} else if err := p.atVoter(ctx, http.MethodPost, "/v1/cert", struct{}{}, &fresh); err != nil {
 		return err
 	}
 	if err := p.present(fresh); err != nil {

@@ -47,25 +47,33 @@ func (p *Plane) Handle(pattern string, role Role, handler http.Handler) {
 	}))
 }
 
-func (p *Plane) handle(pattern string, role Role, handler http.HandlerFunc) {
-	p.Handle(pattern, role, handler)
+// A route is one call between nodes, and who may make it.
+type route struct {
+	pattern string // of http.ServeMux
+	role    Role
+	handler http.HandlerFunc
 }
 
-func (p *Plane) routes() {
-	p.handle("POST /v1/join/begin", Joiner, p.serveJoinBegin)
-	p.handle("POST /v1/join/finish", Joiner, p.serveJoinFinish)
-	p.handle("POST /v1/cert", Hint, p.serveCertificate)
-	p.handle("POST /v1/admit", Member, p.serveAdmit)
-	p.handle("POST /v1/propose", Member, p.servePropose)
-	p.handle("POST /v1/forward", Voter, p.serveForward)
-	p.handle("GET /v1/follow", Member, p.serveFollow)
-	p.handle("GET /v1/raft", Member, p.serveRaft)
-	p.handle("POST /v1/promote", Voter, p.servePromote)
-	p.handle("POST /v1/resign", Voter, p.serveResign)
-	p.handle("POST /v1/reach", Member, p.serveReach)
-	p.handle("/", Joiner, func(w http.ResponseWriter, _ *http.Request) {
-		Fail(w, newError(http.StatusNotFound, store.CodeNotFound, "there is no such call; run the same version of Guywire on both sides"))
-	})
+func (p *Plane) routes() []route {
+	return []route{
+		{"POST /v1/join/begin", Joiner, p.serveJoinBegin},
+		{"POST /v1/join/finish", Joiner, p.serveJoinFinish},
+		{"POST /v1/cert", Hint, p.serveCertificate},
+		{"GET /v1/head", Hint, p.serveHead},
+		{"POST /v1/reach", Hint, p.serveReach},
+		{"POST /v1/admit", Member, p.serveAdmit},
+		{"POST /v1/propose", Member, p.servePropose},
+		{"GET /v1/read", Member, p.serveRead},
+		{"GET /v1/audit", Member, p.serveAudit},
+		{"GET /v1/follow", Member, p.serveFollow},
+		{"GET /v1/raft", Member, p.serveRaft},
+		{"POST /v1/forward", Voter, p.serveForward},
+		{"POST /v1/promote", Voter, p.servePromote},
+		{"POST /v1/resign", Voter, p.serveResign},
+		{"/", Joiner, func(w http.ResponseWriter, _ *http.Request) {
+			Fail(w, newError(http.StatusNotFound, store.CodeNotFound, "there is no such call; run the same version of Guywire on both sides"))
+		}},
+	}
 }
 
 // authorise finds out who calls, from the key that the connection proved and
