@@ -1,6 +1,10 @@
 package control
 
-import "time"
+import (
+	"time"
+
+	"guywire/store"
+)
 
 // Bounds and patience of the control plane.
 const (
@@ -34,8 +38,12 @@ const (
 	followMin = 200 * time.Millisecond // backoff between streams
 	followMax = 15 * time.Second
 	batch     = 64 // changes read from the log at once
+	// checkEvery is how often a follower asks a second voter, about.
+	checkEvery = 10 * time.Second
 
-	saveEvery = time.Second // the cache is at most this far behind
+	saveEvery    = time.Second           // the cache is at most this far behind
+	confirmEvery = store.MinCacheAge / 4 // how often it is looked at whether the cache says so
+	confirmMax   = time.Hour             // at most between two times that it does
 
 	reopenMin = 10 * time.Second // after the log failed
 	reopenMax = 5 * time.Minute
