@@ -216,8 +216,7 @@ func (p *Plane) takeStream(id mesh.NodeID, state *store.State) error {
 // ends: the source is left when it lags behind, or when its history is not
 // that of the others.
 func (p *Plane) checkSource(ctx context.Context, leave context.CancelCauseFunc, source mesh.NodeID) {
-	var ahead position // of another voter
-	var since time.Time
+	var behind lag
 	for pause(ctx, jitter(checkEvery)) {
 		other := p.second(source)
 		if other.IsZero() {
@@ -229,17 +228,31 @@ func (p *Plane) checkSource(ctx context.Context, leave context.CancelCauseFunc, 
 			p.logger.Debug("the source of the state could not be checked", mesh.LogNode, p.name(other), mesh.LogError, err)
 			continue
 		}
-		switch {
-		case answer.Verdict == raftstore.Diverged:
+		if answer.Verdict == raftstore.Diverged {
 			if p.dispute(other) {
 				leave(errors.New("most voters have another history"))
 			}
-		case own.compare(ahead) < 0 && time.Since(since) > patience:
-			leave(fmt.Errorf("%s has been further on for %s", p.name(other), time.Since(since).Round(time.Second)))
-		case own.compare(ahead) >= 0:
-			ahead, since = answer.position, time.Now()
+			continue
+		}
+		if since := behind.after(own, answer.position, time.Now()); since > patience {
+			leave(fmt.Errorf("%s has been further on for %s", p.name(other), since.Round(time.Second)))
 		}
 	}
+}
+
+// A lag measures how long one position is behind another that moves.
+type lag struct {
+	mark  position // of the other, when own had reached the mark before
+	since time.Time
+}
+
+// after gives for how long own has not reached what the other had.
+func (l *lag) after(own, other position, now time.Time) time.Duration {
+	if own.compare(l.mark) < 0 {
+		return now.Sub(l.since)
+	}
+	l.mark, l.since = other, now
+	return 0
 }
 
 // second is the voter that a follower of source asks besides: the next one in

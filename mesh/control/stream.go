@@ -200,21 +200,17 @@ func next(s *store.State, kind byte, payload []byte) (*store.State, pulse, error
 
 // streams are the followers that this voter serves.
 type streams struct {
-	mu   sync.Mutex
-	open map[mesh.NodeID]follower
-	all  int
+	mu       sync.Mutex
+	open     map[mesh.NodeID]int
+	versions map[int]int // streams by the newest version of store that the follower reads
+	all      int
 
 	encoding sync.Mutex // guards the fields below; held while a state is encoded
 	state    *store.State
 	snapshot []byte // of state, as a frame
 }
 
-type follower struct {
-	streams int
-	version int // the newest of store that it reads
-}
-
-func (s *streams) init() { s.open = map[mesh.NodeID]follower{} }
+func (s *streams) init() { s.open, s.versions = map[mesh.NodeID]int{}, map[int]int{} }
 
 func (s *streams) enter(id mesh.NodeID, version int) bool {
 	s.mu.Lock()
@@ -222,18 +218,19 @@ func (s *streams) enter(id mesh.NodeID, version int) bool {
 	if s.all >= maxFollowers {
 		return false
 	}
-	s.open[id] = follower{s.open[id].streams + 1, version}
+	s.open[id]++
+	s.versions[version]++
 	s.all++
 	return true
 }
 
-func (s *streams) leave(id mesh.NodeID) {
+func (s *streams) leave(id mesh.NodeID, version int) {
 	s.mu.Lock()
-	f := s.open[id]
-	if f.streams--; f.streams > 0 {
-		s.open[id] = f
-	} else {
+	if s.open[id]--; s.open[id] == 0 {
 		delete(s.open, id)
+	}
+	if s.versions[version]--; s.versions[version] == 0 {
+		delete(s.versions, version)
 	}
 	s.all--
 	idle := s.all == 0
@@ -250,8 +247,8 @@ func (s *streams) version() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	oldest := store.Version
-	for _, f := range s.open {
-		oldest = min(oldest, f.version)
+	for version := range s.versions {
+		oldest = min(oldest, version)
 	}
 	return oldest
 }
@@ -344,7 +341,7 @@ func (p *Plane) serveFollow(w http.ResponseWriter, r *http.Request) {
 		Fail(w, newError(http.StatusServiceUnavailable, CodeBusy, "%s has %d followers; follow another voter", p.name(p.id), maxFollowers))
 		return
 	}
-	defer p.streams.leave(caller)
+	defer p.streams.leave(caller, version)
 	if err := p.stream(w, r, log, pos, verdict != raftstore.Known || anew); err != nil {
 		p.logger.Warn("follow stream ended", mesh.LogNode, p.name(caller), mesh.LogError, err)
 	}
