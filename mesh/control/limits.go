@@ -40,10 +40,12 @@ const (
 	batch     = 64 // changes read from the log at once
 	// checkEvery is how often a follower asks a second voter, about.
 	checkEvery = 10 * time.Second
+	// While the mesh limits the age of caches, it is kept at least every
+	// confirmMax that a voter confirmed the state; looked at every confirmEvery.
+	confirmEvery = store.MinCacheAge / 4
+	confirmMax   = time.Hour
 
-	saveEvery    = time.Second           // the cache is at most this far behind
-	confirmEvery = store.MinCacheAge / 4 // how often it is looked at whether the cache says so
-	confirmMax   = time.Hour             // at most between two times that it does
+	saveEvery = time.Second // the cache is at most this far behind
 
 	reopenMin = 10 * time.Second // after the log failed
 	reopenMax = 5 * time.Minute

@@ -41,6 +41,9 @@ type Plane struct {
 	cancel context.CancelCauseFunc
 	tasks  sync.WaitGroup // all goroutines of the plane
 
+	confirmed atomic.Int64 // Unix time in seconds when a voter last knew of nothing newer; 0: never
+	expired   atomic.Bool  // see Expired
+
 	certificate atomic.Pointer[tls.Certificate]
 	state       atomic.Pointer[store.State]
 	updates     chan struct{} // one receipt for any number of changes
@@ -48,9 +51,6 @@ type Plane struct {
 
 	mu      sync.Mutex    // guards changed and orders advance
 	changed chan struct{} // closed at the next change of state
-
-	confirmed atomic.Int64 // Unix time in seconds when a voter last knew of nothing newer; 0: never
-	expired   atomic.Bool  // see Expired
 
 	voter     voter
 	following following

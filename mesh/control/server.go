@@ -59,7 +59,7 @@ func (p *Plane) routes() {
 	p.handle("POST /v1/propose", Member, p.servePropose)
 	p.handle("POST /v1/forward", Voter, p.serveForward)
 	p.handle("GET /v1/follow", Member, p.serveFollow)
-	p.handle("GET /v1/head", Member, p.serveHead)
+	p.handle("GET /v1/head", Hint, p.serveHead)
 	p.handle("GET /v1/raft", Member, p.serveRaft)
 	p.handle("POST /v1/promote", Voter, p.servePromote)
 	p.handle("POST /v1/resign", Voter, p.serveResign)

@@ -88,6 +88,7 @@ type headAnswer struct {
 	Leader  mesh.NodeID       `json:"leader,omitzero"`  // zero: none is known
 	Verdict raftstore.Verdict `json:"verdict,omitzero"` // of a voter about the caller's position, if it gave one
 	Version int               `json:"version"`          // the newest of store that this node and all its followers read
+	Time    time.Time         `json:"time"`             // the node's clock
 }
 
 func appendFrame(b []byte, kind byte, payload ...[]byte) []byte {
@@ -287,11 +288,12 @@ func judge(log *raftstore.Store, pos position) raftstore.Verdict {
 	}
 }
 
-// serveHead says where this node stands. A voter also says how the caller
+// serveHead says where this node stands: it is no secret among members, and
+// whoever compares states must reach stale ones, too. A voter also says how the caller
 // stands to it, who gives its position as to serveFollow.
 func (p *Plane) serveHead(w http.ResponseWriter, r *http.Request) {
 	log := p.voter.store()
-	answer := headAnswer{position: positionOf(p.State()), Leader: p.following.saidLeader(), Version: p.streams.version()}
+	answer := headAnswer{position: positionOf(p.State()), Leader: p.following.saidLeader(), Version: p.streams.version(), Time: time.Now()}
 	if log != nil {
 		answer.position, answer.Leader = positionOf(log.State()), log.Status().Leader
 		if q := r.URL.Query(); q.Has("after") {
