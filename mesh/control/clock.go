@@ -73,7 +73,7 @@ func (p *Plane) compareClocks(ctx context.Context, log *raftstore.Store) time.Du
 		}
 		calls.Go(func() {
 			began := p.clock.now()
-			var at position
+			var at headAnswer
 			if p.Do(ctx, id, http.MethodGet, "/v1/head", nil, &at) == nil {
 				took := p.clock.now().Sub(began)
 				offsets <- began.Add(took / 2).Sub(at.Time)

@@ -125,7 +125,8 @@ func (p *Plane) enrol(c certificate, state *store.State) error {
 		return err
 	}
 	p.cache = kept
-	if err := kept.SaveState(state); err != nil {
+	p.confirm()
+	if err := p.keep(state); err != nil {
 		return err
 	}
 	p.advance(state)

@@ -1,6 +1,10 @@
 package control
 
-import "time"
+import (
+	"time"
+
+	"guywire/store"
+)
 
 var (
 	joinsOfOne = rate{each: 10, burst: 20}
@@ -41,6 +45,12 @@ const (
 	followMin = 200 * time.Millisecond // backoff between streams
 	followMax = 15 * time.Second
 	batch     = 64 // changes read from the log at once
+	// checkEvery is how often a follower asks a second voter, about.
+	checkEvery = 10 * time.Second
+	// While the mesh limits the age of caches, it is kept at least every
+	// confirmMax that a voter confirmed the state; looked at every confirmEvery.
+	confirmEvery = store.MinCacheAge / 4
+	confirmMax   = time.Hour
 
 	saveEvery  = time.Second // the cache is at most this far behind
 	auditEvery = time.Second // the files of the audit trail, too

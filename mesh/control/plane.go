@@ -42,6 +42,9 @@ type Plane struct {
 	cancel context.CancelCauseFunc
 	tasks  sync.WaitGroup // all goroutines of the plane
 
+	confirmed atomic.Int64 // Unix time in seconds when a voter last knew of nothing newer; 0: never
+	expired   atomic.Bool  // see Expired
+
 	certificate atomic.Pointer[tls.Certificate]
 	state       atomic.Pointer[store.State]
 	updates     chan struct{} // one receipt for any number of changes
@@ -76,6 +79,7 @@ func newPlane(config Config, f files) (*Plane, error) {
 	p.joins.init(p.clock.now())
 	p.voter.init()
 	p.streams.init()
+	p.following.init()
 	trust := transport.Trust{
 		Certificate: p.certificate.Load,
 		Pins:        func() [][32]byte { return p.State().Pins() },
@@ -149,10 +153,21 @@ func open(config Config, f files) (_ *Plane, err error) {
 	if err := p.present(c); err != nil {
 		return nil, err
 	}
-	state, err := kept.LoadState()
+	now := time.Now()
+	state, stamp, err := kept.LoadState(now)
+	if now.Before(stamp.Saved) {
+		p.logger.Warn("the clock of this machine is behind the time when the state was saved; set it, or let NTP do so", "saved", stamp.Saved)
+	}
 	switch {
-	case err == nil:
+	case err == nil, errors.Is(err, cache.ErrExpired):
 		p.advance(state)
+		if !stamp.Confirmed.IsZero() {
+			p.confirmed.Store(stamp.Confirmed.Unix())
+		}
+		if err != nil {
+			p.expired.Store(true)
+			p.logger.Warn("the state is too old to start from", mesh.LogError, err, "confirmed", stamp.Confirmed)
+		}
 	case errors.Is(err, cache.ErrRemoved):
 		return nil, fmt.Errorf("%w (%w)", ErrRemoved, err)
 	case errors.Is(err, cache.ErrEmpty), errors.Is(err, cache.ErrUnusable):
@@ -235,19 +250,33 @@ func (p *Plane) Addr() netip.AddrPort { return p.listener.Addr() }
 // Cache is the node's cache, open for as long as the plane is.
 func (p *Plane) Cache() *cache.Cache { return p.cache }
 
-// State is the newest state known here. It is immutable, never nil, and its
-// index never goes back.
+// State is the newest state known here. It is immutable, never nil, and never
+// goes back in the order of store.State.Newer.
 func (p *Plane) State() *store.State { return p.state.Load() }
 
-// Updates receives after State changed; several changes may be one receipt.
-// There is one channel for one consumer.
+// Expired reports whether State comes from a cache that is older than the mesh
+// allows, and no voter has confirmed it since: nothing may be brought up from
+// it. Updates receives when that ends.
+func (p *Plane) Expired() bool { return p.expired.Load() }
+
+// confirm notes that a voter with a leader knows of nothing newer than State.
+func (p *Plane) confirm() {
+	p.confirmed.Store(time.Now().Unix())
+	if p.expired.CompareAndSwap(true, false) {
+		wake(p.updates)
+	}
+}
+
+// Updates receives after State or Expired changed; several changes may be one
+// receipt. There is one channel for one consumer.
 func (p *Plane) Updates() <-chan struct{} { return p.updates }
 
-// advance takes a newer state; an older one is ignored.
+// advance takes a newer state; an older one is ignored. Who lost a right by it
+// loses at once what it has open.
 func (p *Plane) advance(next *store.State) {
 	p.mu.Lock()
 	before := p.state.Load()
-	if next.Index <= before.Index {
+	if !next.Newer(before) {
 		p.mu.Unlock()
 		return
 	}
@@ -260,6 +289,12 @@ func (p *Plane) advance(next *store.State) {
 		if _, known := before.Removed[id]; !known {
 			p.listener.Cut(id)
 			p.dialer.Cut(id)
+		}
+	}
+	for id, n := range before.Nodes {
+		if n.Voter && !next.Nodes[id].Voter && id != p.id {
+			p.listener.CutStream(transport.Raft, id)
+			p.dialer.CutStream(transport.Raft, id)
 		}
 	}
 	if _, removed := next.Removed[p.id]; removed {
@@ -302,44 +337,61 @@ func (p *Plane) await(ctx context.Context, done func(*store.State) bool) bool {
 	}
 }
 
-// save keeps the cache at most saveEvery behind the state.
+// save keeps the cache at most saveEvery behind the state. While the mesh
+// limits the age of caches, it also keeps that a voter confirmed the state.
 func (p *Plane) save() {
-	var saved uint64
-	write := func() {
-		state := p.State()
-		if state.Index <= saved {
+	saved, confirmed := store.New(), p.confirmed.Load()
+	write := func(every time.Duration) {
+		state, now := p.State(), p.confirmed.Load()
+		every = min(every, state.Mesh.CacheMaxAge/4)
+		if !state.Newer(saved) && (every == 0 || time.Duration(now-confirmed)*time.Second < every) {
 			return
 		}
-		if err := p.cache.SaveState(state); err != nil {
+		if err := p.keep(state); err != nil {
 			p.logger.Error("cache cannot be written; a restart without voters would start from an older state; check the disk", mesh.LogError, err)
 			return
 		}
-		saved = state.Index
+		saved, confirmed = state, now
 	}
+	refresh := time.NewTicker(confirmEvery)
+	defer refresh.Stop()
 	for {
 		select {
 		case <-p.dirty:
-			write()
+		case <-refresh.C:
 		case <-p.life.Done():
 			if !errors.Is(context.Cause(p.life), ErrLeft) { // then the cache is forgotten
-				write()
+				write(time.Second)
 			}
 			return
 		}
+		write(confirmMax)
 		if !p.sleep(saveEvery) {
 			continue // the end: save once more
 		}
 	}
 }
 
+// keep writes the state into the cache.
+func (p *Plane) keep(state *store.State) error {
+	stamp := cache.Stamp{Saved: time.Now()}
+	if at := p.confirmed.Load(); at != 0 {
+		stamp.Confirmed = time.Unix(at, 0)
+	}
+	return p.cache.SaveState(state, stamp)
+}
+
 // sleep waits; false: the plane ends.
-func (p *Plane) sleep(d time.Duration) bool {
+func (p *Plane) sleep(d time.Duration) bool { return pause(p.life, d) }
+
+// pause waits; false: ctx ends.
+func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
 		return true
-	case <-p.life.Done():
+	case <-ctx.Done():
 		return false
 	}
 }

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -25,8 +26,15 @@ func (p *Plane) Read(ctx context.Context) (*store.State, error) {
 // A readPoint is where a read is linearizable, with the clock of the leader
 // that said so.
 type readPoint struct {
-	Index uint64    `json:"index"`
-	Time  time.Time `json:"time"`
+	Generation uint64    `json:"generation,omitempty"`
+	Index      uint64    `json:"index"`
+	Time       time.Time `json:"time"`
+}
+
+// reached reports whether a state has all that was acknowledged before. The
+// index alone does not tell: in a generation that is over it may be higher.
+func (r readPoint) reached(s *store.State) bool {
+	return cmp.Or(cmp.Compare(s.Mesh.Generation, r.Generation), cmp.Compare(s.Index, r.Index)) >= 0
 }
 
 func (p *Plane) read(ctx context.Context) (*store.State, readPoint, error) {
@@ -34,7 +42,7 @@ func (p *Plane) read(ctx context.Context) (*store.State, readPoint, error) {
 	if err != nil {
 		return nil, readPoint{}, err
 	}
-	if !p.await(ctx, func(s *store.State) bool { return s.Index >= point.Index }) {
+	if !p.await(ctx, point.reached) {
 		return nil, readPoint{}, newError(http.StatusServiceUnavailable, CodeInternal, "%s is behind: it is at index %d and the mesh at %d or above; try again", p.name(p.id), p.State().Index, point.Index)
 	}
 	return p.State(), point, nil
@@ -50,13 +58,19 @@ func (p *Plane) readPoint(ctx context.Context) (point readPoint, err error) {
 		if log == nil {
 			return false, p.notVoter()
 		}
-		point.Index, err = log.ReadIndex(ctx)
-		point.Time = p.clock.now()
+		point, err = p.pointOf(ctx, log)
 		if refused, ok := errors.AsType[*raftstore.NotLeaderError](err); ok {
 			return p.atLeader(ctx, refused.Leader, http.MethodGet, "/v1/read", nil, &point)
 		}
 		return errors.Is(err, raftstore.ErrClosed), err
 	})
+	return point, err
+}
+
+// pointOf is readPoint on the leader.
+func (p *Plane) pointOf(ctx context.Context, log *raftstore.Store) (point readPoint, err error) {
+	point.Index, err = log.ReadIndex(ctx)
+	point.Generation, point.Time = log.State().Mesh.Generation, p.clock.now()
 	return point, err
 }
 
@@ -73,8 +87,7 @@ func (p *Plane) serveRead(w http.ResponseWriter, r *http.Request) {
 	var point readPoint
 	var err error
 	if p.State().Nodes[Caller(r.Context())].Voter {
-		point.Index, err = log.ReadIndex(ctx)
-		point.Time = p.clock.now()
+		point, err = p.pointOf(ctx, log)
 	} else {
 		point, err = p.readPoint(ctx)
 	}
@@ -83,24 +96,6 @@ func (p *Plane) serveRead(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	Reply(w, point)
-}
-
-// A position is how far a node is, in which history.
-type position struct {
-	Generation uint64       `json:"generation"`
-	Index      uint64       `json:"index"`
-	Head       store.Digest `json:"head"` // of the audit trail
-	Time       time.Time    `json:"time"` // the node's clock
-}
-
-// serveHead says where this node is. It is no secret among members, and
-// whoever compares states must reach those whose certificates are stale, too.
-func (p *Plane) serveHead(w http.ResponseWriter, _ *http.Request) {
-	at := position{Time: p.clock.now()}
-	var head [32]byte
-	at.Generation, at.Index, head = p.State().Head()
-	at.Head = head
-	Reply(w, at)
 }
 
 // refusal is what the command would be refused with at a state, as far as can

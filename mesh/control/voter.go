@@ -213,7 +213,7 @@ func (p *Plane) checkOwnVote() {
 	if newest.Nodes[p.id].Voter || len(st.Voters) == 0 || slices.Contains(st.Learners, p.id) {
 		return // a voter, or about to become one
 	}
-	if slices.Contains(st.Voters, p.id) && !(own.Nodes[p.id].Voter && newest.Index > own.Index) {
+	if slices.Contains(st.Voters, p.id) && !(own.Nodes[p.id].Voter && newest.Newer(own)) {
 		// The log names it and nothing newer says otherwise. The state names a
 		// voter before the log does and forgets it after the log did, so a
 		// newer state in which it is none is proof.
