@@ -52,6 +52,7 @@ type Plane struct {
 	voter     voter
 	following following
 	streams   streams
+	stale     atomic.Bool // others do not accept this node's certificate any more
 
 	closeOnce sync.Once
 	closeErr  error
@@ -67,7 +68,7 @@ func newPlane(config Config, f files) (*Plane, error) {
 	}
 	p.life, p.cancel = context.WithCancelCause(context.Background())
 	p.state.Store(store.New())
-	p.voter.init()
+	p.voter.init(p.id)
 	p.streams.init()
 	trust := transport.Trust{
 		Certificate: p.certificate.Load,

@@ -62,6 +62,12 @@ func (p *Plane) routes() {
 	p.handle("GET /v1/raft", Member, p.serveRaft)
 	p.handle("POST /v1/promote", Voter, p.servePromote)
 	p.handle("POST /v1/resign", Voter, p.serveResign)
+	p.handle("POST /v1/ca", Voter, p.serveAuthority)
+	p.handle("POST /v1/ca/rotate", Member, p.serveRotate)
+	p.handle("POST /v1/boot", Hint, p.serveBoot)
+	p.handle("POST /v1/running", Voter, p.serveRunning)
+	p.handle("GET /v1/view", Hint, p.serveView)
+	p.handle("GET /v1/state", Hint, p.serveState)
 	p.handle("POST /v1/reach", Member, p.serveReach)
 	p.handle("/", Joiner, func(w http.ResponseWriter, _ *http.Request) {
 		Fail(w, newError(http.StatusNotFound, store.CodeNotFound, "there is no such call; run the same version of Guywire on both sides"))

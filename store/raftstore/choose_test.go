@@ -23,7 +23,7 @@ func follow(t *testing.T, in Input) Input {
 		t.Fatalf("Choose names %s, which is no member", id)
 		return nil
 	}
-	for range 20 {
+	for range 40 {
 		c := Choose(in)
 		if c.IsZero() {
 			return in
@@ -107,9 +107,9 @@ func comesToRest(t *testing.T, seed uint64) {
 	t.Helper()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 5))
-	for range 5000 {
+	for range 3000 {
 		in := Input{Wanted: []int{0, 1, 3, 5}[random.IntN(4)], Settled: time.Duration(random.IntN(2)) * time.Hour}
-		for i := range 1 + random.IntN(12) {
+		for i := range 1 + random.IntN(30) {
 			c := Candidate{
 				ID: mesh.NodeID{byte(i + 1)}, Site: string(rune('a' + random.IntN(4))), Joined: time.Unix(int64(random.IntN(5)), 0),
 				Network:   netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(random.IntN(3))}), 24),
@@ -179,6 +179,29 @@ func balanced(list []Candidate, limit int) (n int) {
 		}
 	}
 	return n
+}
+
+func TestWantedVoters(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct{ nodes, reachable, voters, want int }{
+		{1, 1, 1, 1},
+		{2, 2, 1, 1},
+		{3, 2, 1, 1},
+		{3, 3, 1, 3},
+		{20, 20, 3, 3},
+		{21, 4, 3, 3},
+		{21, 5, 3, 5},
+		{500, 400, 5, 5},
+		{4, 0, 3, 3}, // voters count as reachable: nothing is torn down for a bad measurement
+	} {
+		var in Input
+		for i := range tc.nodes {
+			in.Candidates = append(in.Candidates, Candidate{ID: mesh.NodeID{byte(i), byte(i >> 8)}, Reachable: i < tc.reachable, Voter: i < tc.voters})
+		}
+		if got := in.want(); got != tc.want {
+			t.Errorf("%+v: %d voters wanted", tc, got)
+		}
+	}
 }
 
 func TestChoose(t *testing.T) {
