@@ -25,9 +25,8 @@ type reachAnswer struct {
 }
 
 // beReached lets other nodes measure where this node's control port can be
-// reached. Whoever reaches it records that; after several who do not, this
-// node records that it cannot be. A voter does not: it is one until the leader
-// says otherwise.
+// reached, and records that; after several who do not reach it, that it cannot
+// be. A voter does not: it is one until the leader says otherwise.
 func (p *Plane) beReached() {
 	misses, pause := 0, reachFirst
 	for p.sleep(jitter(pause)) {
@@ -37,19 +36,29 @@ func (p *Plane) beReached() {
 			p.logger.Debug("reachability not measured", mesh.LogError, err)
 			continue
 		}
-		if len(answer.Reached) > 0 {
-			misses, pause = 0, reachEvery
-			continue
+		self := p.State().Nodes[p.id]
+		if len(answer.Reached) == 0 {
+			if misses++; misses < reachMisses {
+				continue
+			}
+			if len(self.Control) == 0 || self.Voter {
+				pause = reachEvery
+				continue
+			}
 		}
-		if misses++; misses < reachMisses {
-			continue
+		if !sameSet(answer.Reached, self.Control) {
+			result, err := p.Propose(p.life, store.Command{SetControl: &store.SetControl{Node: p.id, Control: answer.Reached}})
+			if err == nil && result.Refused != nil {
+				err = result.Refused
+			}
+			if err != nil {
+				p.logger.Debug("reachability not recorded", mesh.LogError, err)
+				continue
+			}
+			p.logger.Info("control port measured", mesh.LogEndpoint, answer.Reached)
 		}
-		pause = reachEvery
-		if self := p.State().Nodes[p.id]; len(self.Control) == 0 || self.Voter {
-			continue
-		}
-		if _, err := p.Propose(p.life, store.Command{SetControl: &store.SetControl{Node: p.id}}); err != nil {
-			p.logger.Debug("reachability not recorded", mesh.LogError, err)
+		if pause = reachEvery; len(answer.Reached) > 0 {
+			misses = 0
 		}
 	}
 }
@@ -89,20 +98,7 @@ func (p *Plane) serveReach(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), callTimeout-2*time.Second)
 	defer cancel()
 	caller := Caller(r.Context())
-	reached := p.reachable(ctx, caller, candidates)
-	before := p.State().Nodes[caller].Control
-	if len(reached) > 0 && !sameSet(reached, before) {
-		result, err := p.Propose(ctx, store.Command{SetControl: &store.SetControl{Node: caller, Control: reached}})
-		if err == nil && result.Refused != nil {
-			err = result.Refused
-		}
-		if err != nil {
-			Fail(w, err)
-			return
-		}
-		p.logger.Info("control port reached", mesh.LogNode, p.name(caller), mesh.LogEndpoint, reached)
-	}
-	Reply(w, reachAnswer{Reached: reached})
+	Reply(w, reachAnswer{Reached: p.reachable(ctx, caller, candidates)})
 }
 
 // reachable dials the candidates side by side and gives those behind which the

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/http"
@@ -144,10 +145,12 @@ func (p *Plane) Recover(ctx context.Context, plan RecoverPlan) error {
 	for _, u := range plan.Appear {
 		state, _ = store.Apply(state, u.Index, u.Command)
 	}
-	command, err := store.SignCommand(store.Command{
+	command := store.Command{
 		Version: store.Version, Now: time.Now(), Author: p.config.Ring.Identity(), After: state.Index,
 		Recover: &store.Recover{Node: p.id, Generation: plan.Generation},
-	}, state.Mesh.ID, p.config.Ring.Sign)
+	}
+	rand.Read(command.Request[:])
+	command, err = store.SignCommand(command, state.Mesh.ID, p.config.Ring.Sign)
 	if err != nil {
 		return err
 	}

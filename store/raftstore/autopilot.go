@@ -21,12 +21,14 @@ const (
 	stableLooks = 5  // in good health before a node gets a vote (10 s)
 	silentLooks = 5  // without an answer before it is in bad health (10 s)
 	failedLooks = 30 // without an answer before it is replaced (60 s)
+	barredLooks = 15 // before a node that could not be made a voter is tried again (30 s)
+
+	shrinkLooks   = 30  // with the same voters before one that works is given up (60 s)
+	respreadLooks = 300 // with the same voters before one gives way to a better place (10 min)
 )
 
-const (
-	teachTimeout = 15 * time.Second // for one node to take the log
-	barredFor    = 30 * time.Second // before a node that could not be made a voter is tried again
-)
+// teachTimeout is how long one node may need to be ready to take the log.
+const teachTimeout = 15 * time.Second
 
 // ErrNoHeir: the only voter has nobody to hand its vote to.
 var ErrNoHeir = errors.New("this is the only voter and no other node can take over; open the control port of one that may vote, or remove the other nodes first")
@@ -218,6 +220,9 @@ func (c *care) learn(ctx context.Context, id mesh.NodeID) error {
 	if err := c.Teach(ctx, id, c.store.raft.CurrentTerm()); err != nil {
 		return err
 	}
+	c.mu.Lock()
+	c.heard[id] = time.Now() // an earlier silence ends
+	c.mu.Unlock()
 	c.change.Lock()
 	defer c.change.Unlock()
 	return c.store.AddLearner(ctx, id)
@@ -227,7 +232,7 @@ func (c *care) learn(ctx context.Context, id mesh.NodeID) error {
 func (c *care) bar(id mesh.NodeID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.barred[id] = time.Now().Add(barredFor)
+	c.barred[id] = time.Now().Add(barredLooks * c.store.look())
 }
 
 // input is what Choose decides on; false: autopilot has not looked yet.
@@ -244,7 +249,8 @@ func (c *care) input() (Input, bool) {
 		c.voters, c.settled = st.Voters, now
 	}
 	stable := state.ServerStabilizationTime(c.conf(len(st.Voters)))
-	in := Input{Self: c.store.config.ID, Candidates: slices.Clone(list), Wanted: wanted, Settled: now.Sub(c.settled)}
+	in := Input{Self: c.store.config.ID, Candidates: slices.Clone(list), Wanted: wanted}
+	in.Shrink, in.Respread = now.Sub(c.settled) >= shrinkLooks*c.store.look(), now.Sub(c.settled) >= respreadLooks*c.store.look()
 	for i := range in.Candidates {
 		n := &in.Candidates[i]
 		n.Barred = n.Barred || now.Before(c.barred[n.ID])

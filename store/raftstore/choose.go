@@ -15,9 +15,6 @@ const (
 	// that is ready to replace one.
 	fiveVotersAbove = 20
 	spareAbove      = 5
-	// respreadAfter is how long the voters must have been the same before one
-	// that works is replaced by one on a better site.
-	respreadAfter = 10 * time.Minute
 )
 
 // A Candidate is a member of the mesh as the leader sees it.
@@ -63,14 +60,16 @@ type Input struct {
 	Self       mesh.NodeID // the leader
 	Candidates []Candidate // all live members
 	Wanted     int         // voters: 1, 3 or 5; 0: as many as suit the mesh
-	// Settled is how long the voters have been the same ones.
-	Settled time.Duration
+	// Shrink: there have been more voters than the mesh can keep for some time,
+	// so it may give up some that work. Respread: they have been the same for so
+	// long that one that works may give way to one at a better place.
+	Shrink, Respread bool
 }
 
 // Changes are the next steps towards the voters that the mesh should have, in
-// the order in which they are taken. Together Promote and Demote leave an odd
-// number of voters, of which a majority works; but for a leader that must not be a
-// voter and has no heir yet.
+// the order in which they are taken. Together Promote and Demote leave a number
+// of voters that is odd if it was, but for a leader that must not be a voter and
+// has no heir yet; and a majority that works.
 type Changes struct {
 	Learn   []mesh.NodeID // give them the log
 	Promote []mesh.NodeID // give them a vote
@@ -153,17 +152,20 @@ func Choose(in Input) Changes {
 	return changes
 }
 
-// want is how many voters the mesh should have: an odd number, since one more
-// survives no more failures and stops more often; and so few that a majority of
-// them works.
+// want is how many voters the mesh should have: an odd number in the long run,
+// since one more survives no more failures and stops more often; and so few
+// that a majority of them works.
 func (in Input) want() int {
-	able, alive := 0, 0
+	able, alive, working := 0, 0, 0
 	for _, c := range in.Candidates {
 		if !c.stays() {
 			continue
 		}
-		if able++; !c.Failed {
-			alive++
+		if able++; c.Failed {
+			continue
+		}
+		if alive++; c.Voter {
+			working++
 		}
 	}
 	want := in.Wanted
@@ -173,7 +175,11 @@ func (in Input) want() int {
 			want = 5
 		}
 	}
-	return max(1, min(want, able-1+able%2, 2*alive-1))
+	want = max(1, min(want, able-1+able%2, 2*alive-1))
+	if !in.Shrink { // a node that is back in a moment is better than a voter fewer
+		want = max(want, working)
+	}
+	return want
 }
 
 // pick adds to chosen the best candidates, one after the other, up to n.
@@ -182,7 +188,6 @@ func (in Input) pick(chosen []Candidate, n int) []Candidate {
 	rest := slices.DeleteFunc(slices.Clone(in.Candidates), func(c Candidate) bool {
 		return slices.ContainsFunc(chosen, func(o Candidate) bool { return o.ID == c.ID }) || !c.stays()
 	})
-	respread := in.Settled >= respreadAfter
 	for len(chosen) < n && len(rest) > 0 {
 		shares := func(c Candidate) (site, network int) {
 			for _, o := range chosen {
@@ -200,7 +205,7 @@ func (in Input) pick(chosen []Candidate, n int) []Candidate {
 			bSite, bNetwork := shares(b)
 			spread := cmp.Or(cmp.Compare(aSite, bSite), cmp.Compare(aNetwork, bNetwork))
 			votes := compareBool(b.Voter, a.Voter)
-			if !respread {
+			if !in.Respread {
 				spread, votes = votes, spread
 			}
 			return cmp.Or(
