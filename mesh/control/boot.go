@@ -27,12 +27,13 @@ type bootAnswer struct {
 	Generation uint64     `json:"generation"`
 	Registered store.Boot `json:"registered"`
 	Running    store.Boot `json:"running,omitzero"` // of the copy that answered at the voter's address just now
+	Last       uint64     `json:"last,omitempty"`   // index of the last entry that the leader knows the voter to have had
 }
 
 // fence decides whether this copy of the log may run, by what other voters
 // know. Nobody answers: then it may, for a mesh that was down as a whole must
 // come up by itself.
-func (p *Plane) fence(boot store.Boot, own *store.State) error {
+func (p *Plane) fence(boot store.Boot, own *store.State, last uint64) error {
 	state := p.State()
 	if own.Index > state.Index {
 		state = own
@@ -55,8 +56,11 @@ func (p *Plane) fence(boot store.Boot, own *store.State) error {
 				return
 			}
 			found := raftstore.CheckBoot(boot, answer.Registered)
-			if answer.Running != (store.Boot{}) && answer.Running != boot {
+			switch {
+			case answer.Running != (store.Boot{}) && answer.Running != boot:
 				found = ErrCloned
+			case found == nil && answer.Last > last: // set back to a copy of its last run
+				found = fmt.Errorf("%w: it ends at entry %d and had entry %d", raftstore.ErrStaleCopy, last, answer.Last)
 			}
 			mu.Lock()
 			defer mu.Unlock()
@@ -83,6 +87,13 @@ func (p *Plane) serveBoot(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	answer := bootAnswer{Generation: state.Mesh.Generation, Registered: state.Nodes[caller].Boot}
+	if log := p.voter.store(); log != nil {
+		for _, h := range log.Status().Health {
+			if h.Node == caller {
+				answer.Last = h.Last
+			}
+		}
+	}
 	ctx, cancel := context.WithTimeout(r.Context(), fenceTimeout/3)
 	defer cancel()
 	// It does not answer before its log is open; another copy does.

@@ -72,12 +72,7 @@ func (p *Plane) hold(ca *transport.Authority) error {
 	if p.voter.store() == nil {
 		return newError(http.StatusConflict, CodeNotVoter, "%s is not a voter", p.name(p.id))
 	}
-	state := p.State()
-	list := slices.DeleteFunc(p.voter.keys(), func(o *transport.Authority) bool {
-		return o.Pin() == ca.Pin() || !slices.ContainsFunc(state.Mesh.Authorities, func(c store.CA) bool {
-			return c.Pin == o.Pin() && (c.State == store.CACurrent || c.State == store.CANext)
-		})
-	})
+	list := slices.DeleteFunc(p.voter.issuers(p.State()), func(o *transport.Authority) bool { return o.Pin() == ca.Pin() })
 	list = append(list, ca)
 	list = list[max(0, len(list)-2):]
 	if err := p.files.write(authorityFile, keysOf(list)); err != nil {
@@ -223,10 +218,13 @@ func betrayed(state *store.State, ca store.CA) bool {
 // not have it.
 func (p *Plane) handOut(ctx context.Context, log *raftstore.Store, ca *transport.Authority) (missing int, err error) {
 	st := log.Status()
-	var mu sync.Mutex // guards missing and err
+	var mu sync.Mutex // guards missing, err and given
 	var all sync.WaitGroup
 	for _, id := range slices.Concat(st.Voters, st.Learners) {
-		if id == p.id || p.voter.given[id] == (given{ca.Pin(), st.Term}) {
+		mu.Lock()
+		has := p.voter.given[id] == (given{ca.Pin(), st.Term})
+		mu.Unlock()
+		if id == p.id || has {
 			continue
 		}
 		all.Go(func() {

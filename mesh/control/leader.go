@@ -44,7 +44,7 @@ func (p *Plane) care() *raftstore.Care {
 
 // teach hands a node the CA, with which it opens an empty log.
 func (p *Plane) teach(ctx context.Context, id mesh.NodeID, term uint64) error {
-	keys := p.voter.keys()
+	keys := p.voter.issuers(p.State())
 	if len(keys) == 0 {
 		return errors.New("this voter has no CA key")
 	}

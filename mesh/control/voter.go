@@ -81,6 +81,19 @@ func (v *voter) keys() []*transport.Authority {
 	return slices.Clone(v.cas)
 }
 
+// issuers are the CAs that it holds and that issue certificates, or will: the
+// current one first.
+func (v *voter) issuers(state *store.State) (list []*transport.Authority) {
+	pin, _ := current(state)
+	next, _ := inState(state, store.CANext)
+	for _, pin := range [][32]byte{pin, next.Pin} {
+		if ca := v.key(pin); ca != nil {
+			list = append(list, ca)
+		}
+	}
+	return list
+}
+
 func (v *voter) double(now time.Time) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

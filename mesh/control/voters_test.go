@@ -160,35 +160,48 @@ func registered(t *testing.T, all []*machine) {
 
 func TestRestoredBackupIsRefused(t *testing.T) {
 	t.Parallel()
-	all := signed(three(t))
-	registered(t, all)
-	old := all[1]
-	if err := old.shut(); err != nil {
-		t.Fatal(err)
-	}
-	backup := filepath.Join(t.TempDir(), "backup")
-	copyState(t, backup, old.path)
-	old.run(Open(old.config))
-	registered(t, all)
-	r := all[0].propose(all[0].grant(1))
-	sameState(t, all, r.Index)
-	if err := old.shut(); err != nil {
-		t.Fatal(err)
-	}
-	old.unload()
-	if err := os.RemoveAll(old.path); err != nil {
-		t.Fatal(err)
-	}
-	copyState(t, old.path, backup)
-	old.load()
-	old.run(Open(old.config))
-	if st := old.Status(); st.Raft != nil || st.Problem == "" {
-		t.Errorf("it uses the old log: %+v", st)
-	}
-	registered(t, all)
-	votersAre(t, all, all...)
-	if n := old.voter.store().Boot().N; n != 1 {
-		t.Errorf("its log was opened %d times; it is not a new one", n)
+	for name, of := range map[string]string{"an earlier run": "cold", "the last run": "hot"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			all := signed(three(t))
+			registered(t, all)
+			led := leaderOf(t, all)
+			old := all[slices.IndexFunc(all, func(m *machine) bool { return m != led && m != all[0] })]
+			backup := filepath.Join(t.TempDir(), "backup")
+			if of == "cold" {
+				if err := old.shut(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			copyState(t, backup, old.path)
+			if of == "cold" {
+				old.run(Open(old.config))
+				registered(t, all)
+			}
+			r := all[0].propose(all[0].grant(1))
+			sameState(t, all, r.Index)
+			eventually(t, "the leader knows how far it was", func() bool {
+				return slices.ContainsFunc(leaderOf(t, all).Status().Raft.Health, func(h raftstore.Health) bool { return h.Node == old.ID() && h.Last >= r.Index })
+			})
+			if err := old.shut(); err != nil {
+				t.Fatal(err)
+			}
+			old.unload()
+			if err := os.RemoveAll(old.path); err != nil {
+				t.Fatal(err)
+			}
+			copyState(t, old.path, backup)
+			old.load()
+			old.run(Open(old.config))
+			if st := old.Status(); st.Raft != nil || st.Problem == "" {
+				t.Errorf("it uses the old log: %+v", st)
+			}
+			registered(t, all)
+			votersAre(t, all, all...)
+			if n := old.voter.store().Boot().N; n != 1 {
+				t.Errorf("its log was opened %d times; it is not a new one", n)
+			}
+		})
 	}
 }
 

@@ -42,9 +42,10 @@ type Config struct {
 	// or fails. The Store serves no more and must be closed.
 	Failed func(error)
 	// Fence, if set, decides in Open whether this copy of the log may run: see
-	// CheckBoot. It gets the run that begins and the state that is known to be
-	// committed; raft runs only after it returned nil, and Open returns its error.
-	Fence func(store.Boot, *store.State) error
+	// CheckBoot. It gets the run that begins, the state that is known to be
+	// committed and the index of the last entry; raft runs only after it returned
+	// nil, and Open returns its error.
+	Fence func(boot store.Boot, state *store.State, last uint64) error
 	// Care, if set, lets this voter care for who is a voter while it leads.
 	Care *Care
 }
@@ -128,7 +129,11 @@ func open(config Config, snapshots raft.SnapshotStore, disk disk, stall time.Dur
 		return nil, fmt.Errorf("count this run of the replicated log: %w", err)
 	}
 	if config.Fence != nil {
-		if err := config.Fence(s.boot, s.State()); err != nil {
+		_, last, err := s.log.bounds()
+		if err == nil {
+			err = config.Fence(s.boot, s.State(), max(last, s.State().Index))
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
