@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"guywire/mesh"
@@ -14,10 +15,14 @@ func (p *Plane) renew() {
 	pause, next := renewFirst, time.Time{}
 	for {
 		if now := time.Now(); !now.Before(next) && (p.stale.Load() || p.renewalDue(now)) {
-			if err := p.renewOnce(); err != nil {
+			err := p.renewOnce()
+			switch {
+			case hasCode(err, CodeRemoved): // with a CA that is retired, only this call hears of it
+				p.end(fmt.Errorf("%w (%w)", ErrRemoved, err))
+			case err != nil:
 				p.logger.Warn("certificate could not be renewed", mesh.LogError, err, "expires", p.expiry())
 				next, pause = now.Add(jitter(pause)), min(2*pause, renewRetry)
-			} else {
+			default:
 				p.logger.Info("certificate renewed", "expires", p.expiry())
 				p.stale.Store(false)
 				pause = renewFirst
