@@ -12,7 +12,6 @@ import (
 
 	"guywire/discovery/invite"
 	"guywire/mesh"
-	"guywire/mesh/transport"
 	"guywire/store"
 )
 
@@ -184,21 +183,12 @@ func checkJoin(ctx context.Context, request joinRequest) (store.Join, error) {
 func (p *Plane) admit(ctx context.Context, join store.Join) (joinAnswer, error) {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
-	if p.issuer() == nil {
+	if p.voter.authority() == nil {
 		var answer joinAnswer
 		err := p.atVoter(ctx, http.MethodPost, "/v1/admit", join, &answer)
 		return answer, err
 	}
 	return p.admitHere(ctx, join)
-}
-
-// issuer is the CA, on a voter whose log is open: one that cannot hear who was
-// removed must not vouch for anybody.
-func (p *Plane) issuer() *transport.Authority {
-	if p.voter.store() == nil {
-		return nil
-	}
-	return p.voter.authority()
 }
 
 func (p *Plane) admitHere(ctx context.Context, join store.Join) (joinAnswer, error) {
@@ -248,7 +238,7 @@ func (p *Plane) vet(ctx context.Context, join store.Join) error {
 
 // welcome makes the answer to a node that was admitted.
 func (p *Plane) welcome(join store.Join) (joinAnswer, error) {
-	authority := p.issuer()
+	authority := p.voter.authority()
 	if authority == nil {
 		return joinAnswer{}, p.notVoter()
 	}
@@ -283,7 +273,7 @@ func (p *Plane) serveAdmit(w http.ResponseWriter, r *http.Request) {
 		Fail(w, err)
 		return
 	}
-	if p.issuer() == nil {
+	if p.voter.authority() == nil {
 		Fail(w, p.notVoter())
 		return
 	}
@@ -303,7 +293,7 @@ func (p *Plane) serveAdmit(w http.ResponseWriter, r *http.Request) {
 
 // serveCertificate renews the certificate of the caller.
 func (p *Plane) serveCertificate(w http.ResponseWriter, r *http.Request) {
-	authority := p.issuer()
+	authority := p.voter.authority()
 	if authority == nil {
 		Fail(w, p.notVoter())
 		return

@@ -59,10 +59,13 @@ const (
 	reopenMax = 5 * time.Minute
 
 	voterEvery     = 2 * time.Second  // how often the leader looks at its voters
-	promoteTimeout = 30 * time.Second // for a new voter to catch up
-	dismissAfter   = 10 * time.Second // of one voter too many
-	penalty        = 30 * time.Second // before a node that could not be made a voter is tried again
+	leaveTimeout   = 50 * time.Second // for a leaving voter's substitute to take over
 	leaderless     = 5 * time.Second  // a voter without leader follows others, too
+	forgottenAfter = 15 * time.Second // a learner that no leader calls has no log any more
+	recoverTimeout = 5 * time.Second  // for one member to say what it knows
+	recoverCalls   = 64               // members asked at once
+	fenceTimeout   = 3 * time.Second  // for other voters to say what they know of this one's log
+	authorityAge   = 365 * 24 * time.Hour
 
 	reachFirst    = 250 * time.Millisecond
 	reachEvery    = 10 * time.Minute
@@ -84,8 +87,7 @@ const (
 	clockEvery     = time.Minute
 	clockTimeout   = time.Second
 
-	renewCheck = time.Hour
-	renewRetry = 30 * time.Second
-
-	manyNodes = 20 // above it there are five voters
+	renewCheck = 2 * time.Second
+	renewRetry = 30 * time.Second // at most, from renewFirst, doubling
+	renewFirst = time.Second
 )

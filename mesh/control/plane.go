@@ -58,6 +58,7 @@ type Plane struct {
 	voter     voter
 	following following
 	streams   streams
+	stale     atomic.Bool // others do not accept this node's certificate any more
 
 	closeOnce sync.Once
 	closeErr  error
@@ -77,7 +78,7 @@ func newPlane(config Config, f files) (*Plane, error) {
 		p.clock.now = time.Now
 	}
 	p.joins.init(p.clock.now())
-	p.voter.init()
+	p.voter.init(p.id)
 	p.streams.init()
 	p.following.init()
 	trust := transport.Trust{

@@ -61,7 +61,7 @@ func (p *Plane) sign(command store.Command) (store.Command, error) {
 	if command.Init != nil {
 		version, id = command.Init.Settings.Version, command.Init.Settings.ID
 	}
-	if version == 0 {
+	if version == 0 && command.SetVersion == nil {
 		command.By.Node = p.id
 		return command, nil
 	}

@@ -30,6 +30,7 @@ type Status struct {
 	Followers []mesh.NodeID     `json:"followers"`         // that this voter serves
 	Expires   time.Time         `json:"expires"`           // this node's certificate
 	Problem   string            `json:"problem,omitempty"` // why a voter's log is not open
+	Doubled   time.Time         `json:"doubled,omitzero"`  // when another machine was last seen that runs as this node
 	Raft      *raftstore.Status `json:"raft,omitempty"`    // voters only
 }
 
@@ -53,6 +54,7 @@ func (p *Plane) Status() Status {
 	}
 	p.voter.mu.Lock()
 	log, problem := p.voter.log, p.voter.problem
+	st.Doubled = p.voter.doubled
 	p.voter.mu.Unlock()
 	st.Problem = problem
 	if log != nil {

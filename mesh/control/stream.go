@@ -323,7 +323,7 @@ func (p *Plane) serveFollow(w http.ResponseWriter, r *http.Request) {
 	}
 	log := p.voter.store()
 	if log == nil {
-		Fail(w, p.noVoter())
+		Fail(w, p.notVoter())
 		return
 	}
 	own := positionOf(log.State())
@@ -349,10 +349,6 @@ func (p *Plane) serveFollow(w http.ResponseWriter, r *http.Request) {
 	if err := p.stream(w, r, log, pos, verdict != raftstore.Known || anew); err != nil {
 		p.logger.Warn("follow stream ended", mesh.LogNode, p.name(caller), mesh.LogError, err)
 	}
-}
-
-func (p *Plane) noVoter() *Error {
-	return newError(http.StatusConflict, CodeNotVoter, "%s is not a voter", p.name(p.id))
 }
 
 // stream sends what follows a position, anew with a snapshot first, until the
@@ -381,7 +377,7 @@ func (p *Plane) stream(w http.ResponseWriter, r *http.Request, log *raftstore.St
 	due := true // a heartbeat: the first one tells the follower where this voter is
 	for {
 		if p.voter.store() != log {
-			end, err := endFrame(p.noVoter())
+			end, err := endFrame(p.notVoter())
 			if err == nil {
 				send(end)
 			}
