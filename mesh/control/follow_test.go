@@ -28,7 +28,7 @@ import (
 func (m *machine) signed(s *store.State, c store.Command) store.Command {
 	m.t.Helper()
 	if s.Mesh.Version == 0 && c.SetVersion == nil && c.Recover == nil {
-		c.By.Node = m.ID()
+		c.By = store.Authority{Node: m.ID(), Operator: true}
 		return c
 	}
 	c.Author, c.After, c.Request = m.config.Ring.Identity(), s.Index, store.Nonce{byte(rand.Uint32()), byte(rand.Uint32()), byte(rand.Uint32()), 1}
@@ -276,7 +276,7 @@ func (m *machine) flood() uint64 {
 	m.t.Helper()
 	log := m.voter.store()
 	for range 80 {
-		c := m.signed(log.State(), store.Command{By: store.Authority{Operator: true}, RevokeToken: &store.RevokeToken{ID: strings.Repeat("x", store.MaxCommandBytes*9/10)}})
+		c := m.signed(log.State(), store.Command{RevokeToken: &store.RevokeToken{ID: strings.Repeat("x", store.MaxCommandBytes*9/10)}})
 		if _, err := log.Propose(m.t.Context(), c); err != nil {
 			m.t.Fatal(err)
 		}
@@ -557,7 +557,7 @@ func TestB24OpenStreamsEndWithTheRight(t *testing.T) {
 		t.Fatal(err)
 	}
 	waits := []func(){ended("the follow stream", follow.body), ended("an idle connection", idle)}
-	one.propose(store.Command{By: store.Authority{Operator: true}, RemoveNode: &store.RemoveNode{Node: four.ID(), Revoke: true}})
+	one.propose(store.Command{RemoveNode: &store.RemoveNode{Node: four.ID(), Revoke: true}})
 	for _, wait := range waits {
 		wait()
 	}

@@ -195,6 +195,7 @@ func voting(all []*machine) int {
 
 func (m *machine) propose(c store.Command) store.Result {
 	m.t.Helper()
+	c.By.Operator = m.State().Mesh.Version == 0
 	r, err := m.Propose(m.t.Context(), c)
 	if err != nil {
 		m.t.Fatal(err)

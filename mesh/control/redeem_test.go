@@ -111,6 +111,7 @@ func TestB04GuessedTokens(t *testing.T) { // alone: it takes the whole machine
 	one := m.run(Init(t.Context(), m.config, initRequest))
 	text := one.token(TokenRequest{})
 	right := mustParse(t, text)
+	registered(t, []*machine{one})
 	if _, err := one.Read(t.Context()); err != nil { // the first read of a term writes
 		t.Fatal(err)
 	}

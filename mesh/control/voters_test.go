@@ -112,7 +112,7 @@ func TestDrainMovesLeadershipAndVote(t *testing.T) {
 	all := three(t, "four")
 	out := leaderOf(t, all)
 	rest := slices.DeleteFunc(slices.Clone(all), func(m *machine) bool { return m == out })
-	out.propose(store.Command{By: store.Authority{Operator: true}, SetDrain: &store.SetDrain{Node: out.ID(), Drain: true}})
+	out.propose(store.Command{SetDrain: &store.SetDrain{Node: out.ID(), Drain: true}})
 	votersAre(t, all, rest...)
 	leaderOf(t, rest)
 }
@@ -270,9 +270,10 @@ func TestRevokedVoterRotatesTheCA(t *testing.T) {
 
 func TestB41TwoRotationsAway(t *testing.T) {
 	t.Parallel()
-	all := three(t, "four")
+	all := three(t)
+	away := all[0].admitted("four", TokenRequest{})
+	all = append(all, away)
 	first := issuedBy(t, all)
-	away := all[3]
 	if err := away.shut(); err != nil {
 		t.Fatal(err)
 	}
@@ -378,8 +379,7 @@ func TestRaftRecoverListsWhatAppears(t *testing.T) {
 	var command store.Command
 	for n := 0; ; n++ { // until nobody else is there to confirm it
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		command = last.grant(n % 200)
-		command.By.Node = last.ID()
+		command = last.signed(last.State(), last.grant(n%200))
 		_, err := last.voter.store().Propose(ctx, command)
 		cancel()
 		if err != nil {
