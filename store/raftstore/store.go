@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -62,7 +61,9 @@ type Store struct {
 	silent    silences
 	pulse     pulse
 	care      care
-	readTerm  atomic.Uint64 // the term in which this voter led and knew all that was committed before
+
+	reads   sync.Mutex // guards barrier
+	barrier *barrier   // of the newest leadership in which somebody read; nil: it failed
 
 	started  chan struct{} // closed at the end of start
 	failOnce sync.Once
