@@ -146,23 +146,6 @@ func (p *Plane) addAuthority(ctx context.Context, log *raftstore.Store) error {
 	return p.propagate(ctx, log, store.Command{RotateCA: &store.RotateCA{Step: store.CAAdd, Pin: ca.Pin(), Root: ca.Certificate()}})
 }
 
-// tend takes the leader's next step towards the CA that the mesh should have.
-func (p *Plane) tend() {
-	log := p.voter.store()
-	if log == nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(p.life, changeTimeout)
-	defer cancel()
-	err := p.registerBoot(ctx, log)
-	if err == nil && log.Status().Leads() && log.State().Mesh.Version > 0 {
-		err = p.tendAuthority(ctx, log)
-	}
-	if err != nil && p.life.Err() == nil && !errors.Is(err, raftstore.ErrNotLeader) && !errors.Is(err, raftstore.ErrClosed) {
-		p.logger.Warn("what the voters know could not be changed", mesh.LogError, err)
-	}
-}
-
 func (p *Plane) tendAuthority(ctx context.Context, log *raftstore.Store) error {
 	state := log.State()
 	step := func(step store.CAStep, ca store.CA) error {

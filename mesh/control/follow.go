@@ -27,6 +27,9 @@ type following struct {
 	// those that were found to lack what it has since it last followed one.
 	disputed, behind map[mesh.NodeID]bool
 	anew             bool // this node gave its history up and waits for a snapshot
+	// doubted is the latest generation that a member told of whose word does not
+	// count; 0: none.
+	doubted uint64
 }
 
 func (f *following) init() {
@@ -70,7 +73,7 @@ func (f *following) heard(beat pulse) {
 func (f *following) took() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.anew = false
+	f.anew, f.doubted = false, 0
 	clear(f.disputed)
 }
 
@@ -116,6 +119,8 @@ func (p *Plane) follow() {
 		}
 		if lasted {
 			pause = followMin
+		} else if !p.voter.hearsLeader() {
+			p.findRecovered()
 		}
 		if !p.sleep(jitter(pause)) {
 			return

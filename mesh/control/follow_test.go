@@ -40,7 +40,7 @@ func (m *machine) signed(s *store.State, c store.Command) store.Command {
 }
 
 // foundedAt is founded for a mesh of a version: 0 is what was made before
-// commands were signed.
+// commands were signed. An old follower of it keeps it there.
 func foundedAt(t *testing.T, version int) *machine {
 	t.Helper()
 	m := newMachine(t)
@@ -51,6 +51,9 @@ func foundedAt(t *testing.T, version int) *machine {
 	p, err := newPlane(m.config, f)
 	if err != nil {
 		t.Fatal(errors.Join(err, f.close()))
+	}
+	if version < store.Version {
+		p.streams.enter(mesh.NodeID{}, version)
 	}
 	if err := p.found(t.Context(), initRequest, version); err != nil {
 		t.Fatal(errors.Join(err, p.abandon()))

@@ -28,6 +28,28 @@ func (p *Plane) keepVoters() {
 	}
 }
 
+// tend is what this voter does by itself: it says which copy of the log it
+// runs, and takes the leader's next step towards the version and the CA that
+// the mesh should have.
+func (p *Plane) tend() {
+	log := p.voter.store()
+	if log == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(p.life, changeTimeout)
+	defer cancel()
+	err := p.registerBoot(ctx, log)
+	if err == nil && log.Status().Leads() {
+		err = p.tendVersion(ctx, log)
+		if err == nil && log.State().Mesh.Version > 0 {
+			err = p.tendAuthority(ctx, log)
+		}
+	}
+	if err != nil && p.life.Err() == nil && !errors.Is(err, raftstore.ErrNotLeader) && !errors.Is(err, raftstore.ErrClosed) {
+		p.logger.Warn("what the voters know could not be changed", mesh.LogError, err)
+	}
+}
+
 // care is what the log needs to keep the voters as they should be while this
 // voter leads.
 func (p *Plane) care() *raftstore.Care {

@@ -65,6 +65,7 @@ const (
 	recoverTimeout = 5 * time.Second  // for one member to say what it knows
 	recoverCalls   = 64               // members asked at once
 	fenceTimeout   = 3 * time.Second  // for other voters to say what they know of this one's log
+	versionTimeout = 3 * time.Second  // for the voters to say which version of the state they read
 	authorityAge   = 365 * 24 * time.Hour
 
 	reachFirst    = 250 * time.Millisecond

@@ -1,10 +1,12 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	random "math/rand/v2"
 	"net/http"
 	"slices"
 	"sync"
@@ -30,6 +32,9 @@ type RecoverPlan struct {
 	Head       store.Digest  `json:"head"`       // of its audit trail
 	Reached    []mesh.NodeID `json:"reached"`    // members that were asked, with this node; oldest first
 	Silent     []mesh.NodeID `json:"silent"`     // members that did not answer; oldest first
+	// Trusted: this node is a voter or an operator, so the other members believe
+	// it and follow by themselves. Otherwise each of them must join anew.
+	Trusted bool `json:"trusted"`
 	// LostVoters are the voters among Silent: what only they have is lost.
 	LostVoters []mesh.NodeID `json:"lost_voters"`
 	// Appear are writes in this node's log of which nobody knows whether they
@@ -95,7 +100,7 @@ func (p *Plane) RecoverPlan(ctx context.Context) (RecoverPlan, error) {
 		})
 	}
 	all.Wait()
-	plan := RecoverPlan{Source: p.id, Index: state.Index, Head: state.Audit.Head, Generation: state.Mesh.Generation}
+	plan := RecoverPlan{Trusted: vouches(state, p.id), Source: p.id, Index: state.Index, Head: state.Audit.Head, Generation: state.Mesh.Generation}
 	for _, id := range oldest(state) {
 		v, reached := views[id]
 		switch {
@@ -181,17 +186,104 @@ func (p *Plane) Recover(ctx context.Context, plan RecoverPlan) error {
 func (p *Plane) fetchState(ctx context.Context, plan RecoverPlan) (*store.State, error) {
 	state := p.State()
 	if plan.Source != p.id {
-		var b []byte
-		if err := p.Do(ctx, plan.Source, http.MethodGet, "/v1/state", nil, &b); err != nil {
-			return nil, err
-		}
 		var err error
-		if state, err = store.Restore(b); err != nil {
-			return nil, fmt.Errorf("state of %s: %w", p.name(plan.Source), err)
+		if state, err = p.stateOf(ctx, plan.Source); err != nil {
+			return nil, err
 		}
 	}
 	if state.Index != plan.Index || state.Mesh.Generation+1 != plan.Generation || state.Audit.Head != plan.Head {
 		return nil, ErrPlanChanged
 	}
 	return state, nil
+}
+
+// stateOf gets the state of another member.
+func (p *Plane) stateOf(ctx context.Context, id mesh.NodeID) (*store.State, error) {
+	var b []byte
+	if err := p.Do(ctx, id, http.MethodGet, "/v1/state", nil, &b); err != nil {
+		return nil, err
+	}
+	state, err := store.Restore(b)
+	if err != nil {
+		return nil, fmt.Errorf("state of %s: %w", p.name(id), err)
+	}
+	return state, nil
+}
+
+// vouches reports whether a member's word counts about a generation that a
+// state does not know: its voters' and its operators' does.
+func vouches(s *store.State, id mesh.NodeID) bool {
+	n, live := s.Nodes[id]
+	return live && (n.Voter || slices.Contains(n.Roles, store.NodeOperator))
+}
+
+// findRecovered looks for a mesh that was recovered without this node, when no
+// voter that it knows of serves it: the recovery may have made another node the
+// only voter.
+//
+// Nothing in a recovered state proves itself to who missed the recovery: whoever
+// has a copy of the old state can make one, and be the only voter in it. So a
+// later generation is believed only when a node tells of it whose word counts
+// in both states, as a voter or an operator, and from that node itself: the
+// connection is made with the identity key that the old state names. What any
+// other member says of later generations is for people to judge.
+func (p *Plane) findRecovered() {
+	state := p.State()
+	var ask []mesh.NodeID
+	for id := range state.Nodes {
+		if id != p.id {
+			ask = append(ask, id)
+		}
+	}
+	random.Shuffle(len(ask), func(i, j int) { ask[i], ask[j] = ask[j], ask[i] })
+	slices.SortStableFunc(ask, func(a, b mesh.NodeID) int {
+		return cmp.Compare(rank(vouches(state, a)), rank(vouches(state, b)))
+	})
+	ask = ask[:min(len(ask), recoverCalls)]
+	ctx, cancel := context.WithTimeout(p.life, recoverTimeout)
+	defer cancel()
+	later := make([]uint64, len(ask)) // generations
+	var all sync.WaitGroup
+	for i, id := range ask {
+		all.Go(func() {
+			var answer headAnswer
+			if p.Do(ctx, id, http.MethodGet, "/v1/head", nil, &answer) == nil && answer.Generation > state.Mesh.Generation {
+				later[i] = answer.Generation
+			}
+		})
+	}
+	all.Wait()
+	for i, id := range ask {
+		if later[i] == 0 {
+			continue
+		}
+		if !vouches(state, id) {
+			p.doubt(id, later[i])
+			continue
+		}
+		found, err := p.stateOf(p.life, id)
+		switch {
+		case err != nil:
+			p.logger.Warn("a recovered state could not be had", mesh.LogNode, p.name(id), mesh.LogError, err)
+		case found.Mesh.ID != state.Mesh.ID || found.Mesh.Generation <= state.Mesh.Generation || !vouches(found, id):
+			p.doubt(id, later[i])
+		default:
+			p.logger.Warn("the mesh was recovered without this node, which takes the recovered state", "generation", found.Mesh.Generation, "by", p.name(id))
+			p.advance(found)
+			p.following.took()
+			return
+		}
+	}
+}
+
+// doubt notes that a member told of a later generation, and that its word does
+// not count.
+func (p *Plane) doubt(by mesh.NodeID, generation uint64) {
+	p.following.mu.Lock()
+	known := p.following.doubted >= generation
+	p.following.doubted = max(p.following.doubted, generation)
+	p.following.mu.Unlock()
+	if !known {
+		p.logger.Error("a member says that the mesh was recovered, but no voter or operator that this node knows of says so; if it is true, empty the state directory of this node and join with a new token", mesh.LogNode, p.name(by), "generation", generation)
+	}
 }

@@ -25,6 +25,9 @@ type Status struct {
 	// it knows more than they do may be lost to the mesh.
 	Disputed []mesh.NodeID `json:"disputed,omitempty"`
 	Behind   []mesh.NodeID `json:"behind,omitempty"`
+	// Doubted is a later generation that a member told of and no voter or
+	// operator of State: this node does not take it.
+	Doubted uint64 `json:"doubted,omitempty"`
 
 	Voters    []mesh.NodeID     `json:"voters"`            // by the state, oldest first
 	Followers []mesh.NodeID     `json:"followers"`         // that this voter serves
@@ -46,6 +49,7 @@ func (p *Plane) Status() Status {
 	p.following.mu.Lock()
 	st.Source, st.Leader = p.following.voter, p.following.leader
 	newest := p.following.newest
+	st.Doubted = p.following.doubted
 	st.Disputed = slices.SortedFunc(maps.Keys(p.following.disputed), mesh.NodeID.Compare)
 	st.Behind = slices.SortedFunc(maps.Keys(p.following.behind), mesh.NodeID.Compare)
 	p.following.mu.Unlock()

@@ -16,7 +16,6 @@ import (
 	"guywire/store/raftstore"
 )
 
-
 func leaderOf(t *testing.T, all []*machine) (leader *machine) {
 	t.Helper()
 	eventually(t, "somebody leads", func() bool {
@@ -402,4 +401,66 @@ func TestRaftRecoverListsWhatAppears(t *testing.T) {
 	if got := last.State().Nodes[last.ID()].Prefixes; !slices.Equal(got, command.Grant.Prefixes) {
 		t.Errorf("prefixes: %v, want what appeared: %v", got, command.Grant.Prefixes)
 	}
+}
+
+// TestFollowersFindARecoveredMesh: a member that no voter of its state serves
+// finds the mesh that an operator recovered, and does not take one that any
+// other member made.
+func TestFollowersFindARecoveredMesh(t *testing.T) {
+	t.Parallel()
+	all := three(t)
+	one, two := all[0], all[1]
+	operator := one.joined("operator")
+	plain, usurper := one.admitted("plain", TokenRequest{}), one.admitted("usurper", TokenRequest{})
+	all = append(all, operator, plain, usurper)
+	eventually(t, "all can be reached", func() bool {
+		for _, m := range all {
+			if len(one.State().Nodes[m.ID()].Control) == 0 {
+				return false
+			}
+		}
+		return true
+	})
+	sameState(t, all, one.State().Index)
+	for _, m := range all[:3] {
+		if err := m.shut(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	index := plain.State().Index
+
+	plan := usurper.plan()
+	if plan.Trusted {
+		t.Errorf("plan of a node without a role: %+v", plan)
+	}
+	if err := usurper.Recover(t.Context(), plan); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []*machine{plain, operator} {
+		eventually(t, "it is told of", func() bool { return m.Status().Doubted == 1 })
+		if s := m.State(); s.Mesh.Generation != 0 || s.Index != index {
+			t.Errorf("it took generation %d at %d", s.Mesh.Generation, s.Index)
+		}
+	}
+	if err := usurper.shut(); err != nil {
+		t.Fatal(err)
+	}
+
+	plan = operator.plan()
+	if !plan.Trusted {
+		t.Errorf("plan of an operator: %+v", plan)
+	}
+	if err := operator.Recover(t.Context(), plan); err != nil {
+		t.Fatal(err)
+	}
+	r := operator.propose(operator.grant(1))
+	sameState(t, []*machine{operator, plain}, r.Index)
+	if st := plain.Status(); st.Generation != 1 || st.Doubted != 0 {
+		t.Errorf("it follows: %+v", st)
+	}
+	// A voter of the old mesh finds it, too, and gets a vote in the new one.
+	two.run(Open(two.config))
+	votersAre(t, []*machine{operator, plain, two}, operator, plain, two)
+	r = two.propose(two.grant(2))
+	sameState(t, []*machine{operator, plain, two}, r.Index)
 }
