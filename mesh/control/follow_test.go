@@ -564,10 +564,9 @@ func TestB24OpenStreamsEndWithTheRight(t *testing.T) {
 	for _, wait := range waits {
 		wait()
 	}
-	if err := <-four.done; !errors.Is(err, ErrRemoved) {
+	if err := four.ended(); !errors.Is(err, ErrRemoved) {
 		t.Errorf("run returned %v", err)
 	}
-	four.stop = nil
 }
 
 // A node whose cache is too old knows where the voters are, but nothing may be

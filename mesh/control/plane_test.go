@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime/pprof"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -111,8 +112,21 @@ func (m *machine) shut() error {
 		return nil
 	}
 	m.stop()
+	return m.ended()
+}
+
+// ended waits until Run returns, which it does soon, and gives its error.
+func (m *machine) ended() error {
+	m.t.Helper()
 	m.stop = nil
-	return <-m.done
+	select {
+	case err := <-m.done:
+		return err
+	case <-time.After(patient):
+		_ = pprof.Lookup("goroutine").WriteTo(m.t.Output(), 1)
+		m.t.Fatal("the plane does not end; see its goroutines above")
+		return nil
+	}
 }
 
 func (m *machine) restart() {
@@ -156,9 +170,13 @@ func (m *machine) admitted(name string, request TokenRequest) *machine {
 	return n.run(Join(m.t.Context(), n.config, m.token(request), JoinRequest{Name: name}, nil))
 }
 
+// patient is for how long a test waits for what happens at once on an idle
+// machine.
+const patient = 50 * time.Second
+
 func eventually(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(50 * time.Second)
+	deadline := time.Now().Add(patient)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for !done() {
@@ -349,10 +367,9 @@ func TestLeave(t *testing.T) {
 	if err := all[0].Leave(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-all[0].done; !errors.Is(err, ErrLeft) {
+	if err := all[0].ended(); !errors.Is(err, ErrLeft) {
 		t.Errorf("run returned %v, want ErrLeft", err)
 	}
-	all[0].stop = nil
 	if _, err := Open(all[0].config); !errors.Is(err, ErrNotEnrolled) {
 		t.Errorf("open after leave: %v, want ErrNotEnrolled", err)
 	}
@@ -378,8 +395,9 @@ func TestTwoNodesAndTheOnlyVoterLeaves(t *testing.T) {
 	if err := one.Leave(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	<-one.done
-	one.stop = nil
+	if err := one.ended(); !errors.Is(err, ErrLeft) {
+		t.Errorf("run returned %v, want ErrLeft", err)
+	}
 	r := two.propose(two.grant(1))
 	if two.State().Index < r.Index || len(two.State().Nodes) != 1 {
 		t.Errorf("state: %+v", two.State())
@@ -387,10 +405,9 @@ func TestTwoNodesAndTheOnlyVoterLeaves(t *testing.T) {
 	if err := two.Leave(t.Context()); err != nil { // the last one: the mesh ends
 		t.Fatal(err)
 	}
-	if err := <-two.done; !errors.Is(err, ErrLeft) {
+	if err := two.ended(); !errors.Is(err, ErrLeft) {
 		t.Errorf("run returned %v", err)
 	}
-	two.stop = nil
 }
 
 func TestRevokedNodeIsCutOff(t *testing.T) {
@@ -399,10 +416,9 @@ func TestRevokedNodeIsCutOff(t *testing.T) {
 	bad := all[3]
 	eventually(t, "it follows", func() bool { return !bad.Status().Source.IsZero() })
 	all[1].propose(store.Command{RemoveNode: &store.RemoveNode{Node: bad.ID(), Revoke: true}})
-	if err := <-bad.done; !errors.Is(err, ErrRemoved) {
+	if err := bad.ended(); !errors.Is(err, ErrRemoved) {
 		t.Errorf("run returned %v, want ErrRemoved", err)
 	}
-	bad.stop = nil
 	// It comes again with its old certificate.
 	p, err := Open(bad.config)
 	if errors.Is(err, ErrRemoved) {

@@ -256,8 +256,9 @@ func TestRevokedVoterRotatesTheCA(t *testing.T) {
 	all := three(t, "four")
 	before := issuedBy(t, all)
 	all[0].propose(store.Command{RemoveNode: &store.RemoveNode{Node: all[1].ID(), Revoke: true}})
-	<-all[1].done
-	all[1].stop = nil
+	if err := all[1].ended(); !errors.Is(err, ErrRemoved) {
+		t.Errorf("run returned %v, want ErrRemoved", err)
+	}
 	rest := []*machine{all[0], all[2], all[3]}
 	issuedBy(t, rest, before)
 	eventually(t, "the old CA is not accepted", func() bool {
