@@ -69,7 +69,7 @@ func (f *following) heard(beat pulse) {
 	}
 }
 
-// took notes that a snapshot has replaced the state.
+// took notes that a snapshot replaces the state.
 func (f *following) took() {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -269,8 +269,8 @@ func (p *Plane) findRecovered() {
 			p.doubt(id, later[i])
 		default:
 			p.logger.Warn("the mesh was recovered without this node, which takes the recovered state", "generation", found.Mesh.Generation, "by", p.name(id))
-			p.advance(found)
 			p.following.took()
+			p.advance(found)
 			return
 		}
 	}
