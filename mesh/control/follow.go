@@ -117,9 +117,10 @@ func (p *Plane) follow() {
 				break
 			}
 		}
-		if lasted {
+		switch {
+		case lasted:
 			pause = followMin
-		} else if !p.voter.hearsLeader() {
+		case pause > followMin && !p.voter.hearsLeader(): // not for the first time
 			p.findRecovered()
 		}
 		if !p.sleep(jitter(pause)) {
