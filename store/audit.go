@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -131,6 +132,11 @@ func VerifyAudit(anchor [32]byte, records []AuditRecord) ([32]byte, error) {
 // version 3.
 func (s *State) Head() (generation, index uint64, head [32]byte) {
 	return s.Mesh.Generation, s.Index, s.Audit.Head
+}
+
+// Newer reports whether s comes after other, of the same mesh.
+func (s *State) Newer(other *State) bool {
+	return cmp.Or(cmp.Compare(s.Mesh.Generation, other.Mesh.Generation), cmp.Compare(s.Index, other.Index)) > 0
 }
 
 // record appends to the trail what an entry did.

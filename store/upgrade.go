@@ -113,10 +113,12 @@ func (s *State) recover(c Command) *Refusal {
 	return nil
 }
 
+// NextVersion is the version after that of the state: what SetVersion may set.
+func (s *State) NextVersion() int { return max(s.Mesh.Version, signedVersion-1) + 1 }
+
 func (s *State) setVersion(c SetVersion) *Refusal {
-	now := max(s.Mesh.Version, signedVersion-1)
-	if c.Version != now+1 {
-		return refuse(CodeVersion, "the mesh is at version %d, after which comes %d, not %d", now, now+1, c.Version)
+	if next := s.NextVersion(); c.Version != next {
+		return refuse(CodeVersion, "the mesh is at version %d, after which comes %d, not %d", next-1, next, c.Version)
 	}
 	*s = *upgrade(s)
 	return nil

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"guywire/integration/lab"
+	"guywire/integration/lab/disk"
 )
 
 const linkHelp = "\nLINK is a name that `meshlab status` lists, or NODE:INTERFACE of either end."
@@ -43,19 +44,115 @@ func (a *app) cutCommand() *cobra.Command {
 }
 
 func (a *app) healCommand() *cobra.Command {
-	return &cobra.Command{
+	var node string
+	c := &cobra.Command{
 		Use:   "heal [LINK]",
-		Short: "Undo every fault of a link, or of all links",
-		Long:  "Undo cuts, lost carriers and impairments." + linkHelp,
+		Short: "Undo every fault of a link or a node, or all faults",
+		Long:  "Undo cuts, lost carriers and impairments of a link, or with --node the faults of a node's disk, clock and processes; or all of all." + linkHelp,
 		Args:  wants(0, 1, "at most one link"),
+		RunE: func(c *cobra.Command, args []string) error {
+			if node != "" && len(args) > 0 {
+				return &exitError{exitUsage, fmt.Errorf("--node and a link exclude each other; keep one")}
+			}
+			l, err := a.attach()
+			if err != nil {
+				return err
+			}
+			if node != "" {
+				return l.HealNode(c.Context(), node)
+			}
+			return l.Heal(c.Context(), strings.Join(args, ""))
+		},
+	}
+	c.Flags().StringVar(&node, "node", "", "undo the faults of this node itself")
+	return c
+}
+
+const forHelp = "end the fault after this time, and return then (default: when it is healed)"
+
+func (a *app) stallCommand() *cobra.Command {
+	var (
+		fails string
+		d     time.Duration
+	)
+	c := &cobra.Command{
+		Use:     "stall NODE",
+		Short:   "Stall the disk of a node, or make it fail",
+		Long:    "Make fsync calls on a node wait until the disk is healed, or fail. It needs a lab that was started by `meshlab up --faults`.",
+		Example: "  meshlab stall fra --for 30s\n  meshlab stall fra --error EIO\n  meshlab heal --node fra",
+		Args:    wants(1, 1, "one node"),
+		RunE: func(c *cobra.Command, args []string) error {
+			fault := disk.Stall
+			if fails != "" {
+				if fault = disk.Fault(strings.ToUpper(fails)); !fault.Known() || fault == disk.Stall {
+					return &exitError{exitUsage, fmt.Errorf("a disk cannot fail with %q; write EIO or ENOSPC", fails)}
+				}
+			}
+			l, err := a.attach()
+			if err != nil {
+				return err
+			}
+			return l.Disk(c.Context(), args[0], fault, d)
+		},
+	}
+	c.Flags().StringVar(&fails, "error", "", "fail at once, with EIO or ENOSPC")
+	c.Flags().DurationVar(&d, "for", 0, forHelp)
+	return c
+}
+
+func (a *app) clockCommand() *cobra.Command {
+	var d time.Duration
+	c := &cobra.Command{
+		Use:     "clock NODE OFFSET|TIME",
+		Short:   "Step the wall clock of a node",
+		Long:    "Step the wall clock of a node's agent to OFFSET from the machine's, or to TIME as of RFC 3339. It needs a lab that was started by `meshlab up --faults`.",
+		Example: "  meshlab clock fra 1h\n  meshlab clock fra -- -1h\n  meshlab clock fra 1970-01-01T00:00:00Z --for 30s\n  meshlab heal --node fra",
+		Args:    wants(2, 2, "a node and an offset or a time"),
+		RunE: func(c *cobra.Command, args []string) error {
+			offset, err := parseOffset(args[1], time.Now())
+			if err != nil {
+				return &exitError{exitUsage, err}
+			}
+			l, err := a.attach()
+			if err != nil {
+				return err
+			}
+			return l.Clock(c.Context(), args[0], offset, d)
+		},
+	}
+	c.Flags().DurationVar(&d, "for", 0, forHelp)
+	return c
+}
+
+func parseOffset(s string, now time.Time) (time.Duration, error) {
+	if d, err := time.ParseDuration(s); err == nil {
+		return d, nil
+	}
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return 0, fmt.Errorf("%q is no offset such as 1h or -90s, and no time such as 1970-01-01T00:00:00Z", s)
+	}
+	return t.Sub(now), nil
+}
+
+func (a *app) pauseCommand() *cobra.Command {
+	var d time.Duration
+	c := &cobra.Command{
+		Use:     "pause NODE [PROCESS]",
+		Short:   "Stop the agent of a site for a while, or another process",
+		Long:    "Stop a process that `start` or `up` started, as if its machine were suspended. Without PROCESS that is the site's agent; its data plane lives on.",
+		Example: "  meshlab pause fra --for 5s\n  meshlab heal --node fra",
+		Args:    wants(1, 2, "a node and at most one process"),
 		RunE: func(c *cobra.Command, args []string) error {
 			l, err := a.attach()
 			if err != nil {
 				return err
 			}
-			return l.Heal(c.Context(), strings.Join(args, ""))
+			return l.Pause(c.Context(), args[0], strings.Join(args[1:], ""), d)
 		},
 	}
+	c.Flags().DurationVar(&d, "for", 0, forHelp)
+	return c
 }
 
 func (a *app) impairCommand() *cobra.Command {

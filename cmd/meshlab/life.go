@@ -1,17 +1,21 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"guywire/integration/lab"
+	"guywire/integration/lab/clock"
 )
 
 func (a *app) upCommand() *cobra.Command {
 	var (
-		noAgents, check bool
-		path            []string
+		noAgents, check, faults bool
+		path                    []string
 	)
 	c := &cobra.Command{
 		Use:   "up FILE",
@@ -25,7 +29,14 @@ func (a *app) upCommand() *cobra.Command {
 			if err != nil || check {
 				return err
 			}
-			l, err := lab.Up(c.Context(), network, lab.Options{Name: a.name, Detach: true, Agents: !noAgents, Path: path})
+			if faults {
+				dir, err := faultyPrograms(c.Context())
+				if err != nil {
+					return err
+				}
+				path = append(path, dir)
+			}
+			l, err := lab.Up(c.Context(), network, lab.Options{Name: a.name, Detach: true, Agents: !noAgents, Path: path, Faults: faults})
 			if err != nil {
 				return err
 			}
@@ -35,8 +46,19 @@ func (a *app) upCommand() *cobra.Command {
 	}
 	c.Flags().BoolVar(&noAgents, "no-agents", false, "start no meshd")
 	c.Flags().BoolVar(&check, "check", false, "read the file, and build nothing")
+	c.Flags().BoolVar(&faults, "faults", false, "let disks and clocks fail: see stall and clock; builds a meshd for it, so run it in the sources")
 	c.Flags().StringSliceVar(&path, "path", nil, "directories to search for programs first")
 	return c
+}
+
+// faultyPrograms builds a meshd with a clock of the lab beside this program, and gives the directory.
+func faultyPrograms(ctx context.Context) (string, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(filepath.Dir(exe), "faults")
+	return dir, clock.Build(ctx, dir, "guywire/cmd/meshd")
 }
 
 func (a *app) downCommand() *cobra.Command {

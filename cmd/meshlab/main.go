@@ -94,7 +94,8 @@ func newRoot() *cobra.Command {
 		return &exitError{exitUsage, fmt.Errorf("%w; see `%s --help`", err, c.CommandPath())}
 	})
 	root.AddCommand(a.upCommand(), a.downCommand(), a.statusCommand(), a.execCommand(), a.startCommand(), a.killCommand(),
-		a.cutCommand(), a.healCommand(), a.impairCommand(), a.partitionCommand(), a.rebootCommand(), a.readdressCommand())
+		a.cutCommand(), a.healCommand(), a.impairCommand(), a.partitionCommand(), a.rebootCommand(), a.readdressCommand(),
+		a.stallCommand(), a.clockCommand(), a.pauseCommand())
 	flows := &cobra.Command{Use: "flow", Short: "Generate and measure traffic, inside a node", Hidden: true}
 	flows.AddCommand(flow.Commands()...)
 	root.AddCommand(flows)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"guywire/integration/lab"
 )
@@ -103,6 +104,17 @@ func TestTour(t *testing.T) {
 		{[]string{"reboot", "a"}, 1, "", "does not reboot"},
 		{[]string{"start", "b", "--as", "idler", "--", "sleep", "600"}, 0, "Process ", ""},
 		{[]string{"start", "b", "--as", "idler", "--", "sleep", "600"}, 1, "", "already running"},
+		{[]string{"pause", "b", "idler"}, 0, "", ""},
+		{[]string{"status"}, 0, "up; idler paused", ""},
+		{[]string{"heal", "--node", "b"}, 0, "", ""},
+		{[]string{"pause", "b", "idler", "--for", "1ms"}, 0, "", ""},
+		{[]string{"pause", "a"}, 3, "", "not running"},
+		{[]string{"stall", "a"}, 1, "", "--faults"},
+		{[]string{"stall", "a", "--error", "EPERM"}, 2, "", "EIO or ENOSPC"},
+		{[]string{"clock", "a", "1h"}, 1, "", "--faults"},
+		{[]string{"clock", "a", "noon"}, 2, "", "no offset"},
+		{[]string{"heal", "a:eth0", "--node", "a"}, 2, "", "exclude"},
+		{[]string{"heal", "--node", "ghost"}, 1, "", "unknown node"},
 		{[]string{"kill", "b", "idler", "--signal", "TERM"}, 0, "", ""},
 		{[]string{"kill", "b", "idler", "--signal", "HUGS"}, 2, "", "no signal"},
 		{[]string{"kill", "b", "idler", "--all"}, 2, "", "exclude"},
@@ -134,6 +146,17 @@ func TestTour(t *testing.T) {
 	for _, verb := range []string{"down", "status"} {
 		if code, _, errOut := meshlabProcess(t, named(verb)...); code != 3 || !strings.Contains(errOut, "not running") {
 			t.Errorf("%s without a lab: code %d, %q", verb, code, errOut)
+		}
+	}
+}
+
+func TestOffsets(t *testing.T) {
+	now := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+	for text, want := range map[string]time.Duration{
+		"1h": time.Hour, "-90s": -90 * time.Second, "2026-05-01T13:00:00+02:00": -time.Hour, "1970-01-01T00:00:00Z": -now.Sub(time.Unix(0, 0)),
+	} {
+		if got, err := parseOffset(text, now); err != nil || got != want {
+			t.Errorf("%s is %s, %v; want %s", text, got, err, want)
 		}
 	}
 }

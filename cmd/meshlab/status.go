@@ -66,7 +66,7 @@ func printStatus(out io.Writer, st *lab.Status) error {
 		}
 		// Routers have an interface per customer: one line each keeps the table narrow.
 		for k := 0; k == 0 || k < max(len(addrs), len(procs)); k++ {
-			name, kind, state := n.Name, string(n.Kind), n.State
+			name, kind, state := n.Name, string(n.Kind), strings.Join(append([]string{n.State}, n.Faults...), "; ")
 			if k > 0 {
 				name, kind, state = "", "", ""
 			}

@@ -51,7 +51,7 @@ func (s *supervisor) serve(conn *net.UnixConn) {
 	}
 	var r reply
 	switch req.Op {
-	case opExec, opStart, opKill:
+	case opExec, opStart, opKill, opDisk, opClock, opPause:
 		if err = s.handOn(req, conn, files); err == nil {
 			return // the node answers
 		}
@@ -63,6 +63,8 @@ func (s *supervisor) serve(conn *net.UnixConn) {
 		r.Status = s.status()
 	case opReboot:
 		err = s.reboot(req)
+	case opHeal:
+		err = s.heal(req)
 	default:
 		s.mu.Lock()
 		r, err = s.change(req)
@@ -91,21 +93,48 @@ func (s *supervisor) handOn(req request, conn *net.UnixConn, files []*os.File) e
 	return nil
 }
 
-// processes asks a node what runs there.
-func (s *supervisor) processes(node string) ([]Process, error) {
+// ask makes a request of a node.
+func (s *supervisor) ask(node string, req request) (reply, error) {
 	ours, theirs, err := packetPair()
 	if err != nil {
-		return nil, err
+		return reply{}, err
 	}
 	defer ours.Close()
-	err = send(s.nodes[node], request{Op: opProcesses}, theirs)
+	err = send(s.nodes[node], req, theirs)
 	_ = theirs.Close()
 	if err != nil {
-		return nil, err
+		return reply{}, err
 	}
 	_ = ours.SetReadDeadline(time.Now().Add(requestWait))
-	r, err := readReply(ours)
-	return r.Processes, err
+	return readReply(ours)
+}
+
+// heal undoes the faults of one link, of one node, or with neither of all links and all nodes.
+func (s *supervisor) heal(req request) error {
+	switch {
+	case req.Node != "" && s.nodes[req.Node] == nil:
+		return fmt.Errorf("%w node %q; `meshlab status` lists the nodes", ErrUnknown, req.Node)
+	case req.Node != "":
+		return s.healNode(req.Node)
+	}
+	var errs []error
+	if req.Link == "" {
+		for name := range s.nodes {
+			errs = append(errs, s.healNode(name))
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, err := s.change(req)
+	return errors.Join(append(errs, err)...)
+}
+
+func (s *supervisor) healNode(name string) error {
+	r, err := s.ask(name, request{Op: opHeal})
+	if err = errors.Join(err, r.err()); err != nil {
+		return fmt.Errorf("heal %s: %w", name, err)
+	}
+	return nil
 }
 
 // change carries out a request that changes the network. The caller holds s.mu.
@@ -190,8 +219,8 @@ func (s *supervisor) status() *Status {
 	st.Name, st.Dir = s.name, s.dir
 	for i := range st.Nodes {
 		n := &st.Nodes[i]
-		procs, err := s.processes(n.Name)
-		n.Processes = procs
+		r, err := s.ask(n.Name, request{Op: opProcesses})
+		n.Processes, n.Faults = r.Processes, r.Faults
 		if err != nil {
 			n.State = "dead"
 		}

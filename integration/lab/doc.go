@@ -18,6 +18,19 @@
 // package wire. The wire is used on every kernel, also where netem exists: it is seeded, so a run repeats the same losses,
 // and a test means the same on all machines. Only wires can be impaired while the lab runs.
 //
+// # Faults
+//
+// Each of them is a method of [Lab] and a verb of meshlab, and is undone by Heal and `meshlab heal`:
+//
+//	cut        packets on a link vanish, in both directions or one
+//	cut --carrier, impair, partition    the plug, the wire, groups of links
+//	stall      fsync of a node's programs waits, or fails with EIO or ENOSPC; see package disk
+//	clock      the wall clock of a node's agent is elsewhere; see package clock
+//	pause      a process stands still, as on a suspended machine
+//
+// Disks and clocks fail only in labs with Options.Faults. There fsync is slower, and clocks need agents that package clock
+// has built; figures are not measured in such labs.
+//
 // # Programs that start labs
 //
 // The supervisor and the nodes are the calling program, run again under another name. So a program that calls [Up] must

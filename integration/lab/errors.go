@@ -14,6 +14,8 @@ var (
 	ErrUnknown = errors.New("unknown")
 	// ErrNotWire: the link is a veth pair, which cannot be impaired.
 	ErrNotWire = errors.New("not a wire")
+	// ErrNoFaults: the lab, or a program in it, was not made for faults of disks and clocks.
+	ErrNoFaults = errors.New("not made for such faults")
 )
 
 // FileError is a mistake in a network file. Its text begins with the line.
@@ -44,7 +46,7 @@ func (e *remoteError) Error() string { return e.text }
 func (e *remoteError) Unwrap() error { return e.kind }
 
 // errorKinds names the sentinels on the control socket.
-var errorKinds = map[string]error{"unknown": ErrUnknown, "not-wire": ErrNotWire, "running": ErrRunning, "not-running": ErrNotRunning}
+var errorKinds = map[string]error{"unknown": ErrUnknown, "not-wire": ErrNotWire, "running": ErrRunning, "not-running": ErrNotRunning, "no-faults": ErrNoFaults}
 
 func errorKind(err error) string {
 	for name, kind := range errorKinds {

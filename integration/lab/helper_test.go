@@ -2,7 +2,9 @@ package lab
 
 import (
 	"bufio"
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -136,6 +138,19 @@ func helper(verb string, args []string) error {
 		host, _ := os.Hostname()
 		fmt.Println("waiting on", host)
 		fmt.Println("got", <-c)
+		return nil
+	case "sync": // writes to its disk again and again, and says what came of it
+		f, err := os.CreateTemp("", "sync")
+		if err != nil {
+			return err
+		}
+		if err := os.Remove(f.Name()); err != nil {
+			return err
+		}
+		for range time.Tick(5 * time.Millisecond) {
+			errno, _ := errors.AsType[unix.Errno](f.Sync())
+			fmt.Println(cmp.Or(unix.ErrnoName(errno), "ok"))
+		}
 		return nil
 	case "orphan": // leaves a process that nobody waits for
 		exe, err := os.Executable()

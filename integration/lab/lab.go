@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"guywire/integration/lab/disk"
 )
 
 // Lab is a running lab. Its methods may be called from several goroutines at once; each is one request to the lab's
@@ -169,7 +171,35 @@ func (l *Lab) Cut(ctx context.Context, link, from string) error {
 	return err
 }
 
-// Heal undoes every fault of the link; an empty link means all of them.
+// Disk makes the node's disk fail for as long as it says, and returns when that is over; 0 is until it is healed. What
+// is affected are the fsync calls of programs that Start started, in a lab with Options.Faults; else it is ErrNoFaults.
+func (l *Lab) Disk(ctx context.Context, node string, fault disk.Fault, d time.Duration) error {
+	_, err := l.call(ctx, request{Op: opDisk, Node: node, Disk: fault, Duration: d})
+	return err
+}
+
+// Clock steps the wall clock of the node's programs to offset from the machine's, in whole seconds, for as long as it says,
+// and returns when that is over; 0 is until it is healed. The programs are those that package clock has built, and
+// the lab is one with Options.Faults; an agent that would not notice is ErrNoFaults.
+func (l *Lab) Clock(ctx context.Context, node string, offset, d time.Duration) error {
+	_, err := l.call(ctx, request{Op: opClock, Node: node, Offset: offset, Duration: d})
+	return err
+}
+
+// Pause stops a process that Start started, an empty name means meshd, for as long as it says, and returns when it runs
+// again; 0 is until the node is healed. Its data plane lives on.
+func (l *Lab) Pause(ctx context.Context, node, process string, d time.Duration) error {
+	_, err := l.call(ctx, request{Op: opPause, Node: node, Process: process, Duration: d})
+	return err
+}
+
+// HealNode undoes every fault of the node itself: of its disk and its clock, and it resumes what is paused.
+func (l *Lab) HealNode(ctx context.Context, node string) error {
+	_, err := l.call(ctx, request{Op: opHeal, Node: node})
+	return err
+}
+
+// Heal undoes every fault of the link; an empty link means all of them, and of all nodes too.
 func (l *Lab) Heal(ctx context.Context, link string) error {
 	_, err := l.call(ctx, request{Op: opHeal, Link: link})
 	return err

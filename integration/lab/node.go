@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"guywire/integration/lab/clock"
 )
 
 // nodeConfig is what a node's process is told at its start.
@@ -24,6 +26,7 @@ type nodeConfig struct {
 	Dir        string   `json:"dir"`        // of the lab
 	Path       []string `json:"path"`       // searched for programs before PATH
 	Processors int      `json:"processors"` // as in [Options]
+	Faults     bool     `json:"faults"`     // as in [Options]
 }
 
 // nodeFD is the descriptor on which a node's process finds its connection to the supervisor.
@@ -34,8 +37,9 @@ const nodeFD = 3
 type nodeServer struct {
 	cfg nodeConfig
 
-	mu    sync.Mutex
-	procs map[string]*background // guarded by mu
+	mu     sync.Mutex // guards the fields below, but for faults.disk
+	procs  map[string]*background
+	faults faults
 }
 
 // background is a process that outlives the request that started it.
@@ -56,7 +60,7 @@ func nodeMain() error {
 	if err != nil {
 		return err
 	}
-	n := &nodeServer{procs: map[string]*background{}}
+	n := &nodeServer{procs: map[string]*background{}, faults: faults{ended: make(chan struct{}), paused: map[string]struct{}{}}}
 	if err := json.Unmarshal(data, &n.cfg); err != nil {
 		return fmt.Errorf("decode node settings: %w", err)
 	}
@@ -114,6 +118,11 @@ func (n *nodeServer) furnish() error {
 	if err := unix.Mount(filepath.Join(n.cfg.Dir, hostsFile), "/etc/hosts", "", unix.MS_BIND, ""); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("mount /etc/hosts: %w", err)
 	}
+	if n.cfg.Faults {
+		if err := errors.Join(clock.Create(n.clock()), os.Setenv(clock.Env, n.clock())); err != nil {
+			return fmt.Errorf("give the node a clock: %w", err)
+		}
+	}
 	path := append(slices.Clone(n.cfg.Path), os.Getenv("PATH"))
 	return os.Setenv("PATH", strings.Join(path, string(os.PathListSeparator)))
 }
@@ -162,8 +171,12 @@ func (n *nodeServer) serve(conn *net.UnixConn, data []byte, files []*os.File) {
 		r, err = n.start(req)
 	case opKill:
 		err = n.kill(req)
+	case opDisk, opClock, opPause:
+		err = n.fault(req)
+	case opHeal:
+		err = n.heal()
 	case opProcesses:
-		r.Processes = n.list()
+		r.Processes, r.Faults = n.list(), n.found()
 	default:
 		err = fmt.Errorf("a node cannot %s", req.Op)
 	}
@@ -249,8 +262,10 @@ func exitCode(s *os.ProcessState) int {
 	return s.ExitCode()
 }
 
-// agentSocket is where a site's meshd answers; agentWait is how long start waits for it.
+// agentProcess is a site's meshd, and agentSocket where it answers; agentWait is how long start waits for it.
 const (
+	agentProcess = "meshd"
+
 	agentSocket = "/run/guywire/meshd.sock"
 	agentWait   = 20 * time.Second
 )
@@ -311,7 +326,11 @@ func (n *nodeServer) launch(req request) (*background, error) {
 	}
 	defer log.Close()
 	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, dir
-	if err := cmd.Start(); err != nil {
+	begin := cmd.Start
+	if n.cfg.Faults {
+		begin = func() error { return n.faults.disk.Start(cmd) }
+	}
+	if err := begin(); err != nil {
 		return nil, fmt.Errorf("start %s on %s: %w", name, n.cfg.Name, err)
 	}
 	prioritiseChild(cmd.Process.Pid, running)
@@ -319,6 +338,7 @@ func (n *nodeServer) launch(req request) (*background, error) {
 		Name: name, PID: cmd.Process.Pid, Argv: argv, Log: log.Name(), Started: time.Now(), Running: true,
 	}}
 	n.procs[name] = p
+	delete(n.faults.paused, name)
 	go func() { // ends with the process
 		_ = cmd.Wait()
 		n.mu.Lock()
@@ -363,7 +383,7 @@ func (n *nodeServer) kill(req request) error {
 	}
 	name := req.Process
 	if name == "" {
-		name = "meshd"
+		name = agentProcess
 	}
 	n.mu.Lock()
 	p := n.procs[name]

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"guywire/integration/lab/disk"
 )
 
 // Clients, supervisor and nodes speak over Unix sockets of packets. A client sends one request, with its standard files
@@ -41,6 +43,9 @@ const (
 	opPartition op = "partition"
 	opReboot    op = "reboot"
 	opReaddress op = "readdress"
+	opDisk      op = "disk"
+	opClock     op = "clock"
+	opPause     op = "pause"
 )
 
 // request is what a client asks for; each op reads the fields it needs.
@@ -59,6 +64,8 @@ type request struct {
 	Groups    [][]string     `json:"groups,omitempty"`
 	Props     Properties     `json:"props,omitzero"`
 	Duration  time.Duration  `json:"duration,omitempty"`
+	Offset    time.Duration  `json:"offset,omitempty"` // of the clock
+	Disk      disk.Fault     `json:"disk,omitempty"`
 	Addresses []netip.Prefix `json:"addresses,omitempty"`
 }
 
@@ -69,6 +76,7 @@ type reply struct {
 	Exit      int            `json:"exit,omitempty"`
 	PID       int            `json:"pid,omitempty"`
 	Processes []Process      `json:"processes,omitempty"`
+	Faults    []string       `json:"faults,omitempty"` // of a node
 	Status    *Status        `json:"status,omitempty"`
 	Addresses []netip.Prefix `json:"addresses,omitempty"`
 }
@@ -146,6 +154,9 @@ func decodeRequest(data []byte) (request, error) {
 	}
 	if r.Signal < 0 || r.Signal > 64 {
 		return r, fmt.Errorf("there is no signal %d", r.Signal)
+	}
+	if !r.Disk.Known() {
+		return r, fmt.Errorf("a disk cannot fail with %s; it can with %v", r.Disk, disk.Faults)
 	}
 	if r.Duration < 0 || r.Duration > 10*time.Minute {
 		return r, fmt.Errorf("%v is too long; use up to 10m", r.Duration)

@@ -22,6 +22,7 @@ type NodeStatus struct {
 	State      string      `json:"state"` // up, rebooting, or dead when its process is gone
 	Interfaces []Interface `json:"interfaces"`
 	Processes  []Process   `json:"processes"`
+	Faults     []string    `json:"faults,omitempty"` // of the node itself: its disk, its clock, paused processes
 }
 
 // Interface is an end of a link.

@@ -31,6 +31,7 @@ type launch struct {
 	Path       []string `json:"path"`
 	Network    *Network `json:"network"`
 	Processors int      `json:"processors"`
+	Faults     bool     `json:"faults"`
 }
 
 // supervisor is process 1 of a lab: it starts the nodes, builds and changes the network, and answers clients. Its end is
@@ -152,7 +153,7 @@ func (s *supervisor) build() error {
 	}
 	spaces := map[string]*space{}
 	for _, n := range lo.nodes {
-		if spaces[n.name], err = s.startNode(nodeConfig{Name: n.name, Dir: s.dir, Path: l.Path, Processors: l.Processors}); err != nil {
+		if spaces[n.name], err = s.startNode(nodeConfig{Name: n.name, Dir: s.dir, Path: l.Path, Processors: l.Processors, Faults: l.Faults}); err != nil {
 			return err
 		}
 	}

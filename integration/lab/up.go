@@ -52,6 +52,9 @@ type Options struct {
 	// Processors is how many a program on a node uses, if it is written in Go (default 1). Dozens of programs on few
 	// processors spend half of their time on waking idle threads of each other.
 	Processors int
+	// Faults lets disks and clocks of nodes fail: see [Lab.Disk] and [Lab.Clock]. Programs that [Lab.Start] starts are then
+	// slower at fsync. Clocks need programs that package clock has built, in a directory of Path.
+	Faults bool
 }
 
 // upWait is how long a lab may take to come up.
@@ -108,7 +111,7 @@ func (l *Lab) launch(ctx context.Context, network *Network, opts Options, lock *
 	if err != nil {
 		return err
 	}
-	data, err := json.Marshal(launch{Name: l.name, Path: append(opts.Path, filepath.Dir(exe)), Network: network, Processors: max(opts.Processors, 1)})
+	data, err := json.Marshal(launch{Name: l.name, Path: append(opts.Path, filepath.Dir(exe)), Network: network, Processors: max(opts.Processors, 1), Faults: opts.Faults})
 	if err != nil {
 		return err
 	}

@@ -75,12 +75,13 @@ func TestBadTokens(t *testing.T) {
 		}
 		return token.Text()
 	}
-	good, other := w.token("a", "--uses", "2"), w.token("b")
+	granted := []string{"--prefix", "10.3.0.0/24", "--prefix", "fd86:0:0:3::/64"} // what c asks for
+	good, other := w.token("a", append([]string{"--uses", "2"}, granted...)...), w.token("b")
 	ours, theirs := parse(good), parse(other)
 	short := w.token("a", "--ttl", "1s")
 
 	// One that is used already.
-	used := w.token("a")
+	used := w.token("a", granted...)
 	if o := w.join("c", used); o.code != 0 {
 		t.Fatalf("%s: %s", o.what, o.said)
 	}
@@ -140,7 +141,7 @@ func TestBadTokens(t *testing.T) {
 		refused(t, w.join("c", other), api.ExitUnreachable, "cannot be reached", "check")
 		w.nothingLeft("c", clean)
 	})
-	if o := w.join("c", w.token("a", "--prefix", "10.3.0.0/24", "--prefix", "fd86:0:0:3::/64")); o.code != 0 {
+	if o := w.join("c", w.token("a", granted...)); o.code != 0 {
 		t.Errorf("behind all that a good token is refused: %s", o.said)
 	}
 	w.talk("a", "c")

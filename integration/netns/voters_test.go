@@ -30,7 +30,7 @@ func TestLeaderKilled(t *testing.T) {
 		return ""
 	})
 	for _, s := range names {
-		w.token(s) // anybody may
+		w.changeable(s)
 	}
 	if err := w.lab.Kill(t.Context(), leader, "", 0); err != nil {
 		t.Fatal(err)
@@ -46,11 +46,12 @@ func TestLeaderKilled(t *testing.T) {
 	w.changeable(leader)
 }
 
-// changeable waits until a token can be made on a node.
+// changeable waits until a node can change the mesh: what is its own, for only
+// the first one is an operator.
 func (w *world) changeable(node string) {
 	w.Helper()
-	w.until("a token made on "+node, func() string {
-		o := w.ctl(node, "token", "create")
+	w.until("a change by "+node, func() string {
+		o := w.ctl(node, "undrain", node)
 		if o.code == 0 {
 			return ""
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 
 	"guywire/mesh/api"
 	"guywire/mesh/core"
@@ -116,8 +117,8 @@ func (a *Agent) lastState() *store.State {
 		return nil
 	}
 	defer kept.Close()
-	state, err := kept.LoadState()
-	if err != nil && !errors.Is(err, cache.ErrRemoved) {
+	state, _, err := kept.LoadState(time.Now())
+	if err != nil && !errors.Is(err, cache.ErrRemoved) && !errors.Is(err, cache.ErrExpired) {
 		return nil
 	}
 	return state

@@ -143,7 +143,10 @@ func (m *member) run(ctx context.Context, stop context.CancelFunc) error {
 		})
 	}
 	// The mind is fed before it runs: what is known of the world comes first.
-	first := []core.Event{core.StateChanged{State: m.plane.State()}}
+	var first []core.Event
+	if !m.plane.Expired() {
+		first = append(first, core.StateChanged{State: m.plane.State()})
+	}
 	if host, err := m.observe(ctx); err == nil {
 		first = append(first, core.HostChanged{Host: host})
 	}
@@ -219,6 +222,9 @@ func (m *member) followState(ctx context.Context) error {
 			}
 			known := m.directory.All()
 			m.mu.Unlock()
+			if m.plane.Expired() {
+				continue
+			}
 			m.post(core.StateChanged{State: state})
 			for _, f := range known {
 				// Facts about a new member may have come before its record.

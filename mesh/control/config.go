@@ -3,6 +3,7 @@ package control
 import (
 	"log/slog"
 	"net/netip"
+	"time"
 
 	"guywire/mesh"
 	"guywire/mesh/keyring"
@@ -28,6 +29,8 @@ type Config struct {
 	// Timing of the voters; zero: raftstore.WAN.
 	Timing raftstore.Timing
 	Logger *slog.Logger
+
+	now func() time.Time // tests; nil: time.Now
 }
 
 func (c Config) id() mesh.NodeID { return c.Ring.Identity().NodeID() }

@@ -33,6 +33,8 @@ const (
 	CodeUnknownNode   = "unknown-node"
 	CodeNotVoter      = "not-a-voter"
 	CodeNotLeader     = "not-leader"
+	CodeBehind        = "behind"   // the voter has not what the follower has
+	CodeDiverged      = "diverged" // the voter has another history than the follower
 	CodeBusy          = "busy"
 	CodeMalformed     = "malformed"
 	CodeInternal      = "internal"

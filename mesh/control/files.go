@@ -86,6 +86,7 @@ func (f files) clear() error {
 		f.dir.Remove(certificateFile),
 		f.dir.Remove(authorityFile),
 		raftstore.Destroy(f.raft()),
+		f.dir.RemoveAll(auditFolder),
 		cache.Forget(f.state),
 	)
 }

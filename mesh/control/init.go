@@ -19,9 +19,11 @@ type InitRequest struct {
 	Name         string // of this node
 	Pool4, Pool6 netip.Prefix
 	Prefixes     []netip.Prefix // of this node's site, masked
+	Site         string         // where this node is; may be empty
 }
 
-// Init makes a mesh with this machine as its first node and only voter. Its
+// Init makes a mesh with this machine as its first node, only voter and only
+// operator. Its
 // control addresses are those of Config.Advertise: there is nobody yet who
 // could check them. Nothing of it is left behind when it fails.
 func Init(ctx context.Context, config Config, request InitRequest) (*Plane, error) {
@@ -41,13 +43,14 @@ func found(ctx context.Context, config Config, f files, request InitRequest) (*P
 	if err != nil {
 		return nil, err
 	}
-	if err := p.found(ctx, request); err != nil {
+	if err := p.found(ctx, request, store.Version); err != nil {
 		return nil, errors.Join(err, p.abandon())
 	}
 	return p, nil
 }
 
-func (p *Plane) found(ctx context.Context, request InitRequest) error {
+// found makes a mesh of a version, which tests of older meshes choose.
+func (p *Plane) found(ctx context.Context, request InitRequest, version int) error {
 	var id mesh.MeshID
 	for id.IsZero() {
 		rand.Read(id[:]) // never fails since Go 1.24
@@ -80,10 +83,10 @@ func (p *Plane) found(ctx context.Context, request InitRequest) error {
 	result, err := p.Propose(ctx, store.Command{Init: &store.Init{
 		Settings: store.Settings{
 			ID: id, Name: request.Mesh, Pool4: request.Pool4, Pool6: request.Pool6,
-			CA: [][32]byte{ca.Pin()}, Roots: [][]byte{ca.Certificate()}, Secret: secret,
+			CA: [][32]byte{ca.Pin()}, Roots: [][]byte{ca.Certificate()}, Secret: secret, Version: version,
 		},
 		Name: request.Name, Identity: p.config.Ring.Identity(), Key: store.Key{Epoch: epoch, Public: key},
-		Prefixes: request.Prefixes, Control: p.config.advertise(),
+		Prefixes: request.Prefixes, Control: p.config.advertise(), Site: request.Site,
 	}})
 	if err != nil {
 		return fmt.Errorf("make the mesh: %w", err)

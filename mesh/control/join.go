@@ -89,14 +89,15 @@ func join(ctx context.Context, config Config, f files, token invite.Token, reque
 	if err != nil {
 		return nil, err
 	}
-	answer, state, err := redeem(ctx, config, token, request, progress)
+	given, err := redeem(ctx, config, token, request, progress)
 	if err == nil {
-		err = p.enrol(answer.Certificate, state)
+		err = p.enrol(given.certificate, given.state)
 	}
 	if err != nil {
 		return nil, errors.Join(err, p.abandon())
 	}
-	progress("joined", "mesh", state.Mesh.Name, "node", answer.Node.Name, "address4", answer.Node.Addr4, "address6", answer.Node.Addr6)
+	self := given.state.Nodes[p.id]
+	progress("joined", "mesh", given.state.Mesh.Name, "node", self.Name, "address4", self.Addr4, "address6", self.Addr6)
 	return p, nil
 }
 
@@ -124,57 +125,64 @@ func (p *Plane) enrol(c certificate, state *store.State) error {
 		return err
 	}
 	p.cache = kept
-	if err := kept.SaveState(state); err != nil {
+	p.confirm()
+	if err := p.keep(state); err != nil {
 		return err
 	}
 	p.advance(state)
 	return p.files.write(certificateFile, c)
 }
 
+// admission is what a joiner got, after it was checked.
+type admission struct {
+	certificate certificate
+	state       *store.State
+}
+
 // redeem asks the servers of the token.
-func redeem(ctx context.Context, config Config, token invite.Token, request JoinRequest, progress Progress) (joinAnswer, *store.State, error) {
+func redeem(ctx context.Context, config Config, token invite.Token, request JoinRequest, progress Progress) (admission, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	for {
 		failures := make([]error, 0, len(token.Servers))
 		for d := range dialServers(ctx, token) {
+			d.refresh()
 			err := d.err
 			if err == nil {
 				progress("server verified", mesh.LogEndpoint, d.server.String())
-				var answer joinAnswer
-				answer, err = redeemAt(ctx, config, token, d, request)
+				var given admission
+				given, err = redeemAt(ctx, config, token, d, request)
 				if err == nil {
 					progress("admitted", mesh.LogEndpoint, d.server.String())
-					state, err := checkAnswer(config, token, answer)
-					if err != nil {
-						return joinAnswer{}, nil, fmt.Errorf("server %s: %w", d.server, err)
-					}
-					return answer, state, nil
+					return given, nil
 				}
 			}
 			if errors.Is(err, errUnfit) {
-				return joinAnswer{}, nil, err
+				return admission{}, err
 			}
 			if e, answered := errors.AsType[*Error](err); answered && final(e) {
-				return joinAnswer{}, nil, fmt.Errorf("server %s refuses: %w", d.server, e)
+				return admission{}, fmt.Errorf("server %s refuses: %w", d.server, e)
 			}
 			failures = append(failures, fmt.Errorf("server %s: %w", d.server, explainJoin(err)))
 		}
 		if !slices.ContainsFunc(failures, transient) {
-			return joinAnswer{}, nil, joinFailed(failures)
+			return admission{}, joinFailed(failures)
 		}
 		timer := time.NewTimer(jitter(retryMax))
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return joinAnswer{}, nil, joinFailed(failures)
+			return admission{}, joinFailed(failures)
 		}
 	}
 }
 
 // errUnfit marks what JoinRequest.Check found: no server can change it.
 var errUnfit = errors.New("this machine does not fit the mesh")
+
+// errForged marks an answer that no voter made for this join.
+var errForged = errors.New("it is a member of the mesh, but its answer is not one that a voter made for this machine, so nothing of it was kept; somebody took it over, or runs another version of Guywire")
 
 // errInterrupted marks a connection that was verified and then broke.
 var errInterrupted = errors.New("the connection broke in the middle of the join")
@@ -183,6 +191,17 @@ type dialled struct {
 	server netip.AddrPort
 	conn   *tls.Conn
 	err    error
+	at     time.Time
+	dial   func() (*tls.Conn, error)
+}
+
+// refresh replaces a connection that has waited for another server so long that
+// its own may close it.
+func (d *dialled) refresh() {
+	if d.err == nil && time.Since(d.at) > headerTimeout/2 {
+		d.conn.NetConn().Close()
+		d.conn, d.err = d.dial()
+	}
 }
 
 // dialServers connects to all servers of the token side by side and gives each
@@ -197,8 +216,9 @@ func dialServers(ctx context.Context, token invite.Token) iter.Seq[dialled] {
 		outcomes := make(chan dialled, len(token.Servers))
 		for _, server := range token.Servers {
 			go func() {
-				conn, err := dialer.DialAddr(ctx, server.String(), transport.Control)
-				outcomes <- dialled{server, conn, err}
+				dial := func() (*tls.Conn, error) { return dialer.DialAddr(ctx, server.String(), transport.Control) }
+				conn, err := dial()
+				outcomes <- dialled{server, conn, err, time.Now(), dial}
 			}()
 		}
 		left := len(token.Servers)
@@ -244,6 +264,8 @@ func transient(err error) bool {
 // explainJoin says what to do about a server that cannot be used.
 func explainJoin(err error) error {
 	switch {
+	case errors.Is(err, errForged):
+		return err
 	case errors.Is(err, transport.ErrUntrusted):
 		return fmt.Errorf("it does not hold the key that the token pins, so nothing was sent to it; the token is for another mesh, or somebody answers in its place: ask for a new token (%w)", err)
 	case errors.Is(err, transport.ErrClock):
@@ -256,31 +278,37 @@ func explainJoin(err error) error {
 }
 
 // redeemAt joins through one server, on one connection, and closes it.
-func redeemAt(ctx context.Context, config Config, token invite.Token, d dialled, request JoinRequest) (joinAnswer, error) {
+func redeemAt(ctx context.Context, config Config, token invite.Token, d dialled, request JoinRequest) (admission, error) {
 	defer d.conn.NetConn().Close()
+	ctx, cancel := context.WithTimeout(ctx, callTimeout) // one that is silent must not cost the others
+	defer cancel()
 	s := session{client: oneConnection(d.conn), host: d.server.String()}
 	defer s.client.CloseIdleConnections()
 	var begun joinBegun
 	if err := s.post(ctx, "/v1/join/begin", struct{}{}, &begun); err != nil {
-		return joinAnswer{}, err
+		return admission{}, err
 	}
 	if begun.Mesh != token.Mesh || len(begun.Challenge) != 32 {
-		return joinAnswer{}, errors.New("it is in another mesh than the token")
+		return admission{}, errors.New("it is in another mesh than the token")
 	}
 	if request.Check != nil {
 		if err := request.Check(begun.Pool4, begun.Pool6); err != nil {
-			return joinAnswer{}, fmt.Errorf("%w: %w", errUnfit, err)
+			return admission{}, fmt.Errorf("%w: %w", errUnfit, err)
 		}
 	}
 	proofs, err := prove(config, token, d.conn.ConnectionState(), [32]byte(begun.Challenge), request)
 	if err != nil {
-		return joinAnswer{}, err
+		return admission{}, err
 	}
 	var answer joinAnswer
 	if err := s.post(ctx, "/v1/join/finish", proofs, &answer); err != nil {
-		return joinAnswer{}, err
+		return admission{}, err
 	}
-	return answer, nil
+	given, err := checkAnswer(config, token, proofs.Transcript, answer)
+	if err != nil {
+		return admission{}, fmt.Errorf("%w: %w", errForged, err)
+	}
+	return given, nil
 }
 
 // prove makes the three proofs over one transcript.
@@ -323,25 +351,27 @@ func requestID(token invite.Token, identity mesh.IdentityKey) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// checkAnswer reads the state and refuses what does not fit token and node.
-func checkAnswer(config Config, token invite.Token, answer joinAnswer) (*store.State, error) {
-	state, err := store.Restore(answer.State)
+// checkAnswer believes an answer that the CA of the token sealed for exactly
+// this join; the seal is looked at before anything else.
+func checkAnswer(config Config, token invite.Token, transcript []byte, answer joinAnswer) (admission, error) {
+	if err := transport.VerifySeal(token.Pins, answer.Authority, answer.Answer, answer.Seal); err != nil {
+		return admission{}, err
+	}
+	a, err := invite.DecodeAnswer(answer.Answer)
 	if err != nil {
-		return nil, fmt.Errorf("its answer is unusable: %w", err)
+		return admission{}, err
 	}
-	node, member := state.Nodes[config.id()]
-	pin, err := transport.Pin(answer.Certificate.Authority)
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("its answer is unusable: %w", err)
-	case state.Mesh.ID != token.Mesh:
-		return nil, errors.New("its answer is about another mesh")
-	case !member || node.Identity != config.Ring.Identity():
-		return nil, errors.New("its answer does not have this machine in it")
-	case !slices.Contains(token.Pins, pin) || !slices.Contains(state.Pins(), pin):
-		return nil, errors.New("its answer has a certificate of another CA")
+	if a.Mesh != token.Mesh || a.Transcript != sha256.Sum256(transcript) {
+		return admission{}, errors.New("it answers another join")
 	}
-	return state, nil
+	state, err := store.Restore(a.State)
+	if err != nil {
+		return admission{}, err
+	}
+	if state.Mesh.ID != token.Mesh || state.Nodes[config.id()].Identity != config.Ring.Identity() {
+		return admission{}, errors.New("this machine is not in its state")
+	}
+	return admission{certificate{Node: a.Certificate, Authority: answer.Authority}, state}, nil
 }
 
 // A session is HTTP over one connection that exists already.
@@ -371,11 +401,15 @@ func oneConnection(conn *tls.Conn) *http.Client {
 }
 
 func (s session) post(ctx context.Context, path string, in, out any) error {
+	return s.send(ctx, http.MethodPost, path, in, out)
+}
+
+func (s session) send(ctx context.Context, method, path string, in, out any) error {
 	body, err := json.Marshal(in)
 	if err != nil {
 		return fmt.Errorf("encode request: %w", err)
 	}
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+s.host+path, bytes.NewReader(body))
+	r, err := http.NewRequestWithContext(ctx, method, "https://"+s.host+path, bytes.NewReader(body))
 	if err != nil {
 		return fmt.Errorf("make request: %w", err)
 	}

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"net/http"
 	"net/netip"
@@ -49,17 +50,66 @@ type joinRequest struct {
 	Answer     []byte `json:"answer"`    // to the challenge, by the WireGuard key
 }
 
-// joinAnswer is all that a newcomer needs to start.
+// joinAnswer is all that a newcomer needs to start. Whoever carries it is
+// believed in nothing: the voter that admitted it seals it with the CA's key.
 type joinAnswer struct {
-	Node        store.Node  `json:"node"`
-	Certificate certificate `json:"certificate"`
-	State       []byte      `json:"state"` // store.Snapshot
+	Answer    []byte `json:"answer"`    // invite.Answer
+	Authority []byte `json:"authority"` // the CA's certificate, DER
+	Seal      []byte `json:"seal"`      // of Answer
+}
+
+// joins is the patience with those who want to join here: anyone may ask.
+type joins struct {
+	mu      sync.Mutex
+	begun   limiter // by source, or by the member that relays them
+	wrong   limiter // wrong proofs, by token
+	refused tally
+}
+
+func (j *joins) init(now time.Time) {
+	j.begun = newLimiter(joinsOfOne, joinsOfAll, now)
+	j.wrong = newLimiter(wrongProofs, joinsOfAll, now)
+}
+
+func (j *joins) may(l *limiter, who string, now time.Time) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if l.allow(who, now) {
+		return nil
+	}
+	return newError(http.StatusTooManyRequests, CodeBusy, "too many joins, or attempts to, at a time; wait a minute and try again")
+}
+
+// refuse answers a joiner late, so that guessing is slow, and tells of many
+// refusals in one line.
+func (p *Plane) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	p.joins.mu.Lock()
+	count, due := p.joins.refused.add(p.clock.now(), refusalReport)
+	p.joins.mu.Unlock()
+	if due {
+		p.logger.Info("joins refused", "count", count, "from", r.RemoteAddr, mesh.LogReason, err)
+	}
+	timer := time.NewTimer(refusalPause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-r.Context().Done():
+	}
+	Fail(w, err)
 }
 
 func (p *Plane) serveJoinBegin(w http.ResponseWriter, r *http.Request) {
 	j, ok := r.Context().Value(connKey{}).(*joining)
 	if !ok {
 		Fail(w, newError(http.StatusBadRequest, CodeMalformed, "joining needs a TLS connection"))
+		return
+	}
+	source, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err == nil {
+		err = p.joins.may(&p.joins.begun, sourceOf(source.Addr()), p.clock.now())
+	}
+	if err != nil {
+		p.refuse(w, r, err)
 		return
 	}
 	var random [32]byte
@@ -79,20 +129,20 @@ func (p *Plane) serveJoinBegin(w http.ResponseWriter, r *http.Request) {
 func (p *Plane) serveJoinFinish(w http.ResponseWriter, r *http.Request) {
 	var request joinRequest
 	if err := Decode(r, &request); err != nil {
-		Fail(w, err)
+		p.refuse(w, r, err)
 		return
 	}
 	join, err := checkJoin(r.Context(), request)
 	if err != nil {
-		Fail(w, err)
+		p.refuse(w, r, err)
 		return
 	}
 	answer, err := p.admit(r.Context(), join)
 	if err != nil {
-		Fail(w, err)
+		p.refuse(w, r, err)
 		return
 	}
-	p.logger.Info("node joined", mesh.LogNode, answer.Node.Name, "token", join.Token)
+	p.logger.Info("node joined", mesh.LogNode, join.Name, "token", join.Token)
 	Reply(w, answer)
 }
 
@@ -129,30 +179,72 @@ func checkJoin(ctx context.Context, request joinRequest) (store.Join, error) {
 	}, nil
 }
 
-// admit has a join applied and makes the answer: here on a voter, else at one.
+// admit has a join applied and gets the answer: here on a voter, else at one.
 func (p *Plane) admit(ctx context.Context, join store.Join) (joinAnswer, error) {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
-	authority := p.voter.authority()
-	if authority == nil {
+	if p.voter.authority() == nil {
 		var answer joinAnswer
-		_, err := p.atVoter(ctx, "/v1/admit", join, &answer)
+		err := p.atVoter(ctx, http.MethodPost, "/v1/admit", join, &answer)
 		return answer, err
 	}
-	result, err := p.submit(ctx, store.Command{Join: &join})
-	if err != nil {
+	return p.admitHere(ctx, join)
+}
+
+func (p *Plane) admitHere(ctx context.Context, join store.Join) (joinAnswer, error) {
+	if err := p.vet(ctx, join); err != nil {
 		return joinAnswer{}, err
 	}
-	if result.Refused != nil {
-		return joinAnswer{}, result.Refused
+	// Who is in already lost the answer, and gets another one.
+	if p.State().Nodes[join.Identity.NodeID()].Request != join.Request {
+		result, err := p.submit(ctx, store.Command{Join: &join})
+		if err != nil {
+			return joinAnswer{}, err
+		}
+		if result.Refused != nil {
+			return joinAnswer{}, result.Refused
+		}
+		if !p.await(ctx, func(s *store.State) bool { return s.Index >= result.Index }) {
+			return joinAnswer{}, newError(http.StatusServiceUnavailable, CodeInternal, "the node is admitted, but %s is behind; join again with the same token", p.name(p.id))
+		}
 	}
-	if !p.await(ctx, func(s *store.State) bool { return s.Index >= result.Index }) {
-		return joinAnswer{}, newError(http.StatusServiceUnavailable, CodeInternal, "the node is admitted, but %s is behind; join again with the same token", p.name(p.id))
+	return p.welcome(join)
+}
+
+// vet refuses what the log would refuse, before it costs a write: anyone may
+// ask to join. This voter may be behind, so unless the proof is wrong, which no
+// other state would mend, the leader's word and clock decide.
+func (p *Plane) vet(ctx context.Context, join store.Join) error {
+	command := store.Command{Join: &join}
+	refused := refusal(p.State(), command, p.clock.now())
+	if refused == nil {
+		return nil
+	}
+	if refused.Code == store.CodeTokenProof {
+		if err := p.joins.may(&p.joins.wrong, join.Token, p.clock.now()); err != nil {
+			return err
+		}
+		return refused
+	}
+	state, point, err := p.read(ctx)
+	if err != nil {
+		return err
+	}
+	if refused := refusal(state, command, point.Time); refused != nil {
+		return refused
+	}
+	return nil
+}
+
+// welcome makes the answer to a node that was admitted.
+func (p *Plane) welcome(join store.Join) (joinAnswer, error) {
+	authority := p.voter.authority()
+	if authority == nil {
+		return joinAnswer{}, p.notVoter()
 	}
 	// The newcomer must be in what it gets: it may have been removed meanwhile.
 	state := p.State()
-	node, member := state.Nodes[join.Identity.NodeID()]
-	if !member {
+	if state.Nodes[join.Identity.NodeID()].Identity != join.Identity {
 		return joinAnswer{}, newError(http.StatusForbidden, CodeRemoved, "the node was removed as soon as it had joined")
 	}
 	leaf, err := authority.Issue(join.Identity, time.Now())
@@ -163,7 +255,13 @@ func (p *Plane) admit(ctx context.Context, join store.Join) (joinAnswer, error) 
 	if err != nil {
 		return joinAnswer{}, err
 	}
-	return joinAnswer{Node: node, Certificate: certificate{Node: leaf, Authority: authority.Certificate()}, State: snapshot}, nil
+	answer, err := invite.Answer{
+		Mesh: state.Mesh.ID, Transcript: sha256.Sum256(join.Transcript), Certificate: leaf, State: snapshot,
+	}.Encode()
+	if err != nil {
+		return joinAnswer{}, err
+	}
+	return joinAnswer{Answer: answer, Authority: authority.Certificate(), Seal: authority.Seal(answer)}, nil
 }
 
 // serveAdmit is admit for a member that was asked by a joiner and is no voter.
@@ -176,12 +274,16 @@ func (p *Plane) serveAdmit(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if p.voter.authority() == nil {
-		Fail(w, newError(http.StatusConflict, CodeNotVoter, "%s is not a voter", p.name(p.id)))
+		Fail(w, p.notVoter())
+		return
+	}
+	if err := p.joins.may(&p.joins.begun, Caller(r.Context()).String(), p.clock.now()); err != nil {
+		Fail(w, err)
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), callTimeout-time.Second)
 	defer cancel()
-	answer, err := p.admit(ctx, join)
+	answer, err := p.admitHere(ctx, join)
 	if err != nil {
 		Fail(w, err)
 		return
@@ -193,7 +295,7 @@ func (p *Plane) serveAdmit(w http.ResponseWriter, r *http.Request) {
 func (p *Plane) serveCertificate(w http.ResponseWriter, r *http.Request) {
 	authority := p.voter.authority()
 	if authority == nil {
-		Fail(w, newError(http.StatusConflict, CodeNotVoter, "%s is not a voter", p.name(p.id)))
+		Fail(w, p.notVoter())
 		return
 	}
 	peer, ok := p.peerOf(r.Context())

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -156,7 +158,9 @@ func leaderSeenBy(t *testing.T, m *machine, members map[mesh.NodeID]*exec.Cmd) m
 	return mesh.NodeID{}
 }
 
-func TestRaftAdmitsVotersOnly(t *testing.T) {
+// TestB16OrdinaryCertificateOnRaftAndVoterCalls: a member without a vote is no
+// voter by any other way in.
+func TestB16OrdinaryCertificateOnRaftAndVoterCalls(t *testing.T) {
 	t.Parallel()
 	all := three(t, "four")
 	for name, m := range map[string]*machine{"voter": all[1], "follower": all[3]} {
@@ -175,13 +179,30 @@ func TestRaftAdmitsVotersOnly(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	for _, r := range all[0].routes() {
+		method, path, _ := strings.Cut(r.pattern, " ")
+		if r.role != Voter {
+			continue
+		}
+		if err := all[3].Do(t.Context(), all[0].ID(), method, path, struct{}{}, nil); !hasCode(err, CodeNotVoter) {
+			t.Errorf("%s by a follower: %v", r.pattern, err)
+		}
+	}
 }
 
-func TestSilentConnectionsDoNotStopTheControlPort(t *testing.T) {
+// TestB19SilentAndSlow: whoever connects and says nothing, little or far too
+// much costs what it may cost, and members are served on.
+func TestB19SilentAndSlow(t *testing.T) {
 	t.Parallel()
 	one := founded(t)
 	two := one.joined("two")
-	for range 200 {
+	limit := 1500 // more than one source may have; both ends are this process
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		t.Fatal(err)
+	}
+	limit = min(limit, int(files.Cur)/4)
+	for range limit {
 		c, err := net.Dial("tcp", one.config.Listen)
 		if err != nil {
 			t.Fatal(err)
@@ -192,14 +213,41 @@ func TestSilentConnectionsDoNotStopTheControlPort(t *testing.T) {
 		two.client.CloseIdleConnections() // each write makes a new one
 		two.propose(two.grant(n))
 	}
-	// And a slow one, after its handshake: it costs one connection.
-	slow, err := two.dialer.DialAddr(t.Context(), one.config.Listen, transport.Control)
+	connect := func(head string) net.Conn {
+		t.Helper()
+		c, err := two.dialer.DialAddr(t.Context(), one.config.Listen, transport.Control)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		if _, err := io.WriteString(c, head); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	// After the handshake: a header without end, and a body that does not come.
+	connect("POST /v1/propose HTTP/1.1\r\nHost: x\r\nContent-Length: 100")
+	connect("POST /v1/propose HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+	// A gigabyte: the answer comes, and the connection ends, long before.
+	huge := connect("POST /v1/join/finish HTTP/1.1\r\nHost: x\r\nContent-Length: 1073741824\r\n\r\n")
+	chunk, sent := make([]byte, 64<<10), 0
+	for sent < 64<<20 {
+		n, err := huge.Write(chunk)
+		if sent += n; err != nil {
+			break
+		}
+	}
+	if sent >= 64<<20 {
+		t.Errorf("%d bytes of a body were taken", sent)
+	}
+	// A body in another coding is not unpacked.
+	packed := connect("POST /v1/join/finish HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x08\x00")
+	answer, err := http.ReadResponse(bufio.NewReader(packed), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer slow.Close()
-	if _, err := io.WriteString(slow, "POST /v1/propose HTTP/1.1\r\nHost: x\r\nContent-Length: 100"); err != nil {
-		t.Fatal(err)
+	if err := readAnswer(answer, nil); !hasCode(err, CodeMalformed) {
+		t.Errorf("a packed body: %v", err)
 	}
 	two.propose(two.grant(9))
 }

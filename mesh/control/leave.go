@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 
 	"guywire/mesh"
 	"guywire/store"
+	"guywire/store/raftstore"
 )
 
 // Leave takes this node out of the mesh: a voter first gives its vote to
@@ -18,7 +20,7 @@ import (
 //
 // It needs a majority of the voters; without one nothing is changed.
 func (p *Plane) Leave(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, promoteTimeout+changeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
 	defer cancel()
 	p.leaving.Store(true)
 	defer p.leaving.Store(false)
@@ -37,10 +39,19 @@ func (p *Plane) leave(ctx context.Context) error {
 	if len(p.State().Nodes) <= 1 {
 		return nil
 	}
+	command := store.Command{RemoveNode: &store.RemoveNode{Node: p.id}}
+	signed, err := p.sign(command)
+	if err != nil {
+		return err
+	}
+	// Who may not leave is told while it still has its vote.
+	if refused := refusal(withoutVote(p.State(), p.id), signed, p.clock.now()); refused != nil {
+		return refused
+	}
 	if err := p.giveUpVote(ctx); err != nil {
 		return err
 	}
-	result, err := p.Propose(ctx, store.Command{RemoveNode: &store.RemoveNode{Node: p.id}})
+	result, err := p.Propose(ctx, command)
 	switch {
 	case hasCode(err, CodeRemoved): // an earlier attempt was applied
 		return nil
@@ -50,6 +61,16 @@ func (p *Plane) leave(ctx context.Context) error {
 		return result.Refused
 	}
 	return nil
+}
+
+// withoutVote is the state as it will be when a node has given up its vote.
+func withoutVote(s *store.State, id mesh.NodeID) *store.State {
+	after := *s
+	after.Nodes = maps.Clone(s.Nodes)
+	self := after.Nodes[id]
+	self.Voter = false
+	after.Nodes[id] = self
+	return &after
 }
 
 // giveUpVote ends this node's vote through the leader. A leader hands over
@@ -67,7 +88,7 @@ func (p *Plane) giveUpVote(ctx context.Context) error {
 			return false, p.dismissed()
 		}
 		if st.Leads() {
-			return p.handOver(ctx)
+			return p.handOver(ctx, log)
 		}
 		if st.Leader.IsZero() {
 			return true, ErrNoVoter
@@ -85,24 +106,9 @@ func (p *Plane) giveUpVote(ctx context.Context) error {
 var errHandedOver = errors.New("leadership is being handed over")
 
 // handOver makes another voter the leader; again is set unless that cannot be.
-func (p *Plane) handOver(ctx context.Context) (again bool, err error) {
-	p.voter.change.Lock()
-	defer p.voter.change.Unlock()
-	log := p.voter.store()
-	if log == nil {
-		return true, errHandedOver
-	}
-	if st := log.Status(); len(st.Voters) == 1 {
-		heirs := candidates(log.State(), st.Voters, func(mesh.NodeID) bool { return false })
-		if len(heirs) == 0 {
-			return false, errors.New("this is the only voter and no other node can be reached from outside to take over; open the control port of one, or remove the other nodes first")
-		}
-		if err := p.promote(ctx, log, heirs[:1], false); err != nil {
-			return true, err
-		}
-	}
-	if err := log.Transfer(ctx, mesh.NodeID{}); err != nil {
-		return true, err
+func (p *Plane) handOver(ctx context.Context, log *raftstore.Store) (again bool, err error) {
+	if err := log.Abdicate(ctx); err != nil {
+		return !errors.Is(err, raftstore.ErrNoHeir), err
 	}
 	return true, errHandedOver
 }

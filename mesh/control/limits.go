@@ -1,6 +1,17 @@
 package control
 
-import "time"
+import (
+	"time"
+
+	"guywire/store"
+)
+
+var (
+	joinsOfOne = rate{each: 10, burst: 20}
+	joinsOfAll = rate{each: 100, burst: 100}
+
+	wrongProofs = rate{each: 5. / 60, burst: 5} // of one token that are answered with more than "busy"
+)
 
 // Bounds and patience of the control plane.
 const (
@@ -34,17 +45,28 @@ const (
 	followMin = 200 * time.Millisecond // backoff between streams
 	followMax = 15 * time.Second
 	batch     = 64 // changes read from the log at once
+	// checkEvery is how often a follower asks a second voter, about.
+	checkEvery = 10 * time.Second
+	// While the mesh limits the age of caches, it is kept at least every
+	// confirmMax that a voter confirmed the state; looked at every confirmEvery.
+	confirmEvery = store.MinCacheAge / 4
+	confirmMax   = time.Hour
 
-	saveEvery = time.Second // the cache is at most this far behind
+	saveEvery  = time.Second // the cache is at most this far behind
+	auditEvery = time.Second // the files of the audit trail, too
 
 	reopenMin = 10 * time.Second // after the log failed
 	reopenMax = 5 * time.Minute
 
 	voterEvery     = 2 * time.Second  // how often the leader looks at its voters
-	promoteTimeout = 30 * time.Second // for a new voter to catch up
-	dismissAfter   = 10 * time.Second // of one voter too many
-	penalty        = 30 * time.Second // before a node that could not be made a voter is tried again
+	leaveTimeout   = 50 * time.Second // for a leaving voter's substitute to take over
 	leaderless     = 5 * time.Second  // a voter without leader follows others, too
+	forgottenAfter = 15 * time.Second // a learner that no leader calls has no log any more
+	recoverTimeout = 5 * time.Second  // for one member to say what it knows
+	recoverCalls   = 64               // members asked at once
+	fenceTimeout   = 3 * time.Second  // for other voters to say what they know of this one's log
+	versionTimeout = 3 * time.Second  // for the voters to say which version of the state they read
+	authorityAge   = 365 * 24 * time.Hour
 
 	reachFirst    = 250 * time.Millisecond
 	reachEvery    = 10 * time.Minute
@@ -52,10 +74,21 @@ const (
 	reachMisses   = 3                // in a row before a node says that it cannot be reached
 	maxCandidates = 8
 
+	// Joins begun by one source, and by all together, each second; refusals are
+	// answered late and logged rarely.
+	maxSources    = 4096
+	refusalPause  = 100 * time.Millisecond
+	refusalReport = time.Minute
+
 	joinTimeout = 30 * time.Second // for all servers of a token together
 
-	renewCheck = time.Hour
-	renewRetry = 30 * time.Second
+	// A leader whose clock is further than maxClockOffset from the median of the
+	// voters' does not write.
+	maxClockOffset = 5 * time.Minute
+	clockEvery     = time.Minute
+	clockTimeout   = time.Second
 
-	manyNodes = 20 // above it there are five voters
+	renewCheck = 2 * time.Second
+	renewRetry = 30 * time.Second // at most, from renewFirst, doubling
+	renewFirst = time.Second
 )

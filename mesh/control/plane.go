@@ -35,11 +35,15 @@ type Plane struct {
 	mux      *http.ServeMux
 	server   *http.Server
 
+	clock   clock
 	leaving atomic.Bool // Leave is under way: being removed is what it wants
 
 	life   context.Context // ends with Close
 	cancel context.CancelCauseFunc
 	tasks  sync.WaitGroup // all goroutines of the plane
+
+	confirmed atomic.Int64 // Unix time in seconds when a voter last knew of nothing newer; 0: never
+	expired   atomic.Bool  // see Expired
 
 	certificate atomic.Pointer[tls.Certificate]
 	state       atomic.Pointer[store.State]
@@ -49,9 +53,12 @@ type Plane struct {
 	mu      sync.Mutex    // guards changed and orders advance
 	changed chan struct{} // closed at the next change of state
 
+	joins     joins
+	trail     trail
 	voter     voter
 	following following
 	streams   streams
+	stale     atomic.Bool // others do not accept this node's certificate any more
 
 	closeOnce sync.Once
 	closeErr  error
@@ -67,8 +74,13 @@ func newPlane(config Config, f files) (*Plane, error) {
 	}
 	p.life, p.cancel = context.WithCancelCause(context.Background())
 	p.state.Store(store.New())
-	p.voter.init()
+	if p.clock.now = config.now; p.clock.now == nil {
+		p.clock.now = time.Now
+	}
+	p.joins.init(p.clock.now())
+	p.voter.init(p.id)
 	p.streams.init()
+	p.following.init()
 	trust := transport.Trust{
 		Certificate: p.certificate.Load,
 		Pins:        func() [][32]byte { return p.State().Pins() },
@@ -96,7 +108,9 @@ func newPlane(config Config, f files) (*Plane, error) {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	p.server = p.newServer()
-	p.routes()
+	for _, r := range p.routes() {
+		p.Handle(r.pattern, r.role, r.handler)
+	}
 	return p, nil
 }
 
@@ -140,10 +154,21 @@ func open(config Config, f files) (_ *Plane, err error) {
 	if err := p.present(c); err != nil {
 		return nil, err
 	}
-	state, err := kept.LoadState()
+	now := time.Now()
+	state, stamp, err := kept.LoadState(now)
+	if now.Before(stamp.Saved) {
+		p.logger.Warn("the clock of this machine is behind the time when the state was saved; set it, or let NTP do so", "saved", stamp.Saved)
+	}
 	switch {
-	case err == nil:
+	case err == nil, errors.Is(err, cache.ErrExpired):
 		p.advance(state)
+		if !stamp.Confirmed.IsZero() {
+			p.confirmed.Store(stamp.Confirmed.Unix())
+		}
+		if err != nil {
+			p.expired.Store(true)
+			p.logger.Warn("the state is too old to start from", mesh.LogError, err, "confirmed", stamp.Confirmed)
+		}
 	case errors.Is(err, cache.ErrRemoved):
 		return nil, fmt.Errorf("%w (%w)", ErrRemoved, err)
 	case errors.Is(err, cache.ErrEmpty), errors.Is(err, cache.ErrUnusable):
@@ -184,7 +209,7 @@ func (p *Plane) Run(ctx context.Context) error {
 			p.cancel(fmt.Errorf("serve the control port: %w", err))
 		}
 	})
-	for _, task := range []func(){p.save, p.follow, p.keepVoters, p.renew, p.beReached} {
+	for _, task := range []func(){p.save, p.follow, p.keepVoters, p.renew, p.beReached, p.keepClock, p.keepAudit} {
 		p.tasks.Go(task)
 	}
 	<-p.life.Done()
@@ -205,6 +230,7 @@ func (p *Plane) Close() error {
 		p.client.CloseIdleConnections()
 		err = errors.Join(err, p.listener.Close())
 		p.tasks.Wait()
+		err = errors.Join(err, p.trail.close())
 		if p.cache != nil {
 			err = errors.Join(err, p.cache.Close())
 		}
@@ -225,19 +251,33 @@ func (p *Plane) Addr() netip.AddrPort { return p.listener.Addr() }
 // Cache is the node's cache, open for as long as the plane is.
 func (p *Plane) Cache() *cache.Cache { return p.cache }
 
-// State is the newest state known here. It is immutable, never nil, and its
-// index never goes back.
+// State is the newest state known here. It is immutable, never nil, and never
+// goes back in the order of store.State.Newer.
 func (p *Plane) State() *store.State { return p.state.Load() }
 
-// Updates receives after State changed; several changes may be one receipt.
-// There is one channel for one consumer.
+// Expired reports whether State comes from a cache that is older than the mesh
+// allows, and no voter has confirmed it since: nothing may be brought up from
+// it. Updates receives when that ends.
+func (p *Plane) Expired() bool { return p.expired.Load() }
+
+// confirm notes that a voter with a leader knows of nothing newer than State.
+func (p *Plane) confirm() {
+	p.confirmed.Store(time.Now().Unix())
+	if p.expired.CompareAndSwap(true, false) {
+		wake(p.updates)
+	}
+}
+
+// Updates receives after State or Expired changed; several changes may be one
+// receipt. There is one channel for one consumer.
 func (p *Plane) Updates() <-chan struct{} { return p.updates }
 
-// advance takes a newer state; an older one is ignored.
+// advance takes a newer state; an older one is ignored. Who lost a right by it
+// loses at once what it has open.
 func (p *Plane) advance(next *store.State) {
 	p.mu.Lock()
 	before := p.state.Load()
-	if next.Index <= before.Index {
+	if !next.Newer(before) {
 		p.mu.Unlock()
 		return
 	}
@@ -250,6 +290,12 @@ func (p *Plane) advance(next *store.State) {
 		if _, known := before.Removed[id]; !known {
 			p.listener.Cut(id)
 			p.dialer.Cut(id)
+		}
+	}
+	for id, n := range before.Nodes {
+		if n.Voter && !next.Nodes[id].Voter && id != p.id {
+			p.listener.CutStream(transport.Raft, id)
+			p.dialer.CutStream(transport.Raft, id)
 		}
 	}
 	if _, removed := next.Removed[p.id]; removed {
@@ -292,44 +338,61 @@ func (p *Plane) await(ctx context.Context, done func(*store.State) bool) bool {
 	}
 }
 
-// save keeps the cache at most saveEvery behind the state.
+// save keeps the cache at most saveEvery behind the state. While the mesh
+// limits the age of caches, it also keeps that a voter confirmed the state.
 func (p *Plane) save() {
-	var saved uint64
-	write := func() {
-		state := p.State()
-		if state.Index <= saved {
+	saved, confirmed := store.New(), p.confirmed.Load()
+	write := func(every time.Duration) {
+		state, now := p.State(), p.confirmed.Load()
+		every = min(every, state.Mesh.CacheMaxAge/4)
+		if !state.Newer(saved) && (every == 0 || time.Duration(now-confirmed)*time.Second < every) {
 			return
 		}
-		if err := p.cache.SaveState(state); err != nil {
+		if err := p.keep(state); err != nil {
 			p.logger.Error("cache cannot be written; a restart without voters would start from an older state; check the disk", mesh.LogError, err)
 			return
 		}
-		saved = state.Index
+		saved, confirmed = state, now
 	}
+	refresh := time.NewTicker(confirmEvery)
+	defer refresh.Stop()
 	for {
 		select {
 		case <-p.dirty:
-			write()
+		case <-refresh.C:
 		case <-p.life.Done():
 			if !errors.Is(context.Cause(p.life), ErrLeft) { // then the cache is forgotten
-				write()
+				write(time.Second)
 			}
 			return
 		}
+		write(confirmMax)
 		if !p.sleep(saveEvery) {
 			continue // the end: save once more
 		}
 	}
 }
 
+// keep writes the state into the cache.
+func (p *Plane) keep(state *store.State) error {
+	stamp := cache.Stamp{Saved: time.Now()}
+	if at := p.confirmed.Load(); at != 0 {
+		stamp.Confirmed = time.Unix(at, 0)
+	}
+	return p.cache.SaveState(state, stamp)
+}
+
 // sleep waits; false: the plane ends.
-func (p *Plane) sleep(d time.Duration) bool {
+func (p *Plane) sleep(d time.Duration) bool { return pause(p.life, d) }
+
+// pause waits; false: ctx ends.
+func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
 		return true
-	case <-p.life.Done():
+	case <-ctx.Done():
 		return false
 	}
 }
@@ -347,24 +410,18 @@ func (p *Plane) resolve(id mesh.NodeID) []netip.AddrPort {
 func (p *Plane) dialHost(ctx context.Context, _, address string) (net.Conn, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
-		return nil, &dialError{err}
+		return nil, err
 	}
 	id, err := mesh.ParseNodeID(host)
 	if err != nil {
-		return nil, &dialError{err}
+		return nil, err
 	}
 	conn, err := p.dialer.Dial(ctx, id, transport.Control)
-	if err != nil {
-		return nil, &dialError{err}
+	if err != nil { // not a nil *tls.Conn in an interface
+		return nil, err
 	}
 	return conn, nil
 }
-
-// A dialError says that nothing was sent.
-type dialError struct{ err error }
-
-func (e *dialError) Error() string { return e.err.Error() }
-func (e *dialError) Unwrap() error { return e.err }
 
 // name is what a person calls a node.
 func (p *Plane) name(id mesh.NodeID) string { return nameIn(p.State(), id) }

@@ -18,25 +18,39 @@ import (
 
 // Propose asks the mesh for a change and waits until it is made or refused; a
 // refusal is in the result. It may be called on any member: the command goes
-// to the leader through any voter. It is this node that asks, and signs from
-// version 3 of the mesh on. Before, By.Operator is for the caller to set, from
-// whoever asked on this machine. It is tried again
-// until ctx ends, 20 s at most, and a change whose answer was lost is not made
-// twice. When it returns, State has the change, unless this node is cut off
-// from the voter that made it.
+// to the leader through any voter. It is this node that asks and signs, and it
+// may do what the log allows it: all that operators may, if it has that role.
+// In a mesh before version 3 By.Operator says that the operator of this machine
+// asks.
+//
+// It is tried again until ctx ends, 20 s at most, and a change whose answer was
+// lost is not made twice. When it returns, State has the change, unless this
+// node is cut off from the voter that made it.
 func (p *Plane) Propose(ctx context.Context, command store.Command) (store.Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
-	command, err := p.sign(command)
-	if err != nil {
-		return store.Result{}, err
+	for {
+		signed, err := p.sign(command)
+		if err != nil {
+			return store.Result{}, err
+		}
+		result, err := p.propose(ctx, signed)
+		if err != nil {
+			return store.Result{}, err
+		}
+		seen := p.await(ctx, func(s *store.State) bool { return s.Index >= result.Index })
+		if !seen || result.Refused == nil || !outdated(signed, result.Refused) {
+			return result, nil
+		}
+		command.Request = signed.Request // so that it is still applied once
 	}
-	result, err := p.propose(ctx, command)
-	if err != nil {
-		return store.Result{}, err
-	}
-	p.await(ctx, func(s *store.State) bool { return s.Index >= result.Index })
-	return result, nil
+}
+
+// outdated reports whether a command was refused because the state that it was
+// signed at is too old: the log went on too far, or to a version that wants
+// signatures.
+func outdated(c store.Command, refused *store.Refusal) bool {
+	return refused.Code == store.CodeStale || refused.Code == store.CodeUnsigned && c.Author.IsZero()
 }
 
 // sign makes a command this node's: by its signature from version 3 of the
@@ -47,7 +61,7 @@ func (p *Plane) sign(command store.Command) (store.Command, error) {
 	if command.Init != nil {
 		version, id = command.Init.Settings.Version, command.Init.Settings.ID
 	}
-	if version == 0 {
+	if version == 0 && command.SetVersion == nil {
 		command.By.Node = p.id
 		return command, nil
 	}
@@ -58,8 +72,7 @@ func (p *Plane) sign(command store.Command) (store.Command, error) {
 	return store.SignCommand(command, id, p.config.Ring.Sign)
 }
 
-// Operate is Propose in the name of the operator on this machine, with a
-// refusal as the error.
+// Operate is Propose for what operators decide, with a refusal as the error.
 func (p *Plane) Operate(ctx context.Context, command store.Command) (store.Result, error) {
 	command.By.Operator = true
 	result, err := p.Propose(ctx, command)
@@ -69,89 +82,79 @@ func (p *Plane) Operate(ctx context.Context, command store.Command) (store.Resul
 	return result, err
 }
 
+// Revoke removes a node from the mesh for ever, on a node with the operator
+// role: nobody lets it in again, with whatever certificate.
+func (p *Plane) Revoke(ctx context.Context, id mesh.NodeID) error {
+	_, err := p.Operate(ctx, store.Command{RemoveNode: &store.RemoveNode{Node: id, Revoke: true}})
+	return err
+}
+
 func (p *Plane) propose(ctx context.Context, command store.Command) (store.Result, error) {
 	if p.voter.store() != nil {
 		return p.submit(ctx, command)
 	}
 	var result store.Result
-	maybe, err := p.atVoter(ctx, "/v1/propose", command, &result)
-	if err != nil {
-		return store.Result{}, err
-	}
-	return p.settle(ctx, command, result, maybe), nil
+	err := p.atVoter(ctx, http.MethodPost, "/v1/propose", command, &result)
+	return result, err
 }
 
-// submit is propose on a voter: here if it leads, at the leader otherwise.
+// submit is propose on a voter: here if it leads, at the leader otherwise. The
+// request that a command holds makes it safe to repeat.
 func (p *Plane) submit(ctx context.Context, command store.Command) (store.Result, error) {
-	maybe := false // an attempt may have been applied
 	var result store.Result
-	err := p.retry(ctx, func() (bool, error) {
+	err := p.retry(ctx, func() (again bool, err error) {
 		log := p.voter.store()
 		if log == nil {
-			return false, newError(http.StatusServiceUnavailable, CodeNotVoter, "%s is no voter any more", p.name(p.id))
+			return false, p.notVoter()
 		}
-		r, err := log.Propose(ctx, command)
+		result, err = p.append(ctx, log, command)
 		if refused, ok := errors.AsType[*raftstore.NotLeaderError](err); ok {
-			if refused.Leader.IsZero() || refused.Leader == p.id {
-				return true, ErrNoVoter
-			}
-			err = p.Do(ctx, refused.Leader, http.MethodPost, "/v1/forward", command, &r)
-			if err == nil {
-				result = r
-				return false, nil
-			}
-			if _, answered := errors.AsType[*Error](err); !answered {
-				_, unsent := errors.AsType[*dialError](err)
-				maybe = maybe || !unsent
-				return true, err
-			}
-			maybe = maybe || hasCode(err, CodeInternal)
-			return hasCode(err, CodeNotLeader) || hasCode(err, CodeNotVoter) || hasCode(err, CodeInternal), err
+			return p.atLeader(ctx, refused.Leader, http.MethodPost, "/v1/forward", command, &result)
 		}
-		switch {
-		case err == nil:
-			result = r
-			return false, nil
-		case errors.Is(err, raftstore.ErrUnknownOutcome):
-			maybe = true
-			return true, err
-		default:
-			return errors.Is(err, raftstore.ErrClosed), err
-		}
+		return errors.Is(err, raftstore.ErrUnknownOutcome) || errors.Is(err, raftstore.ErrClosed), err
 	})
-	if err != nil {
-		return store.Result{}, err
+	return result, err
+}
+
+// atLeader calls the leader that this voter knows; again: there may be another
+// one soon.
+func (p *Plane) atLeader(ctx context.Context, leader mesh.NodeID, method, path string, in, out any) (again bool, err error) {
+	if leader.IsZero() || leader == p.id {
+		return true, ErrNoVoter
 	}
-	return p.settle(ctx, command, result, maybe), nil
+	err = p.Do(ctx, leader, method, path, in, out)
+	_, answered := errors.AsType[*Error](err)
+	return !answered || electing(err), err
+}
+
+// electing reports whether an answer says no more than that this node does not
+// lead, or cannot now: the next one may.
+func electing(err error) bool {
+	return hasCode(err, CodeNotVoter) || hasCode(err, CodeNotLeader) || hasCode(err, CodeInternal)
 }
 
 // atVoter calls the voters in turn until one answers with a result or a
-// refusal of its own; maybe: an earlier attempt may have reached the log.
-func (p *Plane) atVoter(ctx context.Context, path string, in, out any) (maybe bool, err error) {
-	err = p.retry(ctx, func() (bool, error) {
+// refusal of its own.
+func (p *Plane) atVoter(ctx context.Context, method, path string, in, out any) error {
+	return p.retry(ctx, func() (bool, error) {
 		voters := p.voters()
 		if len(voters) == 0 {
 			return false, ErrNoVoter
 		}
 		var last error
 		for _, id := range voters {
-			last = p.Do(ctx, id, http.MethodPost, path, in, out)
-			if last == nil {
-				return false, nil
+			last = p.Do(ctx, id, method, path, in, out)
+			_, answered := errors.AsType[*Error](last)
+			if last == nil || answered && !electing(last) && !hasCode(last, CodeUnknownNode) {
+				return false, last
 			}
-			if e, answered := errors.AsType[*Error](last); answered {
-				if e.Code != CodeNotVoter && e.Code != CodeNotLeader && e.Code != CodeInternal && e.Code != CodeUnknownNode {
-					return false, last
-				}
-				maybe = maybe || e.Code == CodeInternal
-				continue
-			}
-			_, unsent := errors.AsType[*dialError](last)
-			maybe = maybe || !unsent
 		}
 		return true, last
 	})
-	return maybe, err
+}
+
+func (p *Plane) notVoter() *Error {
+	return newError(http.StatusConflict, CodeNotVoter, "%s is not a voter", p.name(p.id))
 }
 
 // retry calls attempt until it says not to do so again, ctx ends or the plane
@@ -176,25 +179,6 @@ func (p *Plane) retry(ctx context.Context, attempt func() (again bool, err error
 			return context.Cause(p.life)
 		}
 	}
-}
-
-// settle reads the refusal of a repeated command for what it is when an
-// earlier attempt was applied. All others give the first answer again.
-func (p *Plane) settle(ctx context.Context, command store.Command, result store.Result, maybe bool) store.Result {
-	if !maybe || result.Refused == nil {
-		return result
-	}
-	p.await(ctx, func(s *store.State) bool { return s.Index >= result.Index })
-	switch {
-	case command.AddToken != nil:
-		// The token's key comes from a fresh secret, so an equal one is ours.
-		if p.State().Tokens[command.AddToken.Token.ID].Key == command.AddToken.Token.Key {
-			result.Refused = nil
-		}
-	case command.RevokeToken != nil && result.Refused.Code == store.CodeNotFound:
-		result.Refused = nil
-	}
-	return result
 }
 
 // voters are those that the state names, the leader or the one followed first,
@@ -223,28 +207,25 @@ func rank(first bool) int {
 	return 1
 }
 
-// servePropose takes a command of a member, or of the operator on its machine.
-// Who asks is the connection's business; the body only says whether it was the
-// operator.
+// servePropose takes a command of a member. Before version 3 of the mesh who
+// asks is the connection's business, and the body only says whether it was the
+// operator of that machine; from then on the command is signed, and may come
+// from anybody.
 func (p *Plane) servePropose(w http.ResponseWriter, r *http.Request) {
 	var command store.Command
 	if err := Decode(r, &command); err != nil {
 		Fail(w, err)
 		return
 	}
-	if command.Init != nil || command.SetVoter != nil {
-		Fail(w, newError(http.StatusForbidden, store.CodeForbidden, "this change is made by voters only"))
-		return
-	}
-	if command.Author.IsZero() {
+	if p.State().Mesh.Version == 0 {
+		if command.Init != nil || command.SetVoter != nil {
+			Fail(w, newError(http.StatusForbidden, store.CodeForbidden, "this change is made by voters only"))
+			return
+		}
 		command.By.Node = Caller(r.Context())
 	}
-	p.answerChange(w, r, command)
-}
-
-func (p *Plane) answerChange(w http.ResponseWriter, r *http.Request, command store.Command) {
-	if p.voter.store() == nil {
-		Fail(w, newError(http.StatusConflict, CodeNotVoter, "%s is not a voter", p.name(p.id)))
+	if command.Join != nil { // it is looked at first, see admit
+		Fail(w, newError(http.StatusForbidden, store.CodeForbidden, "a join is not proposed; join with meshctl join TOKEN"))
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), callTimeout-time.Second)
@@ -257,8 +238,8 @@ func (p *Plane) answerChange(w http.ResponseWriter, r *http.Request, command sto
 	Reply(w, result)
 }
 
-// serveForward takes a command from another voter, which has authenticated
-// whoever asked. Only the leader answers, so that nothing goes in circles.
+// serveForward takes a command from another voter. Only the leader answers, so
+// that nothing goes in circles.
 func (p *Plane) serveForward(w http.ResponseWriter, r *http.Request) {
 	var command store.Command
 	if err := Decode(r, &command); err != nil {
@@ -267,21 +248,26 @@ func (p *Plane) serveForward(w http.ResponseWriter, r *http.Request) {
 	}
 	log := p.voter.store()
 	if log == nil {
-		Fail(w, newError(http.StatusConflict, CodeNotVoter, "%s is not a voter", p.name(p.id)))
+		Fail(w, p.notVoter())
 		return
 	}
-	result, err := log.Propose(r.Context(), command)
-	if refused, ok := errors.AsType[*raftstore.NotLeaderError](err); ok {
-		e := newError(http.StatusConflict, CodeNotLeader, "%s", refused)
-		e.Leader = refused.Leader
-		Fail(w, e)
-		return
-	}
+	result, err := p.append(r.Context(), log, command)
 	if err != nil {
-		Fail(w, err)
+		Fail(w, notLeading(err))
 		return
 	}
 	Reply(w, result)
+}
+
+// notLeading turns a log's refusal into an answer that names the leader.
+func notLeading(err error) error {
+	refused, ok := errors.AsType[*raftstore.NotLeaderError](err)
+	if !ok {
+		return err
+	}
+	e := newError(http.StatusConflict, CodeNotLeader, "%s", refused)
+	e.Leader = refused.Leader
+	return e
 }
 
 // jitter is a random time around d, from a half to one and a half of it.

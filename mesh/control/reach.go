@@ -25,9 +25,9 @@ type reachAnswer struct {
 }
 
 // beReached lets other nodes measure where this node's control port can be
-// reached. Whoever reaches it records that; after several who do not, this
-// node records that it cannot be. A voter does not: it is one until the leader
-// says otherwise.
+// reached, and records it: nobody else may say so but a voter. After several
+// that do not reach it, it records that it cannot be reached. A voter does not:
+// it is one until the leader says otherwise.
 func (p *Plane) beReached() {
 	misses, pause := 0, reachFirst
 	for p.sleep(jitter(pause)) {
@@ -37,20 +37,27 @@ func (p *Plane) beReached() {
 			p.logger.Debug("reachability not measured", mesh.LogError, err)
 			continue
 		}
+		self := p.State().Nodes[p.id]
 		if len(answer.Reached) > 0 {
-			misses, pause = 0, reachEvery
+			misses = 0
+		} else if misses++; misses < reachMisses {
+			continue
+		} else if self.Voter {
+			pause = reachEvery
 			continue
 		}
-		if misses++; misses < reachMisses {
-			continue
+		if !sameSet(answer.Reached, self.Control) {
+			result, err := p.Propose(p.life, store.Command{SetControl: &store.SetControl{Node: p.id, Control: answer.Reached}})
+			if err == nil && result.Refused != nil {
+				err = result.Refused
+			}
+			if err != nil {
+				p.logger.Debug("reachability not recorded", mesh.LogError, err)
+				continue
+			}
+			p.logger.Info("control port measured", mesh.LogEndpoint, answer.Reached)
 		}
 		pause = reachEvery
-		if self := p.State().Nodes[p.id]; len(self.Control) == 0 || self.Voter {
-			continue
-		}
-		if _, err := p.Propose(p.life, store.Command{SetControl: &store.SetControl{Node: p.id}}); err != nil {
-			p.logger.Debug("reachability not recorded", mesh.LogError, err)
-		}
 	}
 }
 
@@ -72,6 +79,7 @@ func (p *Plane) askReach() (answer reachAnswer, err error) {
 	return answer, err
 }
 
+// serveReach tells the caller at which of its candidates it answers.
 func (p *Plane) serveReach(w http.ResponseWriter, r *http.Request) {
 	var request reachRequest
 	if err := Decode(r, &request); err != nil {
@@ -88,21 +96,7 @@ func (p *Plane) serveReach(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), callTimeout-2*time.Second)
 	defer cancel()
-	caller := Caller(r.Context())
-	reached := p.reachable(ctx, caller, candidates)
-	before := p.State().Nodes[caller].Control
-	if len(reached) > 0 && !sameSet(reached, before) {
-		result, err := p.Propose(ctx, store.Command{SetControl: &store.SetControl{Node: caller, Control: reached}})
-		if err == nil && result.Refused != nil {
-			err = result.Refused
-		}
-		if err != nil {
-			Fail(w, err)
-			return
-		}
-		p.logger.Info("control port reached", mesh.LogNode, p.name(caller), mesh.LogEndpoint, reached)
-	}
-	Reply(w, reachAnswer{Reached: reached})
+	Reply(w, reachAnswer{Reached: p.reachable(ctx, Caller(r.Context()), candidates)})
 }
 
 // reachable dials the candidates side by side and gives those behind which the

@@ -2,47 +2,64 @@ package control
 
 import (
 	"context"
+	"fmt"
+	"net/http"
 	"time"
 
 	"guywire/mesh"
+	"guywire/mesh/transport"
 )
 
-// renew replaces the certificate at half of its life, long before it expires.
+// renew replaces the certificate at half of its life, long before it expires,
+// when the mesh has another CA, and when others say that they have.
 func (p *Plane) renew() {
+	pause, next := renewFirst, time.Time{}
 	for {
-		pause := renewCheck
-		if p.renewalDue(time.Now()) {
-			if err := p.renewOnce(); err != nil {
+		if now := time.Now(); !now.Before(next) && (p.stale.Load() || p.renewalDue(now)) {
+			err := p.renewOnce()
+			switch {
+			case hasCode(err, CodeRemoved): // with a CA that is retired, only this call hears of it
+				p.end(fmt.Errorf("%w (%w)", ErrRemoved, err))
+			case err != nil:
 				p.logger.Warn("certificate could not be renewed", mesh.LogError, err, "expires", p.expiry())
-				pause = renewRetry
-			} else {
+				next, pause = now.Add(jitter(pause)), min(2*pause, renewRetry)
+			default:
 				p.logger.Info("certificate renewed", "expires", p.expiry())
+				p.stale.Store(false)
+				pause = renewFirst
 			}
 		}
-		if !p.sleep(jitter(pause)) {
+		if !p.sleep(jitter(renewCheck)) {
 			return
 		}
 	}
 }
 
 func (p *Plane) renewalDue(now time.Time) bool {
-	leaf := p.certificate.Load().Leaf
-	return now.After(leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2))
+	shown := p.certificate.Load()
+	if now.After(shown.Leaf.NotBefore.Add(shown.Leaf.NotAfter.Sub(shown.Leaf.NotBefore) / 2)) {
+		return true
+	}
+	pin, known := current(p.State())
+	signer, err := transport.Pin(shown.Certificate[len(shown.Certificate)-1])
+	return known && (err != nil || signer != pin)
 }
 
 func (p *Plane) expiry() time.Time { return p.certificate.Load().Leaf.NotAfter }
 
+// renewOnce gets a new certificate: on a voter from itself, unless its own log
+// may not know of the newest CA.
 func (p *Plane) renewOnce() error {
 	ctx, cancel := context.WithTimeout(p.life, changeTimeout)
 	defer cancel()
 	var fresh certificate
-	if ca := p.voter.authority(); ca != nil {
+	if ca := p.voter.authority(); ca != nil && !p.stale.Load() {
 		leaf, err := ca.Issue(p.config.Ring.Identity(), time.Now())
 		if err != nil {
 			return err
 		}
 		fresh = certificate{Node: leaf, Authority: ca.Certificate()}
-	} else if _, err := p.atVoter(ctx, "/v1/cert", struct{}{}, &fresh); err != nil {
+	} else if err := p.atVoter(ctx, http.MethodPost, "/v1/cert", struct{}{}, &fresh); err != nil {
 		return err
 	}
 	if err := p.present(fresh); err != nil {

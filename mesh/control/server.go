@@ -47,25 +47,39 @@ func (p *Plane) Handle(pattern string, role Role, handler http.Handler) {
 	}))
 }
 
-func (p *Plane) handle(pattern string, role Role, handler http.HandlerFunc) {
-	p.Handle(pattern, role, handler)
+// A route is one call between nodes, and who may make it.
+type route struct {
+	pattern string // of http.ServeMux
+	role    Role
+	handler http.HandlerFunc
 }
 
-func (p *Plane) routes() {
-	p.handle("POST /v1/join/begin", Joiner, p.serveJoinBegin)
-	p.handle("POST /v1/join/finish", Joiner, p.serveJoinFinish)
-	p.handle("POST /v1/cert", Hint, p.serveCertificate)
-	p.handle("POST /v1/admit", Member, p.serveAdmit)
-	p.handle("POST /v1/propose", Member, p.servePropose)
-	p.handle("POST /v1/forward", Voter, p.serveForward)
-	p.handle("GET /v1/follow", Member, p.serveFollow)
-	p.handle("GET /v1/raft", Member, p.serveRaft)
-	p.handle("POST /v1/promote", Voter, p.servePromote)
-	p.handle("POST /v1/resign", Voter, p.serveResign)
-	p.handle("POST /v1/reach", Member, p.serveReach)
-	p.handle("/", Joiner, func(w http.ResponseWriter, _ *http.Request) {
-		Fail(w, newError(http.StatusNotFound, store.CodeNotFound, "there is no such call; run the same version of Guywire on both sides"))
-	})
+func (p *Plane) routes() []route {
+	return []route{
+		{"POST /v1/join/begin", Joiner, p.serveJoinBegin},
+		{"POST /v1/join/finish", Joiner, p.serveJoinFinish},
+		{"POST /v1/cert", Hint, p.serveCertificate},
+		{"GET /v1/head", Hint, p.serveHead},
+		{"POST /v1/reach", Hint, p.serveReach},
+		{"POST /v1/boot", Hint, p.serveBoot},
+		{"GET /v1/view", Hint, p.serveView},
+		{"GET /v1/state", Hint, p.serveState},
+		{"POST /v1/admit", Member, p.serveAdmit},
+		{"POST /v1/propose", Member, p.servePropose},
+		{"GET /v1/read", Member, p.serveRead},
+		{"GET /v1/audit", Member, p.serveAudit},
+		{"GET /v1/follow", Member, p.serveFollow},
+		{"GET /v1/raft", Member, p.serveRaft},
+		{"POST /v1/ca/rotate", Member, p.serveRotate},
+		{"POST /v1/forward", Voter, p.serveForward},
+		{"POST /v1/promote", Voter, p.servePromote},
+		{"POST /v1/resign", Voter, p.serveResign},
+		{"POST /v1/ca", Voter, p.serveAuthority},
+		{"POST /v1/running", Voter, p.serveRunning},
+		{"/", Joiner, func(w http.ResponseWriter, _ *http.Request) {
+			Fail(w, newError(http.StatusNotFound, store.CodeNotFound, "there is no such call; run the same version of Guywire on both sides"))
+		}},
+	}
 }
 
 // authorise finds out who calls, from the key that the connection proved and
@@ -78,9 +92,6 @@ func (p *Plane) authorise(r *http.Request, role Role) (mesh.NodeID, error) {
 		}
 		return mesh.NodeID{}, newError(http.StatusUnauthorized, CodeNoCertificate, "this call needs the certificate of a member; join first: meshctl join TOKEN")
 	}
-	if peer.Stale && role > Hint {
-		return mesh.NodeID{}, newError(http.StatusForbidden, CodeExpired, "the certificate of this node has expired; it renews it by itself as soon as a voter answers")
-	}
 	state := p.State()
 	if !decided(state, peer.ID) { // admitted a moment ago, perhaps
 		p.await(r.Context(), func(s *store.State) bool { return decided(s, peer.ID) })
@@ -92,6 +103,9 @@ func (p *Plane) authorise(r *http.Request, role Role) (mesh.NodeID, error) {
 	node, member := state.Nodes[peer.ID]
 	if !member || node.Identity != peer.Key {
 		return mesh.NodeID{}, newError(http.StatusForbidden, CodeUnknownNode, "%s does not know the node %s; it may be behind: try again", nameIn(state, p.id), peer.ID)
+	}
+	if peer.Stale && role > Hint {
+		return mesh.NodeID{}, newError(http.StatusForbidden, CodeExpired, "the certificate of this node has expired; it renews it by itself as soon as a voter answers")
 	}
 	if role == Voter && !node.Voter {
 		return mesh.NodeID{}, newError(http.StatusForbidden, CodeNotVoter, "%s is not a voter", node.Name)

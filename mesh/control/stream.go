@@ -1,12 +1,14 @@
 package control
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"sync"
 	"time"
@@ -22,15 +24,71 @@ const (
 	frameSnapshot  = 'S' // store.Snapshot; replaces what the follower has
 	frameChange    = 'C' // index before and after (8 bytes each), store.EncodeCommand
 	frameHeartbeat = 'H' // pulse as JSON
+	frameEnd       = 'E' // Error as JSON: why the voter ends the stream
 
 	frameHeader = 5
 	maxPulse    = 1024
 )
 
-// A pulse says that the stream is alive and whether it is worth following.
+// A position is where in the history of the mesh a state is. Its head is zero
+// before version 3 of the mesh: then equal positions prove nothing.
+type position struct {
+	Generation uint64       `json:"generation,omitempty"`
+	Index      uint64       `json:"index"`
+	Head       store.Digest `json:"head,omitzero"`
+}
+
+func positionOf(s *store.State) position {
+	generation, index, head := s.Head()
+	return position{generation, index, head}
+}
+
+// compare orders positions of one mesh.
+func (a position) compare(b position) int {
+	return cmp.Or(cmp.Compare(a.Generation, b.Generation), cmp.Compare(a.Index, b.Index))
+}
+
+func (a position) query() url.Values {
+	return url.Values{
+		"generation": {strconv.FormatUint(a.Generation, 10)},
+		"after":      {strconv.FormatUint(a.Index, 10)},
+		"head":       {a.Head.String()},
+	}
+}
+
+// parsePosition reads what query gave. What version 1 of the stream did not
+// send is zero, as it is in a mesh of its time.
+func parsePosition(q url.Values) (a position, err error) {
+	if a.Index, err = strconv.ParseUint(q.Get("after"), 10, 64); err != nil {
+		return a, newError(http.StatusBadRequest, CodeMalformed, "after must be an index")
+	}
+	if text := q.Get("generation"); text != "" {
+		if a.Generation, err = strconv.ParseUint(text, 10, 64); err != nil {
+			return a, newError(http.StatusBadRequest, CodeMalformed, "generation must be a number")
+		}
+	}
+	if text := q.Get("head"); text != "" {
+		if err := a.Head.UnmarshalText([]byte(text)); err != nil {
+			return a, newError(http.StatusBadRequest, CodeMalformed, "head must be a SHA-256 sum")
+		}
+	}
+	return a, nil
+}
+
+// A pulse says that the stream is alive and whether it is worth following. In
+// a mesh before version 3 it is what it was in version 1 of the stream.
 type pulse struct {
-	Index  uint64      `json:"index"`           // of the voter's state
-	Leader mesh.NodeID `json:"leader,omitzero"` // zero: the voter knows of none
+	position             // of the voter's state
+	Leader   mesh.NodeID `json:"leader,omitzero"` // zero: the voter knows of none
+}
+
+// A headAnswer says where a node stands, and how the caller stands to it.
+type headAnswer struct {
+	position
+	Leader  mesh.NodeID       `json:"leader,omitzero"`  // zero: none is known
+	Verdict raftstore.Verdict `json:"verdict,omitzero"` // of a voter about the caller's position, if it gave one
+	Version int               `json:"version"`          // the newest of store that this node and all its followers read
+	Time    time.Time         `json:"time"`             // the node's clock
 }
 
 func appendFrame(b []byte, kind byte, payload ...[]byte) []byte {
@@ -57,7 +115,7 @@ func readFrame(r io.Reader) (kind byte, payload []byte, err error) {
 		limit = store.MaxSnapshotBytes + maxPulse
 	case frameChange:
 		limit = 16 + store.MaxCommandBytes
-	case frameHeartbeat:
+	case frameHeartbeat, frameEnd:
 		limit = maxPulse
 	default:
 		return 0, nil, fmt.Errorf("unknown frame %q in the stream", header[0])
@@ -86,11 +144,15 @@ func parseChange(b []byte) (c raftstore.Change, err error) {
 	return raftstore.Change{Prev: binary.BigEndian.Uint64(b), Index: binary.BigEndian.Uint64(b[8:]), Command: b[16:]}, nil
 }
 
-// errGap: a frame does not continue the state; the stream begins again.
-var errGap = errors.New("the stream does not continue the state")
+var (
+	// errGap: a frame does not continue the state; the stream begins again.
+	errGap = errors.New("the stream does not continue the state")
+	// errDiverged: the voter has another history.
+	errDiverged = errors.New("it has another history than this node")
+)
 
-// next gives the state after a frame. Frames that are older than the state
-// change nothing.
+// next gives the state after a frame, which is newer or the same: a frame
+// that does not lead on is an error.
 func next(s *store.State, kind byte, payload []byte) (*store.State, pulse, error) {
 	switch kind {
 	case frameSnapshot:
@@ -100,6 +162,9 @@ func next(s *store.State, kind byte, payload []byte) (*store.State, pulse, error
 		}
 		if !s.Mesh.ID.IsZero() && newer.Mesh.ID != s.Mesh.ID {
 			return s, pulse{}, errors.New("the stream is of another mesh")
+		}
+		if !newer.Newer(s) {
+			return s, pulse{}, fmt.Errorf("%w: a snapshot at %d, the state is at %d", errGap, newer.Index, s.Index)
 		}
 		return newer, pulse{}, nil
 	case frameChange:
@@ -116,10 +181,19 @@ func next(s *store.State, kind byte, payload []byte) (*store.State, pulse, error
 		}
 		s, _ = store.Apply(s, c.Index, command)
 		return s, pulse{}, nil
+	case frameEnd:
+		var e Error
+		if err := unmarshal(payload, &e); err != nil {
+			return s, pulse{}, err
+		}
+		return s, pulse{}, &e
 	default:
 		var beat pulse
 		if err := unmarshal(payload, &beat); err != nil {
 			return s, pulse{}, err
+		}
+		if own := positionOf(s); beat.compare(own) == 0 && beat.Head != own.Head {
+			return s, beat, errDiverged
 		}
 		return s, beat, nil
 	}
@@ -127,117 +201,256 @@ func next(s *store.State, kind byte, payload []byte) (*store.State, pulse, error
 
 // streams are the followers that this voter serves.
 type streams struct {
-	mu   sync.Mutex
-	open map[mesh.NodeID]int
-	all  int
+	mu       sync.Mutex
+	open     map[mesh.NodeID]int
+	versions map[int]int // streams by the newest version of store that the follower reads
+	all      int
+
+	encoding sync.Mutex // guards the fields below; held while a state is encoded
+	state    *store.State
+	snapshot []byte // of state, as a frame
 }
 
-func (s *streams) init() { s.open = map[mesh.NodeID]int{} }
+func (s *streams) init() { s.open, s.versions = map[mesh.NodeID]int{}, map[int]int{} }
 
-func (s *streams) enter(id mesh.NodeID) bool {
+func (s *streams) enter(id mesh.NodeID, version int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.all >= maxFollowers {
 		return false
 	}
 	s.open[id]++
+	s.versions[version]++
 	s.all++
 	return true
 }
 
-func (s *streams) leave(id mesh.NodeID) {
+func (s *streams) leave(id mesh.NodeID, version int) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.open[id]--; s.open[id] == 0 {
 		delete(s.open, id)
 	}
+	if s.versions[version]--; s.versions[version] == 0 {
+		delete(s.versions, version)
+	}
 	s.all--
+	idle := s.all == 0
+	s.mu.Unlock()
+	if idle {
+		s.encoding.Lock()
+		defer s.encoding.Unlock()
+		s.state, s.snapshot = nil, nil
+	}
 }
 
-// serveFollow streams the changes after an index that the follower has, or a
-// snapshot first where those are not known any more. A follower that is ahead
-// of this voter waits for it.
+// version is the newest of store that all followers read.
+func (s *streams) version() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	oldest := store.Version
+	for version := range s.versions {
+		oldest = min(oldest, version)
+	}
+	return oldest
+}
+
+// frame gives a snapshot for a follower at pos, and where it leads. When all
+// followers come at once, after an outage, one is encoded for many of them: one
+// that the next changes continue is as good as the newest.
+func (s *streams) frame(log *raftstore.Store, pos position) (frame []byte, at position, err error) {
+	s.encoding.Lock()
+	defer s.encoding.Unlock()
+	now := log.State()
+	if s.state != nil && s.state != now {
+		_, known := log.Since(s.state.Index, 0)
+		if !known || s.state.Index+batch < now.Index || positionOf(s.state).compare(pos) <= 0 {
+			s.state = nil
+		}
+	}
+	if s.state == nil {
+		b, err := store.Snapshot(now)
+		if err != nil {
+			return nil, pos, err
+		}
+		s.state, s.snapshot = now, appendFrame(nil, frameSnapshot, b)
+	}
+	return s.snapshot, positionOf(s.state), nil
+}
+
+// judge tells how a state at pos stands to the history in the log.
+func judge(log *raftstore.Store, pos position) raftstore.Verdict {
+	switch generation := log.State().Mesh.Generation; {
+	case pos.Generation > generation:
+		return raftstore.Ahead
+	case pos.Generation < generation: // the mesh was recovered without it
+		return raftstore.Unknown
+	default:
+		return log.Compare(pos.Index, pos.Head)
+	}
+}
+
+// serveHead says where this node stands: it is no secret among members, and
+// whoever compares states must reach those whose certificates are stale, too. A
+// voter also says how the caller stands to it, who gives its position as to
+// serveFollow.
+func (p *Plane) serveHead(w http.ResponseWriter, r *http.Request) {
+	log := p.voter.store()
+	answer := headAnswer{position: positionOf(p.State()), Leader: p.following.saidLeader(), Version: p.streams.version(), Time: p.clock.now()}
+	if log != nil {
+		answer.position, answer.Leader = positionOf(log.State()), log.Status().Leader
+		if q := r.URL.Query(); q.Has("after") {
+			pos, err := parsePosition(q)
+			if err != nil {
+				Fail(w, err)
+				return
+			}
+			answer.Verdict = judge(log, pos)
+		}
+	}
+	Reply(w, answer)
+}
+
+// serveFollow streams the changes that continue the follower's state, or a
+// snapshot first where it cannot tell, or where the follower asks for one. A
+// follower with another history, or further on than this voter, is told so
+// and gets nothing: what it has may be right.
 func (p *Plane) serveFollow(w http.ResponseWriter, r *http.Request) {
-	after, err := strconv.ParseUint(r.URL.Query().Get("after"), 10, 64)
+	q := r.URL.Query()
+	pos, err := parsePosition(q)
 	if err != nil {
-		Fail(w, newError(http.StatusBadRequest, CodeMalformed, "after must be an index"))
+		Fail(w, err)
 		return
 	}
 	log := p.voter.store()
 	if log == nil {
-		Fail(w, newError(http.StatusConflict, CodeNotVoter, "%s is not a voter", p.name(p.id)))
+		Fail(w, p.notVoter())
 		return
 	}
+	own := positionOf(log.State())
+	verdict, anew := judge(log, pos), q.Get("anew") != ""
+	switch {
+	case verdict == raftstore.Ahead:
+		Fail(w, newError(http.StatusConflict, CodeBehind, "%s is at %d in generation %d, before the caller", p.name(p.id), own.Index, own.Generation))
+		return
+	case verdict == raftstore.Diverged && (!anew || own.compare(pos) <= 0):
+		Fail(w, newError(http.StatusConflict, CodeDiverged, "%s has another history than the caller at %d", p.name(p.id), pos.Index))
+		return
+	}
+	version := 2 // which did not say
+	if n, err := strconv.Atoi(q.Get("version")); err == nil {
+		version = n
+	}
 	caller := Caller(r.Context())
-	if !p.streams.enter(caller) {
+	if !p.streams.enter(caller, version) {
 		Fail(w, newError(http.StatusServiceUnavailable, CodeBusy, "%s has %d followers; follow another voter", p.name(p.id), maxFollowers))
 		return
 	}
-	defer p.streams.leave(caller)
+	defer p.streams.leave(caller, version)
+	if err := p.stream(w, r, log, pos, verdict != raftstore.Known || anew); err != nil {
+		p.logger.Warn("follow stream ended", mesh.LogNode, p.name(caller), mesh.LogError, err)
+	}
+}
+
+// stream sends what follows a position, anew with a snapshot first, until the
+// follower goes or either end loses its right. nil: that is how it ended.
+func (p *Plane) stream(w http.ResponseWriter, r *http.Request, log *raftstore.Store, pos position, anew bool) error {
 	changed, stop := log.Watch()
 	defer stop()
 	out := http.NewResponseController(w)
-	if out.SetReadDeadline(time.Time{}) != nil { // the server's is for short calls
-		return
+	if err := out.SetReadDeadline(time.Time{}); err != nil { // the server's is for short calls
+		return err
+	}
+	send := func(frames ...[]byte) bool { // false: the follower is gone and will come again
+		if out.SetWriteDeadline(time.Now().Add(writeTimeout)) != nil {
+			return false
+		}
+		for _, f := range frames {
+			if _, err := w.Write(f); err != nil {
+				return false
+			}
+		}
+		return out.Flush() == nil
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	beat := time.NewTicker(heartbeat)
 	defer beat.Stop()
 	due := true // a heartbeat: the first one tells the follower where this voter is
 	for {
-		frames, at, err := p.frames(log, after, due)
-		if err != nil {
-			p.logger.Warn("follow stream ended", mesh.LogNode, p.name(caller), mesh.LogError, err)
-			return
+		if p.voter.store() != log {
+			end, err := endFrame(p.notVoter())
+			if err == nil {
+				send(end)
+			}
+			return err
 		}
-		if len(frames) > 0 {
-			if out.SetWriteDeadline(time.Now().Add(writeTimeout)) != nil {
-				return
+		if _, member := p.State().Nodes[Caller(r.Context())]; !member {
+			return nil // and its connections are cut
+		}
+		frames, at, err := p.frames(log, pos, anew)
+		if err != nil {
+			return err
+		}
+		if due {
+			beat, err := beatFrame(log)
+			if err != nil {
+				return err
 			}
-			if _, err := w.Write(frames); err != nil || out.Flush() != nil {
-				return // the follower is gone and will come again
-			}
+			frames = append(frames, beat)
+		}
+		if len(frames) > 0 && !send(frames...) {
+			return nil
 		}
 		due = false
-		if at != after {
-			after = at
+		if at != pos {
+			pos, anew = at, false
 			continue // there may be more
 		}
 		select {
 		case <-changed:
 		case <-beat.C:
 			due = true
-			if _, member := p.State().Nodes[caller]; !member || p.voter.store() != log {
-				return
-			}
 		case <-r.Context().Done():
-			return
+			return nil
 		}
 	}
 }
 
-// frames gives what follows the index, and the index after it.
-func (p *Plane) frames(log *raftstore.Store, after uint64, due bool) (b []byte, at uint64, err error) {
-	changes, known := log.Since(after, batch)
-	state := log.State()
-	switch {
-	case known:
+// frames gives what follows a position, and where it leads. Nothing waits in a
+// queue for a slow follower: when it reads on it gets what it lacks, or a
+// snapshot if that is too much.
+func (p *Plane) frames(log *raftstore.Store, pos position, anew bool) (frames [][]byte, at position, err error) {
+	if anew && positionOf(log.State()).compare(pos) <= 0 {
+		return nil, pos, nil // nothing to give yet
+	}
+	if changes, known := log.Since(pos.Index, batch); known && !anew {
+		var b []byte
 		for _, c := range changes {
-			b, after = changeFrame(b, c), c.Index
+			b, pos.Index, pos.Head = changeFrame(b, c), c.Index, c.Head
 		}
-	case state.Index > after:
-		snapshot, err := store.Snapshot(state)
-		if err != nil {
-			return nil, after, err
+		if len(b) > 0 {
+			frames = append(frames, b)
 		}
-		b, after = appendFrame(b, frameSnapshot, snapshot), state.Index
+		return frames, pos, nil
 	}
-	if due {
-		j, err := json.Marshal(pulse{Index: state.Index, Leader: log.Status().Leader})
-		if err != nil {
-			return nil, after, fmt.Errorf("encode heartbeat: %w", err)
-		}
-		b = appendFrame(b, frameHeartbeat, j)
+	frame, at, err := p.streams.frame(log, pos)
+	if err != nil {
+		return nil, pos, err
 	}
-	return b, after, nil
+	return [][]byte{frame}, at, nil
+}
+
+func beatFrame(log *raftstore.Store) ([]byte, error) {
+	j, err := json.Marshal(pulse{positionOf(log.State()), log.Status().Leader})
+	if err != nil {
+		return nil, fmt.Errorf("encode heartbeat: %w", err)
+	}
+	return appendFrame(nil, frameHeartbeat, j), nil
+}
+
+func endFrame(e *Error) ([]byte, error) {
+	j, err := json.Marshal(e)
+	if err != nil {
+		return nil, fmt.Errorf("encode the end of a stream: %w", err)
+	}
+	return appendFrame(nil, frameEnd, j), nil
 }

@@ -21,10 +21,14 @@ type TokenRequest struct {
 	Name     string        // required name of the node; empty: any
 	Prefixes []netip.Prefix
 	Tags     []string
+
+	AnyPrefix bool             // the joiner may claim any free prefix; Prefixes is empty
+	Roles     []store.NodeRole // of the node
+	Site      string           // of the node
 }
 
-// CreateToken makes a token in the name of the operator on this machine. The
-// text admits a node: it is to be shown once and never logged.
+// CreateToken makes a token, on a node with the operator role. The text admits
+// a node: it is to be shown once and never logged.
 func (p *Plane) CreateToken(ctx context.Context, request TokenRequest) (text string, token store.Token, err error) {
 	state := p.State()
 	servers := tokenServers(state, p.id)
@@ -43,6 +47,7 @@ func (p *Plane) CreateToken(ctx context.Context, request TokenRequest) (text str
 	_, err = p.Operate(ctx, store.Command{AddToken: &store.AddToken{Token: store.Token{
 		ID: secret.ID, Key: secret.Public(), Expires: secret.Expires, Uses: cmp.Or(request.Uses, 1),
 		Name: request.Name, Prefixes: request.Prefixes, Tags: request.Tags,
+		AnyPrefix: request.AnyPrefix, Roles: request.Roles, Site: request.Site,
 	}}})
 	if err != nil {
 		return "", store.Token{}, err
@@ -79,7 +84,7 @@ func (p *Plane) Tokens() []store.Token {
 	return tokens
 }
 
-// RevokeToken makes a token unusable, in the name of the operator on this machine.
+// RevokeToken makes a token unusable, on a node with the operator role.
 func (p *Plane) RevokeToken(ctx context.Context, id string) error {
 	_, err := p.Operate(ctx, store.Command{RevokeToken: &store.RevokeToken{ID: id}})
 	return err

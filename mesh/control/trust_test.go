@@ -16,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"guywire/mesh/transport"
 	"guywire/store"
 )
 
@@ -25,24 +24,8 @@ func TestExpiredCertificateIsGoodForHintsOnly(t *testing.T) {
 	one := founded(t)
 	one.Handle("GET /v1/hint", Hint, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { Reply(w, struct{}{}) }))
 	two := one.joined("two")
-	if err := two.shut(); err != nil {
-		t.Fatal(err)
-	}
-	p, err := Open(two.config) // not run: its own renewal would come first
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
-	two.Plane = p
-	ca := one.voter.authority()
-	leaf, err := ca.Issue(two.config.Ring.Identity(), time.Now().Add(-transport.Lifetime-time.Hour))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := two.present(certificate{Node: leaf, Authority: ca.Certificate()}); err != nil {
-		t.Fatal(err)
-	}
-	two.client.CloseIdleConnections()
+	two.asleep() // its own renewal would come first
+	two.expire(one.voter.authority())
 	if err := two.Do(t.Context(), one.ID(), http.MethodGet, "/v1/raft", nil, nil); !hasCode(err, CodeExpired) {
 		t.Errorf("call with an expired certificate: %v", err)
 	}

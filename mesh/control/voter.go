@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/http"
 	"slices"
@@ -20,24 +19,28 @@ import (
 
 // voter is this node's part in the log while it is a voter.
 type voter struct {
-	// change is held while this node becomes or ceases to be a voter, or as
-	// leader changes who is: one at a time.
-	change sync.Mutex
-	// barred says until when a node is not made a voter; tooMany since when
-	// there were more voters than wanted (zero: there are not). Guarded by change.
-	barred  map[mesh.NodeID]time.Time
-	tooMany time.Time
-	kick    chan struct{} // the leader looks at its voters at once
+	self mesh.NodeID
+	// change is held while this node becomes or ceases to be a voter, or takes
+	// the key of a CA: one at a time. rotation is held while it makes one.
+	change, rotation sync.Mutex
+	kick             chan struct{} // look at what there is to do at once
+	given            map[mesh.NodeID]given
 
 	mu      sync.Mutex // guards the fields below, for short
 	log     *raftstore.Store
-	ca      *transport.Authority
-	problem string // why a voter has no log open
+	cas     []*transport.Authority // whose keys it holds
+	problem string                 // why a voter has no log open
+	doubled time.Time              // when another machine was last seen that runs as this node
 }
 
-func (v *voter) init() {
-	v.barred = map[mesh.NodeID]time.Time{}
-	v.kick = make(chan struct{}, 1)
+// given says which CA the leader of a term gave to a voter.
+type given struct {
+	pin  [32]byte
+	term uint64
+}
+
+func (v *voter) init(self mesh.NodeID) {
+	v.self, v.kick, v.given = self, make(chan struct{}, 1), map[mesh.NodeID]given{}
 }
 
 // store is the log; nil: this node is no voter, or its log has failed.
@@ -47,11 +50,55 @@ func (v *voter) store() *raftstore.Store {
 	return v.log
 }
 
-// authority is the CA; nil: this node is no voter.
+// authority is the CA with which this node issues certificates; nil: it is no
+// voter, it has not got the key, or its log is not open: who cannot hear who
+// was removed must not vouch for anybody.
 func (v *voter) authority() *transport.Authority {
+	log := v.store()
+	if log == nil {
+		return nil
+	}
+	state := log.State()
+	pin, known := current(state)
+	if !known || !state.Nodes[v.self].Voter {
+		return nil
+	}
+	return v.key(pin)
+}
+
+// key is the CA with the pin; nil: its key is not here.
+func (v *voter) key(pin [32]byte) *transport.Authority {
+	for _, ca := range v.keys() {
+		if ca.Pin() == pin {
+			return ca
+		}
+	}
+	return nil
+}
+
+func (v *voter) keys() []*transport.Authority {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.ca
+	return slices.Clone(v.cas)
+}
+
+// issuers are the CAs that it holds and that issue certificates, or will: the
+// current one first.
+func (v *voter) issuers(state *store.State) (list []*transport.Authority) {
+	pin, _ := current(state)
+	next, _ := inState(state, store.CANext)
+	for _, pin := range [][32]byte{pin, next.Pin} {
+		if ca := v.key(pin); ca != nil {
+			list = append(list, ca)
+		}
+	}
+	return list
+}
+
+func (v *voter) double(now time.Time) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.doubled = now
 }
 
 func (v *voter) set(log *raftstore.Store, problem string) (before *raftstore.Store) {
@@ -62,9 +109,13 @@ func (v *voter) set(log *raftstore.Store, problem string) (before *raftstore.Sto
 }
 
 func (v *voter) setAuthority(ca *transport.Authority) {
+	v.setAuthorities([]*transport.Authority{ca})
+}
+
+func (v *voter) setAuthorities(list []*transport.Authority) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.ca = ca
+	v.cas = list
 }
 
 // hearsLeader reports whether the log leads, or heard from who does lately.
@@ -83,24 +134,21 @@ func (p *Plane) openVoter() error {
 	if !raftstore.Exists(p.files.raft()) {
 		return nil
 	}
-	var key authorityKey
-	switch err := p.files.read(authorityFile, &key); {
-	case err == nil:
-		ca, err := key.authority()
-		if err != nil {
-			return err
-		}
-		p.voter.setAuthority(ca)
-	case errors.Is(err, fs.ErrNotExist):
-		p.logger.Warn("this voter has no CA key and cannot admit nodes")
-	default:
+	if err := p.loadAuthorities(); err != nil {
 		return err
 	}
 	err := p.startLog()
-	if errors.Is(err, raftstore.ErrInUse) {
+	switch {
+	case err == nil:
+	case errors.Is(err, raftstore.ErrInUse), errors.Is(err, ErrCloned):
 		return err
-	}
-	if err != nil {
+	case errors.Is(err, raftstore.ErrStaleCopy):
+		p.logger.Error("this voter's log was set back to an old copy, which must not vote; it is given a new one by the other voters", mesh.LogError, err)
+		if err := p.dismissed(); err != nil {
+			return err
+		}
+		p.voter.set(nil, err.Error())
+	default:
 		p.voter.set(nil, err.Error())
 		p.logger.Error("this voter cannot use its log and only follows; restore its state directory, or let it leave and join again", mesh.LogError, err)
 	}
@@ -126,6 +174,8 @@ func (p *Plane) startLog() error {
 		},
 		Admit:  p.admitsVoter,
 		Failed: p.logFailed,
+		Fence:  p.fence,
+		Care:   p.care(),
 	})
 	if err != nil {
 		return err
@@ -139,7 +189,6 @@ func (p *Plane) startLog() error {
 			select {
 			case <-changed:
 				p.advance(log.State())
-				wake(p.voter.kick)
 			case <-p.life.Done():
 				return
 			}
@@ -197,23 +246,27 @@ func (p *Plane) closeVoter() error {
 // hold neither the log, which could vote again, nor the CA key.
 func (p *Plane) dismissed() error {
 	err := p.closeVoter()
-	p.voter.setAuthority(nil)
+	p.voter.setAuthorities(nil)
 	return errors.Join(err, raftstore.Destroy(p.files.raft()), p.files.dir.Remove(authorityFile))
 }
 
-// checkOwnVote finds out that the leader took this node's vote away.
+// checkOwnVote finds out that the leader took this node's vote or log away.
 func (p *Plane) checkOwnVote() {
 	p.voter.change.Lock()
 	defer p.voter.change.Unlock()
 	log := p.voter.store()
 	if log == nil {
+		p.resignWithoutLog()
 		return
 	}
 	newest, own, st := p.State(), log.State(), log.Status()
-	if newest.Nodes[p.id].Voter || len(st.Voters) == 0 || slices.Contains(st.Learners, p.id) {
+	if newest.Nodes[p.id].Voter || len(st.Voters) == 0 {
 		return // a voter, or about to become one
 	}
-	if slices.Contains(st.Voters, p.id) && !(own.Nodes[p.id].Voter && newest.Index > own.Index) {
+	if slices.Contains(st.Learners, p.id) && !(st.Quiet > forgottenAfter && !p.Status().Source.IsZero()) {
+		return // it may become a voter
+	}
+	if slices.Contains(st.Voters, p.id) && !(own.Nodes[p.id].Voter && newest.Newer(own)) {
 		// The log names it and nothing newer says otherwise. The state names a
 		// voter before the log does and forgets it after the log did, so a
 		// newer state in which it is none is proof.
@@ -222,6 +275,18 @@ func (p *Plane) checkOwnVote() {
 	p.logger.Info("this node is no voter any more")
 	if err := p.dismissed(); err != nil {
 		p.logger.Error("the log of a former voter cannot be removed; remove it by hand", "path", p.files.raft(), mesh.LogError, err)
+	}
+}
+
+// resignWithoutLog gives up a vote that this node cannot use, because it had
+// to destroy its log: only then can it get another one.
+func (p *Plane) resignWithoutLog() {
+	st := p.Status()
+	if raftstore.Exists(p.files.raft()) || !p.State().Nodes[p.id].Voter || st.Source.IsZero() || st.Leader.IsZero() || p.leaving.Load() {
+		return
+	}
+	if err := p.Do(p.life, st.Leader, http.MethodPost, "/v1/resign", struct{}{}, nil); err != nil {
+		p.logger.Info("this node has no log and could not give up its vote yet", mesh.LogError, err)
 	}
 }
 
@@ -245,13 +310,15 @@ func (p *Plane) servePromote(w http.ResponseWriter, r *http.Request) {
 // Only the leader of a term sends it, and only to a node without a vote in its
 // Raft configuration.
 type promotion struct {
-	Authority authorityKey `json:"authority"`
-	Term      uint64       `json:"term"` // of the leader
+	Authority authorityKey  `json:"authority"`
+	Next      *authorityKey `json:"next,omitempty"`
+	Term      uint64        `json:"term"` // of the leader
 }
 
 func (p *Plane) promoted(request promotion) error {
-	ca, err := request.Authority.authority()
-	if err != nil || !slices.Contains(p.State().Pins(), ca.Pin()) {
+	keys := authorityKeys{request.Authority, request.Next}
+	list, err := keys.authorities()
+	if err != nil || slices.ContainsFunc(list, func(ca *transport.Authority) bool { return !slices.Contains(p.State().Pins(), ca.Pin()) }) {
 		return newError(http.StatusForbidden, store.CodeForbidden, "this is not the CA of the mesh")
 	}
 	p.voter.change.Lock()
@@ -279,13 +346,13 @@ func (p *Plane) promoted(request promotion) error {
 	if err := raftstore.Destroy(p.files.raft()); err != nil {
 		return err
 	}
-	if err := p.files.write(authorityFile, request.Authority); err != nil {
+	if err := p.files.write(authorityFile, keys); err != nil {
 		return err
 	}
 	if err := p.startLog(); err != nil {
 		return errors.Join(fmt.Errorf("open the log: %w", err), p.files.dir.Remove(authorityFile))
 	}
-	p.voter.setAuthority(ca)
+	p.voter.setAuthorities(list)
 	return nil
 }
 
@@ -293,7 +360,7 @@ func (p *Plane) promoted(request promotion) error {
 func (p *Plane) serveRaft(w http.ResponseWriter, _ *http.Request) {
 	log := p.voter.store()
 	if log == nil {
-		Fail(w, newError(http.StatusConflict, CodeNotVoter, "%s is not a voter", p.name(p.id)))
+		Fail(w, p.notVoter())
 		return
 	}
 	Reply(w, log.Status())

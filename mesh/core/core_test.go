@@ -220,12 +220,20 @@ func TestRemovedNodeLosesItsTunnelAndIsRevoked(t *testing.T) {
 }
 
 func TestOlderStateIsIgnored(t *testing.T) {
-	s := state(3, 1)
-	s.Index = 9
-	n := node(s)
-	n.Step(start, StateChanged{State: state(2, 1)})
+	at := func(nodes int, generation, index uint64) *store.State {
+		s := state(nodes, 1)
+		s.Mesh.Generation, s.Index = generation, index
+		return s
+	}
+	n := node(at(3, 1, 9))
+	n.Step(start, StateChanged{State: at(2, 1, 8)})
+	n.Step(start, StateChanged{State: at(2, 0, 99)}) // of what was lost before the mesh was recovered
 	if len(n.state.Nodes) != 3 {
 		t.Error("the state went back")
+	}
+	n.Step(start, StateChanged{State: at(2, 2, 3)})
+	if len(n.state.Nodes) != 2 {
+		t.Error("a later generation was not taken")
 	}
 }
 

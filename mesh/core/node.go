@@ -424,7 +424,7 @@ func (n *Node) agreed() bool {
 
 // setState takes a newer view of the log.
 func (n *Node) setState(s *store.State) {
-	if n.state != nil && s.Index < n.state.Index {
+	if n.state != nil && n.state.Newer(s) {
 		return
 	}
 	if n.state != nil {

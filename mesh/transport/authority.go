@@ -28,7 +28,8 @@ const (
 	// Skew is how far a clock may be off beyond a certificate's validity.
 	Skew = 5 * time.Minute
 
-	authorityLifetime = 50 * 365 * 24 * time.Hour
+	authorityLifetime   = 50 * 365 * 24 * time.Hour
+	authorityBackdating = 24 * time.Hour // valid earlier than any certificate it signs
 
 	// sealDomain keeps a seal from being a certificate: those begin with an
 	// ASN.1 tag. The trailing zero byte ends the text.
@@ -51,7 +52,7 @@ func NewAuthority(id mesh.MeshID, now time.Time) (*Authority, error) {
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber:          serial(),
 		Subject:               pkix.Name{CommonName: "guywire mesh " + id.String()},
-		NotBefore:             now.Add(-24 * time.Hour), // earlier than any certificate it signs
+		NotBefore:             now.Add(-authorityBackdating),
 		NotAfter:              now.Add(authorityLifetime),
 		KeyUsage:              x509.KeyUsageCertSign,
 		BasicConstraintsValid: true,
@@ -62,6 +63,15 @@ func NewAuthority(id mesh.MeshID, now time.Time) (*Authority, error) {
 		return nil, fmt.Errorf("make CA certificate: %w", err)
 	}
 	return ParseAuthority(der, key)
+}
+
+// Made is when a CA was made, from its certificate (DER).
+func Made(der []byte) (time.Time, error) {
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("parse CA certificate: %w", err)
+	}
+	return cert.NotBefore.Add(authorityBackdating), nil
 }
 
 // ParseAuthority rebuilds a CA from its certificate (DER) and private key, and

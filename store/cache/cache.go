@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"strconv"
 	"strings"
+	"time"
 
 	"guywire/mesh"
 	"guywire/store"
@@ -18,7 +19,7 @@ const (
 	directory = "cache"
 	magic     = "guywire-cache"
 	domain    = "guywire cache v1\x00"
-	version   = 1
+	version   = 2
 
 	// MaxBlobBytes bounds the files that the agent fills.
 	MaxBlobBytes = 16 << 20
@@ -34,7 +35,26 @@ const (
 	Facts Blob = "facts" // what other nodes said about themselves
 )
 
-const stateFile = "state" // a store.Snapshot
+const (
+	stateFile = "state"          // a store.Snapshot
+	asideFile = "state.diverged" // the same, of a history that was given up
+)
+
+// A Stamp says how old a cached state is, by this machine's clock and in whole
+// seconds.
+type Stamp struct {
+	Saved     time.Time // zero: it was written by version 1, which did not say
+	Confirmed time.Time // when a voter last said that it knows of nothing newer; zero: never
+}
+
+// Age is how long before now the state was confirmed. A clock that is behind
+// the time at which it was saved cannot tell, and the age is zero.
+func (s Stamp) Age(now time.Time) time.Duration {
+	if now.Before(s.Saved) {
+		return 0
+	}
+	return max(0, now.Sub(s.Confirmed))
+}
 
 // A Key is the node's identity key, as keyring.Ring is.
 type Key interface {
@@ -75,7 +95,7 @@ func (c *Cache) Owner() Owner { return c.owner }
 
 // SaveState keeps the state; when it returns nil the next boot starts from it.
 // A state of another mesh is ErrOtherMesh.
-func (c *Cache) SaveState(s *store.State) error {
+func (c *Cache) SaveState(s *store.State, stamp Stamp) error {
 	if s.Mesh.ID != c.owner.Mesh {
 		return fmt.Errorf("cache state of mesh %s in that of %s: %w", s.Mesh.ID, c.owner.Mesh, ErrOtherMesh)
 	}
@@ -83,30 +103,45 @@ func (c *Cache) SaveState(s *store.State) error {
 	if err != nil {
 		return fmt.Errorf("cache state: %w", err)
 	}
-	return c.write(stateFile, b)
+	return c.write(header{version, stateFile, stamp}, b)
 }
 
-// LoadState gives the state that was saved last. The errors are ErrEmpty,
-// ErrRemoved (the state comes with it, to say when), or wrap ErrUnusable.
-func (c *Cache) LoadState() (*store.State, error) {
-	b, err := c.read(stateFile, store.MaxSnapshotBytes+maxHeader)
+// LoadState gives the state that was saved last, and how old it is. The errors
+// are ErrEmpty, or wrap ErrUnusable; with ErrRemoved and ErrExpired the state
+// comes all the same: it says when, and where the voters are.
+func (c *Cache) LoadState(now time.Time) (*store.State, Stamp, error) {
+	h, b, err := c.read(stateFile, store.MaxSnapshotBytes+maxHeader)
 	if err != nil {
-		return nil, err
+		return nil, Stamp{}, err
 	}
 	s, err := store.Restore(b)
 	if err == nil && s.Mesh.ID != c.owner.Mesh {
 		err = fmt.Errorf("it is of mesh %s", s.Mesh.ID)
 	}
 	if err != nil {
-		return nil, c.setAside(stateFile, err)
+		return nil, Stamp{}, c.setAside(stateFile, err)
 	}
 	if _, removed := s.Removed[c.owner.Node]; removed {
-		return s, ErrRemoved
+		return s, h.stamp, ErrRemoved
 	}
 	if _, member := s.Nodes[c.owner.Node]; !member {
-		return nil, c.setAside(stateFile, errors.New("this node is not in it"))
+		return nil, Stamp{}, c.setAside(stateFile, errors.New("this node is not in it"))
 	}
-	return s, nil
+	if limit := s.Mesh.CacheMaxAge; limit > 0 && h.stamp.Age(now) > limit {
+		return s, h.stamp, ErrExpired
+	}
+	return s, h.stamp, nil
+}
+
+// SetAside keeps a copy of the state, for a person to look at, and gives its
+// path; the next SaveState does not replace it. The state stays what the next
+// boot starts from.
+func (c *Cache) SetAside() (string, error) {
+	b, err := c.dir.Read(stateFile, store.MaxSnapshotBytes+maxHeader)
+	if err != nil {
+		return "", err
+	}
+	return c.dir.Path(asideFile), c.dir.Write(asideFile, b)
 }
 
 // SaveBlob keeps Links or Facts.
@@ -114,67 +149,121 @@ func (c *Cache) SaveBlob(name Blob, blob []byte) error {
 	if len(blob) > MaxBlobBytes {
 		return fmt.Errorf("cache %s: %d bytes are more than %d", name, len(blob), MaxBlobBytes)
 	}
-	return c.write(string(name), blob)
+	return c.write(header{version: 1, kind: string(name)}, blob)
 }
 
 // LoadBlob gives what SaveBlob kept. The errors are ErrEmpty or wrap ErrUnusable.
 func (c *Cache) LoadBlob(name Blob) ([]byte, error) {
-	return c.read(string(name), MaxBlobBytes+maxHeader)
+	_, b, err := c.read(string(name), MaxBlobBytes+maxHeader)
+	return b, err
 }
 
-func (c *Cache) write(kind string, body []byte) error {
-	return c.dir.Write(kind, append(c.header(kind, c.key.Sign(c.message(kind, body))), body...))
+func (c *Cache) write(h header, body []byte) error {
+	return c.dir.Write(h.kind, c.seal(h, body))
 }
 
-func (c *Cache) read(kind string, limit int64) ([]byte, error) {
+func (c *Cache) read(kind string, limit int64) (header, []byte, error) {
 	b, err := c.dir.Read(kind, limit)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, ErrEmpty
+		return header{}, nil, ErrEmpty
 	case errors.Is(err, disk.ErrTooLarge):
-		return nil, c.setAside(kind, err)
+		return header{}, nil, c.setAside(kind, err)
 	case err != nil:
-		return nil, err
+		return header{}, nil, err
 	}
-	body, err := c.open(kind, b)
+	h, body, err := c.open(kind, b)
 	if err != nil {
-		return nil, c.setAside(kind, err)
+		return header{}, nil, c.setAside(kind, err)
 	}
-	return body, nil
+	return h, body, nil
 }
 
-// A file is one line, "guywire-cache VERSION KIND MESH NODE SIGNATURE", and
-// the body. The signature covers all of it.
-func (c *Cache) header(kind string, signature []byte) []byte {
-	return fmt.Appendf(nil, "%s %d %s %s %s %s\n", magic, version, kind, c.owner.Mesh, c.owner.Node, base64.StdEncoding.EncodeToString(signature))
+// A file is one line, "guywire-cache 2 KIND MESH NODE SAVED CONFIRMED
+// SIGNATURE", and the body. The signature covers all of it. The times are
+// seconds of Unix time, 0 for none. Version 1 has no times: it is what states
+// were written in before, and what blobs are, which have no age.
+type header struct {
+	version int
+	kind    string
+	stamp   Stamp
 }
 
-func (c *Cache) message(kind string, body []byte) []byte {
-	m := append([]byte(domain), c.header(kind, nil)...)
+func (c *Cache) line(h header, signature []byte) []byte {
+	times := ""
+	if h.version > 1 {
+		times = fmt.Sprintf(" %d %d", seconds(h.stamp.Saved), seconds(h.stamp.Confirmed))
+	}
+	return fmt.Appendf(nil, "%s %d %s %s %s%s %s\n", magic, h.version, h.kind, c.owner.Mesh, c.owner.Node, times, base64.StdEncoding.EncodeToString(signature))
+}
+
+func seconds(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
+}
+
+func (c *Cache) message(h header, body []byte) []byte {
+	m := append([]byte(domain), c.line(h, nil)...)
 	return append(m, body...)
 }
 
-// open checks a file and gives its body.
-func (c *Cache) open(kind string, b []byte) ([]byte, error) {
+// seal gives the whole file.
+func (c *Cache) seal(h header, body []byte) []byte {
+	return append(c.line(h, c.key.Sign(c.message(h, body))), body...)
+}
+
+// open checks a file and gives its header and body.
+func (c *Cache) open(kind string, b []byte) (header, []byte, error) {
 	line, body, found := bytes.Cut(b, []byte("\n"))
 	if !found || len(line) > maxHeader {
-		return nil, errors.New("it does not begin as one")
+		return header{}, nil, errors.New("it does not begin as one")
 	}
 	fields := strings.Split(string(line), " ")
-	if len(fields) != 6 || fields[0] != magic {
-		return nil, errors.New("it does not begin as one")
+	if len(fields) < 2 || fields[0] != magic {
+		return header{}, nil, errors.New("it does not begin as one")
 	}
-	if v, err := strconv.Atoi(fields[1]); err == nil && v > version {
-		return nil, fmt.Errorf("it is of version %d: %w", v, store.ErrNewer)
+	h := header{kind: kind}
+	switch v, err := strconv.Atoi(fields[1]); {
+	case err == nil && v > version:
+		return header{}, nil, fmt.Errorf("it is of version %d: %w", v, store.ErrNewer)
+	case err == nil && v == 1 && len(fields) == 6:
+		h.version = 1
+	case err == nil && v == version && len(fields) == 8:
+		h.version = version
+		if h.stamp, err = parseStamp(fields[5], fields[6]); err != nil {
+			return header{}, nil, err
+		}
+	default:
+		return header{}, nil, errors.New("it does not begin as one")
 	}
-	signature, err := base64.StdEncoding.DecodeString(fields[5])
-	if err != nil || !bytes.Equal(c.header(kind, signature), b[:len(line)+1]) {
-		return nil, errors.New("it is another kind of file, or another node's")
+	signature, err := base64.StdEncoding.DecodeString(fields[len(fields)-1])
+	if err != nil || !bytes.Equal(c.line(h, signature), b[:len(line)+1]) {
+		return header{}, nil, errors.New("it is another kind of file, or another node's")
 	}
-	if !c.key.Identity().Verify(c.message(kind, body), signature) {
-		return nil, errors.New("its signature is wrong")
+	if !c.key.Identity().Verify(c.message(h, body), signature) {
+		return header{}, nil, errors.New("its signature is wrong")
 	}
-	return body, nil
+	return h, body, nil
+}
+
+func parseStamp(saved, confirmed string) (Stamp, error) {
+	s, err1 := parseSeconds(saved)
+	c, err2 := parseSeconds(confirmed)
+	return Stamp{Saved: s, Confirmed: c}, errors.Join(err1, err2)
+}
+
+func parseSeconds(text string) (time.Time, error) {
+	n, err := strconv.ParseInt(text, 10, 64)
+	switch {
+	case err != nil:
+		return time.Time{}, fmt.Errorf("its times are malformed: %w", err)
+	case n == 0:
+		return time.Time{}, nil
+	default:
+		return time.Unix(n, 0), nil
+	}
 }
 
 func (c *Cache) setAside(kind string, why error) error {

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"crypto/ecdh"
 	"crypto/ed25519"
+	"encoding/base64"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -22,6 +24,8 @@ import (
 var (
 	testMesh = mesh.MeshID{1, 2, 3}
 	testNow  = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+
+	testStamp = Stamp{Saved: testNow, Confirmed: testNow.Add(-time.Minute)}
 )
 
 type testKey ed25519.PrivateKey
@@ -95,7 +99,7 @@ func TestSaveAndLoad(t *testing.T) {
 	if c.Owner() != k.owner() {
 		t.Errorf("owner %v", c.Owner())
 	}
-	if _, err := c.LoadState(); !errors.Is(err, ErrEmpty) || !errors.Is(err, fs.ErrNotExist) {
+	if _, _, err := c.LoadState(testNow); !errors.Is(err, ErrEmpty) || !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("empty: %v", err)
 	}
 	s := testState(t, k)
@@ -104,7 +108,7 @@ func TestSaveAndLoad(t *testing.T) {
 			t.Errorf("empty: %v", err)
 		}
 	}
-	if err := errors.Join(c.SaveState(s), c.SaveBlob(Links, []byte("line one\nline two")), c.SaveBlob(Facts, nil)); err != nil {
+	if err := errors.Join(c.SaveState(s, testStamp), c.SaveBlob(Links, []byte("line one\nline two")), c.SaveBlob(Facts, nil)); err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(c.Close(), d.Close()); err != nil {
@@ -117,9 +121,9 @@ func TestSaveAndLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	got, err := c.LoadState()
-	if err != nil || store.Hash(got) != store.Hash(s) {
-		t.Errorf("state: %v", err)
+	got, stamp, err := c.LoadState(testNow)
+	if err != nil || store.Hash(got) != store.Hash(s) || !stamp.Saved.Equal(testStamp.Saved) || !stamp.Confirmed.Equal(testStamp.Confirmed) {
+		t.Errorf("state: %+v %v", stamp, err)
 	}
 	if b, err := c.LoadBlob(Links); err != nil || string(b) != "line one\nline two" {
 		t.Errorf("links: %q %v", b, err)
@@ -146,13 +150,22 @@ func TestUnusableIsSetAside(t *testing.T) {
 		"flipped header": func(_ *testing.T, _ string, b []byte) []byte { b[3] ^= 1; return b },
 		"flipped sign":   func(_ *testing.T, _ string, b []byte) []byte { b[bytes.IndexByte(b, '\n')-9] ^= 1; return b },
 		"newer": func(_ *testing.T, _ string, b []byte) []byte {
-			return bytes.Replace(b, []byte(" 1 "), []byte(" 2 "), 1)
+			return bytes.Replace(b, []byte(" 2 "), []byte(" 3 "), 1)
+		},
+		"older": func(_ *testing.T, _ string, b []byte) []byte {
+			return bytes.Replace(b, []byte(" 2 "), []byte(" 1 "), 1)
+		},
+		"other time": func(_ *testing.T, _ string, b []byte) []byte {
+			return bytes.Replace(b, fmt.Appendf(nil, " %d ", testStamp.Confirmed.Unix()), fmt.Appendf(nil, " %d ", testStamp.Confirmed.Unix()+1), 1)
+		},
+		"no time": func(_ *testing.T, _ string, b []byte) []byte {
+			return bytes.Replace(b, fmt.Appendf(nil, " %d ", testStamp.Confirmed.Unix()), []byte(" x "), 1)
 		},
 		"no line end":     func(*testing.T, string, []byte) []byte { return make([]byte, 100_000) },
 		"another's":       func(t *testing.T, _ string, _ []byte) []byte { return fileOf(t, other, stateFile, testState(t, other)) },
 		"of another kind": func(t *testing.T, _ string, _ []byte) []byte { return fileOf(t, k, string(Links), good) },
 		"node is not in":  func(t *testing.T, _ string, _ []byte) []byte { return fileOf(t, k, stateFile, testState(t, other)) },
-		"not a state":     func(t *testing.T, _ string, _ []byte) []byte { return signed(k, stateFile, []byte("{}")) },
+		"not a state":     func(t *testing.T, _ string, _ []byte) []byte { return signed(k, stateFile, testStamp, []byte("{}")) },
 		"of another mesh": func(t *testing.T, _ string, _ []byte) []byte {
 			s := *good
 			s.Mesh.ID[0]++
@@ -165,7 +178,7 @@ func TestUnusableIsSetAside(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "state")
 			c := openCache(t, stateDir(t, path), k)
-			if err := c.SaveState(good); err != nil {
+			if err := c.SaveState(good, testStamp); err != nil {
 				t.Fatal(err)
 			}
 			file := filepath.Join(path, directory, stateFile)
@@ -177,29 +190,34 @@ func TestUnusableIsSetAside(t *testing.T) {
 			if err := os.WriteFile(file, bad, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			s, err := c.LoadState()
+			s, _, err := c.LoadState(testNow)
 			if !errors.Is(err, ErrUnusable) || s != nil || !strings.Contains(err.Error(), file+".bad") {
 				t.Fatalf("%v", err)
 			}
 			if kept, err := os.ReadFile(file + ".bad"); err != nil || !bytes.Equal(kept, bad) {
 				t.Errorf("set aside: %v", err)
 			}
-			if _, err := c.LoadState(); !errors.Is(err, ErrEmpty) {
+			if _, _, err := c.LoadState(testNow); !errors.Is(err, ErrEmpty) {
 				t.Errorf("after that: %v", err)
 			}
-			if err := c.SaveState(good); err != nil {
+			if err := c.SaveState(good, testStamp); err != nil {
 				t.Error(err)
 			}
-			if _, err := c.LoadState(); err != nil {
+			if _, _, err := c.LoadState(testNow); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 }
 
-func signed(k testKey, kind string, body []byte) []byte {
+// signed is a file as the key's owner writes it: of version 1 with a zero stamp.
+func signed(k testKey, kind string, stamp Stamp, body []byte) []byte {
 	c := &Cache{owner: k.owner(), key: k}
-	return append(c.header(kind, k.Sign(c.message(kind, body))), body...)
+	h := header{version, kind, stamp}
+	if stamp == (Stamp{}) {
+		h.version = 1
+	}
+	return c.seal(h, body)
 }
 
 func fileOf(t *testing.T, k testKey, kind string, s *store.State) []byte {
@@ -208,7 +226,7 @@ func fileOf(t *testing.T, k testKey, kind string, s *store.State) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return signed(k, kind, b)
+	return signed(k, kind, testStamp, b)
 }
 
 // A file that others can read is refused and stays where it is: it is not
@@ -217,19 +235,19 @@ func TestUnsafeStays(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
 	k := newKey(1)
 	c := openCache(t, stateDir(t, path), k)
-	if err := c.SaveState(testState(t, k)); err != nil {
+	if err := c.SaveState(testState(t, k), testStamp); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Chmod(filepath.Join(path, directory, stateFile), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.LoadState(); !errors.Is(err, disk.ErrUnsafe) {
+	if _, _, err := c.LoadState(testNow); !errors.Is(err, disk.ErrUnsafe) {
 		t.Errorf("%v", err)
 	}
 	if err := os.Chmod(filepath.Join(path, directory, stateFile), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.LoadState(); err != nil {
+	if _, _, err := c.LoadState(testNow); err != nil {
 		t.Error(err)
 	}
 }
@@ -240,10 +258,10 @@ func TestRemovedNode(t *testing.T) {
 	c := openCache(t, stateDir(t, filepath.Join(t.TempDir(), "state")), k)
 	id := k.Identity().NodeID()
 	s := apply(t, testState(t, k), store.Command{By: store.Authority{Node: id}, RemoveNode: &store.RemoveNode{Node: id}})
-	if err := c.SaveState(s); err != nil {
+	if err := c.SaveState(s, testStamp); err != nil {
 		t.Fatal(err)
 	}
-	got, err := c.LoadState()
+	got, _, err := c.LoadState(testNow)
 	if !errors.Is(err, ErrRemoved) || got == nil || !got.Removed[id].At.Equal(testNow) {
 		t.Errorf("%v", err)
 	}
@@ -254,7 +272,7 @@ func TestOtherMeshIsNotSaved(t *testing.T) {
 	c := openCache(t, stateDir(t, filepath.Join(t.TempDir(), "state")), k)
 	s := *testState(t, k)
 	s.Mesh.ID[7]++
-	if err := c.SaveState(&s); !errors.Is(err, ErrOtherMesh) {
+	if err := c.SaveState(&s, testStamp); !errors.Is(err, ErrOtherMesh) {
 		t.Errorf("%v", err)
 	}
 }
@@ -323,16 +341,110 @@ func TestBadOwnerFile(t *testing.T) {
 	}
 }
 
+// Before version 2 there were no times. What an old node wrote, the next
+// version reads; and where an age is asked for, it has none.
+func TestCacheV1IsRead(t *testing.T) {
+	k := newKey(1)
+	d := stateDir(t, filepath.Join(t.TempDir(), "state"))
+	c := openCache(t, d, k)
+	s := testState(t, k)
+	b, err := store.Snapshot(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	message := fmt.Sprintf("guywire cache v1\x00guywire-cache 1 state %s %s \n%s", testMesh, k.Identity().NodeID(), b)
+	file := fmt.Appendf(nil, "guywire-cache 1 state %s %s %s\n%s", testMesh, k.Identity().NodeID(), base64.StdEncoding.EncodeToString(k.Sign([]byte(message))), b)
+	if err := c.dir.Write(stateFile, file); err != nil {
+		t.Fatal(err)
+	}
+	got, stamp, err := c.LoadState(testNow)
+	if err != nil || store.Hash(got) != store.Hash(s) || stamp != (Stamp{}) {
+		t.Fatalf("%+v %v", stamp, err)
+	}
+	if stamp.Age(testNow) < store.MaxCacheAge {
+		t.Error("a state that nobody confirmed passes for new")
+	}
+}
+
+// TestCacheTooOld: the policy is the mesh's, the age counts from when a voter
+// confirmed the state, and a clock that was set back proves nothing.
+func TestCacheTooOld(t *testing.T) {
+	k := newKey(1)
+	c := openCache(t, stateDir(t, filepath.Join(t.TempDir(), "state")), k)
+	old := testState(t, k)
+	upgrade, err := store.SignCommand(store.Command{
+		Version: store.Version, Author: k.Identity(), Request: store.Nonce{1}, After: old.Index, SetVersion: &store.SetVersion{Version: 3},
+	}, testMesh, k.Sign)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := *apply(t, old, upgrade)
+	s.Mesh.Authorities = []store.CA{{Pin: store.Digest{1}, Root: []byte{1}, State: store.CACurrent}}
+	confirmed := testStamp.Confirmed
+	for _, tc := range []struct {
+		limit time.Duration
+		now   time.Time
+		old   bool
+	}{
+		{0, confirmed.Add(100 * 365 * 24 * time.Hour), false},
+		{time.Hour, confirmed.Add(time.Hour), false},
+		{time.Hour, confirmed.Add(time.Hour + time.Second), true},
+		{2 * time.Hour, confirmed.Add(time.Hour + time.Second), false},
+		{time.Hour, time.Unix(0, 0), false},
+		{time.Hour, testStamp.Saved.Add(-time.Second), false},
+	} {
+		s.Mesh.CacheMaxAge = tc.limit
+		if err := c.SaveState(&s, testStamp); err != nil {
+			t.Fatal(err)
+		}
+		got, stamp, err := c.LoadState(tc.now)
+		if errors.Is(err, ErrExpired) != tc.old || got == nil || !stamp.Confirmed.Equal(confirmed) {
+			t.Errorf("limit %s at %s: %v", tc.limit, tc.now, err)
+		}
+	}
+	// Nobody ever confirmed it: it has no age, but the greatest.
+	s.Mesh.CacheMaxAge = store.MaxCacheAge
+	if err := c.SaveState(&s, Stamp{Saved: testNow}); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := c.LoadState(testNow); !errors.Is(err, ErrExpired) {
+		t.Errorf("never confirmed: %v", err)
+	}
+}
+
+func TestSetAside(t *testing.T) {
+	k := newKey(1)
+	c := openCache(t, stateDir(t, filepath.Join(t.TempDir(), "state")), k)
+	if _, err := c.SetAside(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("nothing to set aside: %v", err)
+	}
+	s := testState(t, k)
+	if err := c.SaveState(s, testStamp); err != nil {
+		t.Fatal(err)
+	}
+	path, err := c.SetAside()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept, err := os.ReadFile(path)
+	if err != nil || !bytes.Equal(kept, fileOf(t, k, stateFile, s)) {
+		t.Errorf("the copy: %v", err)
+	}
+	if _, _, err := c.LoadState(testNow); err != nil {
+		t.Errorf("the state itself: %v", err)
+	}
+}
+
 func FuzzOpen(f *testing.F) {
 	k := newKey(1)
 	c := &Cache{owner: k.owner(), key: k}
-	good := signed(k, stateFile, []byte("body"))
-	f.Add(good)
-	f.Add(signed(k, string(Links), nil))
-	f.Add([]byte("guywire-cache 1 state\n"))
+	f.Add(signed(k, stateFile, testStamp, []byte("body")))
+	f.Add(signed(k, stateFile, Stamp{}, []byte("body")))
+	f.Add(signed(k, string(Links), Stamp{}, nil))
+	f.Add([]byte("guywire-cache 2 state 1 2\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		body, err := c.open(stateFile, b)
-		if err == nil && !bytes.Equal(signed(k, stateFile, body), b) {
+		h, body, err := c.open(stateFile, b)
+		if err == nil && !bytes.Equal(c.seal(h, body), b) {
 			t.Fatalf("taken, but never signed: %q", b)
 		}
 	})

@@ -120,30 +120,11 @@ func (d *Dir) List() ([]string, error) {
 // Read reads a whole file of at most limit bytes. A missing one is
 // fs.ErrNotExist; one that others can read is ErrUnsafe.
 func (d *Dir) Read(name string, limit int64) ([]byte, error) {
-	// os.Root follows links that stay inside; compare what was named with
-	// what was opened to follow none. Not blocking is for a planted FIFO.
-	named, err := d.root.Lstat(name)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", d.Path(name), err)
-	}
-	if !named.Mode().IsRegular() {
-		return nil, fmt.Errorf("%w: %s is not a regular file; move it away", ErrUnsafe, d.Path(name))
-	}
-	f, err := d.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
+	f, err := d.open(name, os.O_RDONLY)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", d.Path(name), err)
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", d.Path(name), err)
-	}
-	if !os.SameFile(named, info) {
-		return nil, fmt.Errorf("%w: %s was exchanged while it was opened", ErrUnsafe, d.Path(name))
-	}
-	if err := checkPrivate(info, d.Path(name), "600"); err != nil {
-		return nil, err
-	}
 	b, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", d.Path(name), err)
@@ -152,6 +133,56 @@ func (d *Dir) Read(name string, limit int64) ([]byte, error) {
 		return nil, fmt.Errorf("read %s: %w: it has more than %d bytes", d.Path(name), ErrTooLarge, limit)
 	}
 	return b, nil
+}
+
+// open opens a private regular file.
+func (d *Dir) open(name string, flags int) (*os.File, error) {
+	// os.Root follows links that stay inside; compare what was named with
+	// what was opened to follow none. Not blocking is for a planted FIFO.
+	named, err := d.root.Lstat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !named.Mode().IsRegular() {
+		return nil, fmt.Errorf("%w: it is not a regular file; move it away", ErrUnsafe)
+	}
+	f, err := d.root.OpenFile(name, flags|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !os.SameFile(named, info) {
+		err = fmt.Errorf("%w: it was exchanged while it was opened", ErrUnsafe)
+	}
+	if err == nil {
+		err = checkPrivate(info, d.Path(name), "600")
+	}
+	if err != nil {
+		_ = f.Close() // nothing was written
+		return nil, err
+	}
+	return f, nil
+}
+
+// Append adds data to the end of a file, which is made when it is missing. When
+// it returns nil the data survives a power cut; otherwise, or after a crash,
+// the file may end with a part of it.
+func (d *Dir) Append(name string, data []byte) error {
+	f, err := d.open(name, os.O_WRONLY|os.O_APPEND)
+	if errors.Is(err, fs.ErrNotExist) {
+		return d.Write(name, data)
+	}
+	if err != nil {
+		return fmt.Errorf("append to %s: %w", d.Path(name), err)
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("append to %s: %w", d.Path(name), err)
+	}
+	return nil
 }
 
 // Write puts data in place of the file, or leaves the old one untouched. When

@@ -252,3 +252,35 @@ func TestLock(t *testing.T) {
 	}
 	open(t, path)
 }
+
+func TestAppend(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state")
+	d := open(t, path)
+	var want strings.Builder
+	for _, part := range []string{"one\n", "", "two\n"} {
+		want.WriteString(part)
+		if err := d.Append("a", []byte(part)); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := d.Read("a", 100); err != nil || string(b) != want.String() {
+			t.Errorf("%q, %v", b, err)
+		}
+	}
+	if info, err := os.Stat(filepath.Join(path, "a")); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
+	for name, spoil := range map[string]func() error{
+		"wide":   func() error { return os.Chmod(filepath.Join(path, "a"), 0o644) },
+		"linked": func() error { return relink(filepath.Join(path, "b"), filepath.Join(path, "a")) },
+	} {
+		if err := spoil(); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Append("a", []byte("three")); !errors.Is(err, ErrUnsafe) && !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := os.Lstat(filepath.Join(path, "b")); err == nil {
+			t.Error("a link was followed")
+		}
+	}
+}

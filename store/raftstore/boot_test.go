@@ -49,7 +49,7 @@ func TestBootsAreCounted(t *testing.T) {
 	}
 	refusal := errors.New("the others know better")
 	config, _ := f.config(f.first())
-	config.Fence = func(boot store.Boot, state *store.State) error {
+	config.Fence = func(boot store.Boot, state *store.State, _ uint64) error {
 		if boot.N != 2 || boot.Instance == first.Instance || state.Index != index {
 			t.Errorf("the fence was asked about %+v at %d, want run 2 at %d", boot, state.Index, index)
 		}

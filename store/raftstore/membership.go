@@ -18,15 +18,18 @@ type Status struct {
 	Role     string        `json:"role"` // leader, follower, candidate or shutdown
 	Leader   mesh.NodeID   `json:"leader,omitzero"`
 	Term     uint64        `json:"term"`
-	Last     uint64        `json:"last"` // index of the last entry on disk
+	Last     uint64        `json:"last"`      // index of the last entry on disk
+	LastTerm uint64        `json:"last_term"` // of that entry
 	Commit   uint64        `json:"commit"`
 	Applied  uint64        `json:"applied"`
 	Voters   []mesh.NodeID `json:"voters"`             // as far as this voter knows, sorted
 	Learners []mesh.NodeID `json:"learners,omitempty"` // get the log and have no vote yet
 	Contact  time.Time     `json:"contact,omitzero"`   // when the leader was last heard; zero on the leader
+	Quiet    time.Duration `json:"quiet,omitempty"`    // since Contact, by this machine's clock
 	Snapshot uint64        `json:"snapshot,omitempty"` // index of the newest snapshot on disk
 	Failed   bool          `json:"failed,omitempty"`   // the disk stalled, failed or is damaged: this voter serves no more
 	Silent   []Silence     `json:"silent,omitempty"`   // on the leader: who does not answer its heartbeats, sorted
+	Health   []Health      `json:"health,omitempty"`   // on the leader: of all voters and learners, sorted
 	Doubled  []mesh.NodeID `json:"doubled,omitempty"`  // voters of which an old or a second copy called lately
 }
 
@@ -48,11 +51,14 @@ func (s *Store) Status() Status {
 		Last: s.raft.LastIndex(), Commit: s.raft.CommitIndex(), Applied: s.raft.AppliedIndex(),
 		Failed: s.log.failed.Load(), Doubled: s.stream.doubles(),
 	}
-	st.Snapshot, _ = strconv.ParseUint(s.raft.Stats()["last_snapshot_index"], 10, 64) // raft tells it nowhere else
+	stats := s.raft.Stats() // raft tells these nowhere else
+	st.Snapshot, _ = strconv.ParseUint(stats["last_snapshot_index"], 10, 64)
+	st.LastTerm, _ = strconv.ParseUint(stats["last_log_term"], 10, 64)
 	if st.Leads() {
-		st.Silent = s.silent.list()
+		st.Silent, st.Health = s.silent.list(), s.care.health()
 	} else {
 		st.Contact = s.raft.LastContact()
+		st.Quiet = time.Since(st.Contact)
 	}
 	for _, server := range s.raft.GetConfiguration().Configuration().Servers {
 		node, err := mesh.ParseNodeID(string(server.ID))
@@ -165,6 +171,7 @@ func (s *Store) Close() error {
 	s.failOnce.Do(func() { close(s.failed) }) // a failure from now on is part of closing
 	stopped := make(chan error, 1)
 	go func() {
+		s.care.tasks.Wait()
 		err := s.stop().Error()
 		s.transport.CloseStreams()
 		if closeErr := s.log.disk.Close(); err == nil {

@@ -18,16 +18,8 @@ import (
 // seconds, a leader that stood still.
 func (s *Store) ReadIndex(ctx context.Context) (uint64, error) {
 	term := s.raft.CurrentTerm()
-	if s.readTerm.Load() != term {
-		// What the leaders before committed is known to be so only with the
-		// first entry of the own term.
-		if err := s.wait(ctx, s.raft.Barrier(enqueueTimeout)); err != nil {
-			return 0, s.explainRead(err)
-		}
-		if s.raft.CurrentTerm() != term {
-			return 0, s.explainRead(raft.ErrLeadershipLost)
-		}
-		s.readTerm.Store(term)
+	if err := s.knowCommitted(ctx, term); err != nil {
+		return 0, s.explainRead(err)
 	}
 	commit := s.raft.CommitIndex()
 	if err := s.wait(ctx, s.raft.VerifyLeader()); err != nil {
@@ -42,6 +34,44 @@ func (s *Store) ReadIndex(ctx context.Context) (uint64, error) {
 		return 0, err
 	}
 	return index, s.reach(ctx, index)
+}
+
+// A barrier is the entry with which a leader learns what is committed: what the
+// leaders before committed is known to be so only with the first of its own term.
+type barrier struct {
+	term uint64
+	done chan struct{} // closed when err is set
+	err  error
+}
+
+// knowCommitted waits until this voter, as the leader of a term, knows all that
+// was committed before it. That takes one entry, whoever asks meanwhile.
+func (s *Store) knowCommitted(ctx context.Context, term uint64) error {
+	s.reads.Lock()
+	b := s.barrier
+	if b == nil || b.term != term {
+		b = &barrier{term: term, done: make(chan struct{})}
+		s.barrier = b
+		go func() {
+			err := s.wait(context.Background(), s.raft.Barrier(enqueueTimeout))
+			if err == nil && s.raft.CurrentTerm() != term {
+				err = raft.ErrLeadershipLost
+			}
+			s.reads.Lock()
+			if b.err = err; err != nil && s.barrier == b {
+				s.barrier = nil // the next one tries again
+			}
+			s.reads.Unlock()
+			close(b.done)
+		}()
+	}
+	s.reads.Unlock()
+	select {
+	case <-b.done:
+		return b.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // A pulse tells whether this process stood still lately: was stopped, starved,

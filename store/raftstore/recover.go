@@ -32,8 +32,30 @@ type Inspection struct {
 // An Uncommitted command is in the log of a voter, but it is not known there
 // whether a majority has it.
 type Uncommitted struct {
-	Index   uint64
-	Command store.Command
+	Index   uint64        `json:"index"`
+	Command store.Command `json:"command"`
+}
+
+// Uncommitted are the commands of this voter's log above its state, oldest
+// first.
+func (s *Store) Uncommitted() (list []Uncommitted, err error) {
+	for i := s.State().Index + 1; i <= s.raft.LastIndex(); i++ {
+		var entry raft.Log
+		switch err := s.log.read(i, &entry); {
+		case errors.Is(err, raft.ErrLogNotFound): // cut meanwhile
+			continue
+		case err != nil:
+			return nil, fmt.Errorf("read the log: %w", err)
+		case entry.Type != raft.LogCommand:
+			continue
+		}
+		command, err := store.DecodeCommand(entry.Data)
+		if err != nil {
+			return nil, fmt.Errorf("entry %d of the replicated log: %w", i, err)
+		}
+		list = append(list, Uncommitted{i, command})
+	}
+	return list, nil
 }
 
 // Inspect reads the log in dir, which no voter may have open: ErrInUse. What

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"sync"
 	"testing"
 	"time"
 
@@ -308,6 +309,40 @@ func TestReadAfterElection(t *testing.T) {
 			b.network.heal()
 		}
 		b.settle()
+	})
+}
+
+// Those who read first in a leadership share the entry that it costs, and one
+// who gives up leaves it to the others.
+func TestFirstReadersShareOneEntry(t *testing.T) {
+	inBubble(t, 3, func(b *bubble) {
+		m := b.followers()[0]
+		b.must(b.write())
+		if err := b.leader().Transfer(b.t.Context(), m.id); err != nil {
+			b.t.Fatal(err)
+		}
+		b.within("it leads and has written its first entry", 5*time.Second, func() bool {
+			st := m.Status()
+			return st.Leads() && st.Commit == st.Last && st.LastTerm == st.Term
+		})
+		before := m.Status().Last
+		gone, cancel := context.WithCancel(b.t.Context())
+		cancel()
+		if _, err := m.ReadIndex(gone); !errors.Is(err, context.Canceled) {
+			b.t.Errorf("read by one who has gone: %v", err)
+		}
+		var readers sync.WaitGroup
+		for range 50 {
+			readers.Go(func() {
+				if index, err := m.ReadIndex(b.t.Context()); err != nil || index < b.newest() {
+					b.t.Errorf("read at %d, %v; want %d", index, err, b.newest())
+				}
+			})
+		}
+		readers.Wait()
+		if after := m.Status().Last; after != before+1 {
+			b.t.Errorf("50 readers wrote %d entries, want 1", after-before)
+		}
 	})
 }
 

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -22,7 +21,7 @@ import (
 	"guywire/store"
 )
 
-// Config is what a Store needs. Every field but Timing and Fence is required.
+// Config is what a Store needs. Every field but Timing, Fence and Care is required.
 type Config struct {
 	Dir    string // holds the log and its snapshots; made with mode 0700
 	ID     mesh.NodeID
@@ -42,9 +41,12 @@ type Config struct {
 	// or fails. The Store serves no more and must be closed.
 	Failed func(error)
 	// Fence, if set, decides in Open whether this copy of the log may run: see
-	// CheckBoot. It gets the run that begins and the state that is known to be
-	// committed; raft runs only after it returned nil, and Open returns its error.
-	Fence func(store.Boot, *store.State) error
+	// CheckBoot. It gets the run that begins, the state that is known to be
+	// committed and the index of the last entry; raft runs only after it returned
+	// nil, and Open returns its error.
+	Fence func(boot store.Boot, state *store.State, last uint64) error
+	// Care, if set, lets this voter care for who is a voter while it leads.
+	Care *Care
 }
 
 // A Store is this voter's part of the replicated log.
@@ -58,7 +60,10 @@ type Store struct {
 	transport *transport
 	silent    silences
 	pulse     pulse
-	readTerm  atomic.Uint64 // the term in which this voter led and knew all that was committed before
+	care      care
+
+	reads   sync.Mutex // guards barrier
+	barrier *barrier   // of the newest leadership in which somebody read; nil: it failed
 
 	started  chan struct{} // closed at the end of start
 	failOnce sync.Once
@@ -125,7 +130,11 @@ func open(config Config, snapshots raft.SnapshotStore, disk disk, stall time.Dur
 		return nil, fmt.Errorf("count this run of the replicated log: %w", err)
 	}
 	if config.Fence != nil {
-		if err := config.Fence(s.boot, s.State()); err != nil {
+		_, last, err := s.log.bounds()
+		if err == nil {
+			err = config.Fence(s.boot, s.State(), max(last, s.State().Index))
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -138,6 +147,10 @@ func open(config Config, snapshots raft.SnapshotStore, disk disk, stall time.Dur
 // load is a Store with the state that is on the disk, without raft.
 func load(config Config, snapshots raft.SnapshotStore, disk disk, stall time.Duration, closed chan struct{}) (*Store, error) {
 	s := &Store{config: config, started: make(chan struct{}), failed: closed, watchers: map[chan struct{}]struct{}{}}
+	s.care = care{
+		Care: config.Care, store: s, kick: make(chan struct{}, 1),
+		teaching: map[mesh.NodeID]bool{}, barred: map[mesh.NodeID]time.Time{},
+	}
 	s.log = &logStore{disk: disk, stall: stall, onFail: func(error) {}} // until raft runs, who calls reports
 	if err := s.log.check(); err != nil {
 		return nil, err
@@ -251,6 +264,10 @@ func (s *Store) start(snapshots raft.SnapshotStore, logger hclog.Logger) error {
 	s.stream.raft.Store(r)
 	s.pulse.beat(time.Now(), s.config.Timing.Lease/2)
 	go s.beats()
+	if s.config.Care != nil {
+		s.care.tasks.Add(1)
+		go s.care.run()
+	}
 	s.leadAlone()
 	return nil
 }

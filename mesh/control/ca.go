@@ -1,0 +1,287 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"guywire/mesh"
+	"guywire/mesh/transport"
+	"guywire/store"
+	"guywire/store/raftstore"
+)
+
+// authorityKeys are the CAs whose keys a voter holds: one, and while the mesh
+// changes to another one, that.
+type authorityKeys struct {
+	authorityKey
+	Next *authorityKey `json:"next,omitempty"`
+}
+
+func keysOf(list []*transport.Authority) (keys authorityKeys) {
+	for i, ca := range list {
+		key := keyOf(ca)
+		if i == 0 {
+			keys.authorityKey = key
+		} else {
+			keys.Next = &key
+		}
+	}
+	return keys
+}
+
+func (k authorityKeys) authorities() ([]*transport.Authority, error) {
+	first, err := k.authority()
+	if err != nil || k.Next == nil {
+		return []*transport.Authority{first}, err
+	}
+	next, err := k.Next.authority()
+	return []*transport.Authority{first, next}, err
+}
+
+// current is the CA that issues certificates; false: there is none yet.
+func current(state *store.State) (pin [32]byte, known bool) {
+	if state.Mesh.Version == 0 {
+		pins := state.Pins()
+		if len(pins) == 0 {
+			return pin, false
+		}
+		return pins[len(pins)-1], true
+	}
+	ca, known := inState(state, store.CACurrent)
+	return ca.Pin, known
+}
+
+func inState(state *store.State, want store.CAState) (store.CA, bool) {
+	i := slices.IndexFunc(state.Mesh.Authorities, func(ca store.CA) bool { return ca.State == want })
+	if i < 0 {
+		return store.CA{}, false
+	}
+	return state.Mesh.Authorities[i], true
+}
+
+// hold adds a CA to those whose keys this voter has, and forgets those that
+// will issue no more. What a voter answers for is on its disk.
+func (p *Plane) hold(ca *transport.Authority) error {
+	p.voter.change.Lock()
+	defer p.voter.change.Unlock()
+	if p.voter.store() == nil {
+		return p.notVoter()
+	}
+	list := slices.DeleteFunc(p.voter.issuers(p.State()), func(o *transport.Authority) bool { return o.Pin() == ca.Pin() })
+	list = append(list, ca)
+	list = list[max(0, len(list)-2):]
+	if err := p.files.write(authorityFile, keysOf(list)); err != nil {
+		return err
+	}
+	p.voter.setAuthorities(list)
+	return nil
+}
+
+// RotateCA gives the mesh another CA. It may be called on any node that is an
+// operator, and returns when certificates are issued by the new one; the
+// change goes on when ctx ends before.
+func (p *Plane) RotateCA(ctx context.Context) error {
+	before, _ := current(p.State())
+	err := p.retry(ctx, func() (bool, error) {
+		if log := p.voter.store(); log != nil && log.Status().Leads() {
+			return false, p.beginRotation(ctx, log, p.id)
+		}
+		leader := p.Status().Leader
+		if leader.IsZero() || leader == p.id {
+			return true, ErrNoVoter
+		}
+		err := p.Do(ctx, leader, http.MethodPost, "/v1/ca/rotate", struct{}{}, nil)
+		_, answered := errors.AsType[*Error](err)
+		return !answered || hasCode(err, CodeNotLeader), err
+	})
+	if err != nil {
+		return err
+	}
+	wake(p.voter.kick)
+	for {
+		done := p.await(ctx, func(s *store.State) bool { pin, _ := current(s); return pin != before })
+		switch {
+		case done:
+			return nil
+		case ctx.Err() != nil:
+			return errors.Join(errors.New("the new CA is not yet with all voters; it takes over as soon as it is"), ctx.Err())
+		case p.life.Err() != nil:
+			return context.Cause(p.life)
+		}
+	}
+}
+
+// beginRotation makes a CA and has it accepted, if that is not under way.
+func (p *Plane) beginRotation(ctx context.Context, log *raftstore.Store, by mesh.NodeID) error {
+	state := log.State()
+	if state.Mesh.Version == 0 {
+		return newError(http.StatusConflict, store.CodeVersion, "a mesh of this version keeps its CA; upgrade all nodes first")
+	}
+	if !state.RoleOf(state.Nodes[by].Identity, time.Now()).Has(store.RoleOperator) {
+		return newError(http.StatusForbidden, store.CodeForbidden, "only an operator may change the CA")
+	}
+	return p.addAuthority(ctx, log)
+}
+
+func (p *Plane) addAuthority(ctx context.Context, log *raftstore.Store) error {
+	p.voter.rotation.Lock()
+	defer p.voter.rotation.Unlock()
+	state := log.State()
+	if _, underWay := inState(state, store.CANext); underWay {
+		return nil
+	}
+	ca, err := transport.NewAuthority(state.Mesh.ID, time.Now())
+	if err != nil {
+		return err
+	}
+	if err := p.hold(ca); err != nil { // before anyone relies on it
+		return err
+	}
+	p.logger.Info("the CA changes")
+	return p.propagate(ctx, log, store.Command{RotateCA: &store.RotateCA{Step: store.CAAdd, Pin: ca.Pin(), Root: ca.Certificate()}})
+}
+
+func (p *Plane) tendAuthority(ctx context.Context, log *raftstore.Store) error {
+	state := log.State()
+	step := func(step store.CAStep, ca store.CA) error {
+		err := p.propagate(ctx, log, store.Command{RotateCA: &store.RotateCA{Step: step, Pin: ca.Pin}})
+		wake(p.voter.kick) // there may be a next step
+		return err
+	}
+	if next, underWay := inState(state, store.CANext); underWay {
+		key := p.voter.key(next.Pin)
+		if key == nil { // its maker is gone
+			return step(store.CARetire, next)
+		}
+		missing, err := p.handOut(ctx, log, key)
+		if voters := len(log.Status().Voters); missing == 0 || state.Mesh.CADue && 2*missing < voters {
+			return step(store.CAPromote, next)
+		}
+		return err
+	}
+	now, _ := inState(state, store.CACurrent)
+	made, err := transport.Made(now.Root)
+	if err != nil {
+		return err
+	}
+	if state.Mesh.CADue || time.Since(made) > authorityAge {
+		err := p.addAuthority(ctx, log)
+		wake(p.voter.kick)
+		return err
+	}
+	for _, ca := range state.Mesh.Authorities {
+		if ca.State == store.CAPrevious && (time.Since(made) > 2*transport.Lifetime || betrayed(state, ca)) {
+			return step(store.CARetire, ca)
+		}
+	}
+	if key := p.voter.key(now.Pin); key != nil {
+		_, err = p.handOut(ctx, log, key)
+	}
+	return err
+}
+
+// betrayed reports whether somebody who is no member any more may know the key
+// of a CA.
+func betrayed(state *store.State, ca store.CA) bool {
+	made, err := transport.Made(ca.Root)
+	for _, t := range state.Removed {
+		if t.EverVoted && (err != nil || !t.At.Before(made)) {
+			return true
+		}
+	}
+	return false
+}
+
+// handOut gives a CA to all voters and learners, and tells how many voters do
+// not have it.
+func (p *Plane) handOut(ctx context.Context, log *raftstore.Store, ca *transport.Authority) (missing int, err error) {
+	st := log.Status()
+	var mu sync.Mutex // guards missing, err and given
+	var all sync.WaitGroup
+	for _, id := range slices.Concat(st.Voters, st.Learners) {
+		mu.Lock()
+		has := p.voter.given[id] == (given{ca.Pin(), st.Term})
+		mu.Unlock()
+		if id == p.id || has {
+			continue
+		}
+		all.Go(func() {
+			failed := p.Do(ctx, id, http.MethodPost, "/v1/ca", keyOf(ca), nil)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case failed == nil:
+				p.voter.given[id] = given{ca.Pin(), st.Term}
+			case slices.Contains(st.Voters, id):
+				missing++
+				err = errors.Join(err, failed)
+			}
+		})
+	}
+	all.Wait()
+	return missing, err
+}
+
+// serveAuthority takes a CA of the mesh from the leader.
+func (p *Plane) serveAuthority(w http.ResponseWriter, r *http.Request) {
+	var key authorityKey
+	if err := Decode(r, &key); err != nil {
+		Fail(w, newError(http.StatusBadRequest, CodeMalformed, "the request is malformed")) // no detail: it holds a key
+		return
+	}
+	ca, err := key.authority()
+	if err == nil && !p.await(r.Context(), func(s *store.State) bool { return slices.Contains(s.Pins(), ca.Pin()) }) {
+		err = errors.New("unknown")
+	}
+	if err != nil {
+		Fail(w, newError(http.StatusForbidden, store.CodeForbidden, "this is not a CA of the mesh"))
+		return
+	}
+	if held := p.voter.key(ca.Pin()); held == nil {
+		if err := p.hold(ca); err != nil {
+			Fail(w, err)
+			return
+		}
+	}
+	Reply(w, struct{}{})
+}
+
+// serveRotate begins a change of the CA for an operator on another node.
+func (p *Plane) serveRotate(w http.ResponseWriter, r *http.Request) {
+	log := p.voter.store()
+	if log == nil || !log.Status().Leads() {
+		Fail(w, newError(http.StatusConflict, CodeNotLeader, "%s does not lead", p.name(p.id)))
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), callTimeout-time.Second)
+	defer cancel()
+	if err := p.beginRotation(ctx, log, Caller(r.Context())); err != nil {
+		Fail(w, err)
+		return
+	}
+	wake(p.voter.kick)
+	Reply(w, struct{}{})
+}
+
+// loadAuthorities reads the keys that this voter holds.
+func (p *Plane) loadAuthorities() error {
+	var keys authorityKeys
+	switch err := p.files.read(authorityFile, &keys); {
+	case errors.Is(err, fs.ErrNotExist):
+		p.logger.Warn("this voter has no CA key and admits no nodes until the leader gives it one")
+		return nil
+	case err != nil:
+		return err
+	}
+	list, err := keys.authorities()
+	if err != nil {
+		return err
+	}
+	p.voter.setAuthorities(list)
+	return nil
+}
