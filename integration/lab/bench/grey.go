@@ -67,8 +67,8 @@ func (b *bench) sicken(ctx context.Context, more lab.Properties) (took time.Dura
 	}
 	defer func() { err = errors.Join(err, b.close(w)) }()
 	x, y := w.Sites[0], w.Sites[1]
-	link := x.Name + ":" + x.WAN[0]
-	if err := untilUplink(ctx, w, x, y, link); err != nil {
+	link, err := untilUplink(ctx, w, x, y, x.WAN[0])
+	if err != nil {
 		return 0, err
 	}
 	t, err := w.StartTraffic(ctx, x, y)
