@@ -1,7 +1,6 @@
 package routing
 
 import (
-	"encoding/binary"
 	"maps"
 	"net/netip"
 	"slices"
@@ -224,7 +223,7 @@ func (r *Router) rebuild() {
 		}
 	}
 	for _, id := range slices.SortedFunc(maps.Keys(r.db.members), mesh.NodeID.Compare) {
-		add(known{key: wire.Destination{Node: id}, origins: []mesh.NodeID{id}, prefixes: r.db.members[id].Addrs})
+		add(known{key: wire.Destination{Node: id}, origins: []mesh.NodeID{id}, prefixes: slices.SortedFunc(slices.Values(r.db.members[id].Addrs), netip.Prefix.Compare)})
 	}
 	origins, foreign := r.db.prefixOrigins()
 	if foreign > 0 {
@@ -286,41 +285,51 @@ func (r *Router) slack(d *known) mesh.Cost {
 
 // Table gives what the kernel should forward by now.
 func (r *Router) Table() Table {
-	t := Table{Step: r.lfi.Step(), Behind: r.Behind()}
-	groups := make(map[string]int, len(r.routes.dests))
-	var key []byte
+	t := Table{Step: r.lfi.Step(), Behind: r.Behind(), Destinations: make([]Destination, 0, len(r.routes.dests))}
+	// The destinations made so far from those with the same first origin: the
+	// newest of each, by node, and the one before it.
+	newest := make([]int32, r.db.graph.Len())
+	before := make([]int32, 0, len(r.routes.dests))
+	successors := make([]Successor, 0, len(r.routes.dests)*4)
+	drained := make([]bool, len(r.order))
+	for i, n := range r.order {
+		if o := r.db.origins[n.id]; o != nil {
+			drained[i] = o.overload
+		}
+	}
 	for i := range r.routes.dests {
 		d := &r.routes.dests[i]
 		if r.delivers(d) {
 			continue
 		}
-		key = key[:0]
-		for _, n := range d.nodes {
-			key = binary.BigEndian.AppendUint32(key, uint32(n)+1)
-		}
+		made := Destination{Key: d.key, Origins: d.origins, Distance: d.dist, Prefixes: d.prefixes[:len(d.prefixes):len(d.prefixes)]}
 		if len(d.nodes) == 0 {
-			t.Destinations = append(t.Destinations, Destination{Key: d.key, Origins: d.origins, Distance: d.dist, Prefixes: d.prefixes})
+			t.Destinations, before = append(t.Destinations, made), append(before, 0)
 			continue // retired: refused, until nobody sends us anything for it
 		}
-		key = append(key, 0, 0, 0, 0)
-		for id, reported := range r.lfi.Successors(d.number) {
-			key = append(key, id[:]...)
-			if r.unknown(id, d) {
-				key = binary.BigEndian.AppendUint32(key, uint32(reported))
-			}
+		start := len(successors)
+		successors = r.successors(successors, d, drained)
+		made.Successors = successors[start:len(successors):len(successors)]
+		same := newest[d.nodes[0]]
+		for same != 0 && !t.Destinations[same-1].joins(&made) {
+			same = before[same-1]
 		}
-		at, ok := groups[string(key)]
-		if !ok {
-			at = len(t.Destinations)
-			groups[string(key)] = at
-			t.Destinations = append(t.Destinations, Destination{Key: d.key, Origins: d.origins, Distance: d.dist, Successors: r.successors(d)})
+		if same != 0 {
+			successors = successors[:start]
+			group := &t.Destinations[same-1]
+			group.Prefixes = append(group.Prefixes, d.prefixes...)
+			slices.SortFunc(group.Prefixes, netip.Prefix.Compare)
+			continue
 		}
-		t.Destinations[at].Prefixes = append(t.Destinations[at].Prefixes, d.prefixes...)
-	}
-	for i := range t.Destinations {
-		slices.SortFunc(t.Destinations[i].Prefixes, netip.Prefix.Compare)
+		t.Destinations, before = append(t.Destinations, made), append(before, newest[d.nodes[0]])
+		newest[d.nodes[0]] = int32(len(t.Destinations))
 	}
 	return t
+}
+
+// joins reports whether prefixes of e behave like those of d.
+func (d *Destination) joins(e *Destination) bool {
+	return slices.Equal(d.Origins, e.Origins) && slices.Equal(d.Successors, e.Successors)
 }
 
 // delivers reports whether the kernel has a place of its own for a
@@ -333,23 +342,20 @@ func (r *Router) delivers(d *known) bool {
 	return ok
 }
 
-// unknown reports whether our database knows no path from a neighbour that
-// tells of one.
-func (r *Router) unknown(id mesh.NodeID, d *known) bool {
-	n := r.neighbours[id]
-	return n.tree == nil || d.nearest(n.tree) >= mesh.Infinite
-}
-
-func (r *Router) successors(d *known) []Successor {
-	var out []Successor
-	for id, reported := range r.lfi.Successors(d.number) {
-		rest := reported
-		if n := r.neighbours[id]; n.tree != nil {
-			if known := d.nearest(n.tree); known < mesh.Infinite {
+// successors appends the neighbours that may carry traffic to a destination.
+// drained are those, in the order of neighbours, that are a last resort as transit.
+func (r *Router) successors(out []Successor, d *known, drained []bool) []Successor {
+	i := 0
+	for id, rest := range r.lfi.Successors(d.number) {
+		for r.order[i].id != id { // both are in order of ids
+			i++
+		}
+		if tree := r.order[i].tree; tree != nil {
+			if known := d.nearest(tree); known < mesh.Infinite {
 				rest = known
 			}
 		}
-		if o := r.db.origins[id]; o != nil && o.overload && !slices.Contains(d.origins, id) {
+		if drained[i] && !slices.Contains(d.origins, id) {
 			rest = min(rest.Add(DrainPenalty), mesh.Infinite-1)
 		}
 		out = append(out, Successor{id, rest})
