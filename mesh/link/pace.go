@@ -43,9 +43,9 @@ const (
 	hopeless = time.Second
 	// gridMost is the longest interval that is aligned to the node's grid.
 	gridMost = 100 * time.Millisecond
-	// busyRate of traffic, bytes/s, makes an idle link fast for busyFor:
-	// more than gossip and probes.
-	busyRate = 4096
+	// busyRate of traffic, bytes/s in both directions together, makes an idle link
+	// fast for busyFor: more than gossip and the log, less than a call.
+	busyRate = 8192
 	// busyBurst is how many bytes more than that are no traffic yet, readLag how
 	// long a datagram may wait to be read.
 	busyBurst = 2048
