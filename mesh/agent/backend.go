@@ -443,7 +443,8 @@ func (a *Agent) CreateToken(ctx context.Context, r api.TokenRequest) (api.Create
 		return api.CreatedToken{}, err
 	}
 	text, token, err := m.plane.CreateToken(ctx, control.TokenRequest{
-		Uses: r.Uses, Lifetime: time.Duration(r.TTLMs * float64(time.Millisecond)), Name: r.Name, Prefixes: r.Prefixes, Tags: r.Tags,
+		Uses: r.Uses, Lifetime: time.Duration(r.TTLMs * float64(time.Millisecond)), Name: r.Name, Prefixes: r.Prefixes,
+		AnyPrefix: r.AnyPrefix, Tags: r.Tags, Roles: rolesOf[store.NodeRole](r.Roles), Site: r.Site,
 	})
 	if err != nil {
 		return api.CreatedToken{}, convert(err)
@@ -479,5 +480,16 @@ func (a *Agent) RevokeToken(ctx context.Context, id string) (api.Done, error) {
 }
 
 func aboutToken(t store.Token) api.Token {
-	return api.Token{ID: t.ID, Name: t.Name, Prefixes: t.Prefixes, Tags: t.Tags, Uses: t.Uses, Created: t.Created, Expires: t.Expires}
+	return api.Token{
+		ID: t.ID, Name: t.Name, Prefixes: t.Prefixes, AnyPrefix: t.AnyPrefix, Tags: t.Tags, Roles: rolesOf[string](t.Roles), Site: t.Site,
+		Uses: t.Uses, Created: t.Created, Expires: t.Expires,
+	}
+}
+
+// rolesOf turns the names of roles from the API's type to the store's, or back.
+func rolesOf[To, From ~string](roles []From) (out []To) {
+	for _, r := range roles {
+		out = append(out, To(r))
+	}
+	return out
 }

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"net/url"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -169,7 +170,7 @@ func checkMillis(what string, v, low, high float64) error {
 }
 
 func (r InitRequest) check() error {
-	for _, name := range []string{r.Mesh, r.Name} {
+	for _, name := range []string{r.Mesh, r.Name, r.Site} {
 		if err := checkOptionalName(name); err != nil {
 			return err
 		}
@@ -232,7 +233,25 @@ func (r TokenRequest) check() error {
 			return err
 		}
 	}
+	if err := errors.Join(checkOptionalName(r.Site), checkRoles(r.Roles)); err != nil {
+		return err
+	}
+	if r.AnyPrefix && len(r.Prefixes) > 0 {
+		return errors.New("a token allows any network or those that it names, not both")
+	}
 	return checkPrefixes(r.Prefixes)
+}
+
+func checkRoles(roles []string) error {
+	for i, role := range roles {
+		if role != RoleOperator && role != RoleNoVote {
+			return fmt.Errorf("role %.40q is not %s or %s", role, RoleOperator, RoleNoVote)
+		}
+		if slices.Contains(roles[:i], role) {
+			return fmt.Errorf("the role %s is named twice", role)
+		}
+	}
+	return nil
 }
 
 func (q TokenQuery) check() error {
@@ -279,6 +298,16 @@ func (r PairsRequest) check() error {
 func (r NodeRequest) check() error {
 	if r.Node == "" {
 		return errors.New("\"node\" is missing")
+	}
+	if r.Site != nil {
+		if err := checkOptionalName(*r.Site); err != nil {
+			return err
+		}
+	}
+	if r.Roles != nil {
+		if err := checkRoles(*r.Roles); err != nil {
+			return err
+		}
 	}
 	if r.Tags == nil {
 		return mesh.CheckName(r.Node)

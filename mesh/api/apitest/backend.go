@@ -154,7 +154,10 @@ func (b *Backend) Join(ctx context.Context, r api.JoinRequest, report func(api.J
 
 // CreateToken implements api.Backend.
 func (b *Backend) CreateToken(_ context.Context, r api.TokenRequest) (api.CreatedToken, error) {
-	t := api.Token{ID: "k7m2", Name: r.Name, Prefixes: r.Prefixes, Tags: r.Tags, Uses: max(1, r.Uses), Created: Now, Expires: Now.Add(api.DefaultTokenTTL)}
+	t := api.Token{
+		ID: "k7m2", Name: r.Name, Prefixes: r.Prefixes, AnyPrefix: r.AnyPrefix, Tags: r.Tags, Roles: r.Roles, Site: r.Site,
+		Uses: max(1, r.Uses), Created: Now, Expires: Now.Add(api.DefaultTokenTTL),
+	}
 	if r.TTLMs != 0 {
 		t.Expires = Now.Add(time.Duration(r.TTLMs * float64(time.Millisecond)))
 	}

@@ -23,7 +23,7 @@ func New() *Backend {
 	b.DrainedDoc = api.Drained{Done: true, Draining: api.Draining{Drain: b.DrainsDoc.Drains[0].Drain}}
 	b.TokensDoc = api.Tokens{Tokens: []api.Token{
 		{ID: "k7m2", Name: "oslo-1", Prefixes: prefixes("10.70.0.0/16"), Tags: []string{"office"}, Uses: 1, Created: ago(time.Hour), Expires: Now.Add(23 * time.Hour)},
-		{ID: "q9x4", Uses: 12, Created: ago(48 * time.Hour), Expires: Now.Add(90 * time.Second)},
+		{ID: "q9x4", AnyPrefix: true, Roles: []string{api.RoleOperator}, Uses: 12, Created: ago(48 * time.Hour), Expires: Now.Add(90 * time.Second)},
 	}}
 	b.Replies = []api.PingReply{
 		{Index: 1, Node: "paris-1", Addr: addrs("10.86.0.2")[0], Answered: true, RTTMs: new(12.4), Path: "direct, fibre → wan"},
