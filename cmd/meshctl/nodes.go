@@ -14,7 +14,7 @@ func (a *app) nodesCommand() *cobra.Command {
 		Use:   "nodes",
 		Short: "one row per member: how it is reached from here",
 		Args:  cobra.NoArgs,
-		RunE: listing(a, func(ctx context.Context, c *api.Client) (api.Nodes, error) { return c.Nodes(ctx) }, func(d api.Nodes) {
+		RunE: listing(a, func(ctx context.Context, c *api.Client) (api.Nodes, error) { return c.Nodes(ctx, api.NodesQuery{}) }, func(d api.Nodes) {
 			a.print(a.nodesTable(d.Nodes, wide))
 		}),
 	})

@@ -75,7 +75,7 @@ func (a *app) status(ctx context.Context, client *api.Client) error {
 	}
 	var nodes api.Nodes
 	if s.Enrolled && !a.json {
-		if nodes, err = client.Nodes(ctx); err != nil {
+		if nodes, err = client.Nodes(ctx, api.NodesQuery{}); err != nil {
 			return err
 		}
 	}

@@ -146,6 +146,7 @@ func (v view) findings() []api.Finding {
 	if r := v.revision(); r.Error != "" {
 		add(api.Degraded, "", "The kernel is not as wanted: %s", r.Error)
 	}
+	out = append(out, truthFindings(v.state, v.control, v.plane.ClockOffset(), time.Now())...)
 	out = append(out, drainFindings(v.state, v.self)...)
 	seen := map[string]bool{}
 	return slices.DeleteFunc(out, func(f api.Finding) bool {
@@ -240,7 +241,16 @@ func describeUplink(u api.Uplink) string {
 }
 
 // Nodes implements api.Backend.
-func (a *Agent) Nodes(ctx context.Context) (api.Nodes, error) {
+func (a *Agent) Nodes(ctx context.Context, q api.NodesQuery) (api.Nodes, error) {
+	if q.Consistent {
+		m, err := a.member()
+		if err == nil {
+			_, err = m.plane.Read(ctx)
+		}
+		if err != nil {
+			return api.Nodes{}, convert(err)
+		}
+	}
 	v, err := a.view(ctx)
 	if err != nil {
 		return api.Nodes{}, err
@@ -260,6 +270,7 @@ func (v view) nodes() []api.Node {
 		node := api.Node{
 			ID: id, Name: n.Name, Addrs: addrsOf(n), Prefixes: n.Prefixes, Tags: n.Tags,
 			Voter: n.Voter, Joined: n.Joined, Reach: api.ReachNone,
+			Shared: n.Shared, Roles: rolesOf[string](n.Roles), Site: n.Site,
 			Transit: !n.NoTransit, MaxDegree: n.MaxDegree, Drain: drainOfNode(v.state, id),
 		}
 		for _, l := range v.links {

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -233,7 +234,7 @@ func (r TokenRequest) check() error {
 			return err
 		}
 	}
-	if err := errors.Join(checkOptionalName(r.Site), checkRoles(r.Roles)); err != nil {
+	if err := cmp.Or(checkOptionalName(r.Site), checkRoles(r.Roles)); err != nil {
 		return err
 	}
 	if r.AnyPrefix && len(r.Prefixes) > 0 {
@@ -351,6 +352,66 @@ func checkTarget(s string) error {
 				return err
 			}
 		}
+	}
+	return nil
+}
+
+func (r RecoverRequest) check() error {
+	if len(r.Plan) > maxText {
+		return fmt.Errorf("the id of the plan is longer than %d bytes", maxText)
+	}
+	return nil
+}
+
+func (q NodeQuery) check() error {
+	if q.Node == "" {
+		return errors.New("\"node\" is missing")
+	}
+	return mesh.CheckName(q.Node)
+}
+
+func (r GrantRequest) check() error {
+	for _, p := range r.Shared {
+		if !slices.Contains(r.Prefixes, p) {
+			return fmt.Errorf("the shared prefix %s is not one of the prefixes", p)
+		}
+	}
+	return cmp.Or(NodeQuery{r.Node}.check(), checkPrefixes(r.Prefixes), checkPrefixes(r.Shared))
+}
+
+func (r ReserveRequest) check() error {
+	if !r.Addr.IsValid() || r.Addr.Zone() != "" {
+		return errors.New("\"addr\" is not an address of a node")
+	}
+	return NameQuery{r.Name}.check()
+}
+
+func (q NameQuery) check() error {
+	if q.Name == "" {
+		return errors.New("the name is missing")
+	}
+	return mesh.CheckName(q.Name)
+}
+
+func (r OperatorRequest) check() error {
+	if r.Right != RightRead && r.Right != RightChange {
+		return fmt.Errorf("right %.40q is not %s or %s", r.Right, RightRead, RightChange)
+	}
+	if r.Key.IsZero() {
+		return errors.New("the key is missing")
+	}
+	return cmp.Or(NameQuery{r.Name}.check(), checkMillis("ttl_ms", r.TTLMs, 1000, Millis(MaxOperatorTTL)))
+}
+
+func (r SettingsRequest) check() error {
+	if r.Voters == nil && r.CacheMaxAgeMs == nil {
+		return errors.New("there is nothing to set")
+	}
+	if r.Voters != nil && !slices.Contains([]int{0, 1, 3, 5}, *r.Voters) {
+		return fmt.Errorf("%d voters are not 0, 1, 3 or 5", *r.Voters)
+	}
+	if r.CacheMaxAgeMs != nil {
+		return checkMillis("cache_max_age_ms", *r.CacheMaxAgeMs, 1000, Millis(MaxOperatorTTL))
 	}
 	return nil
 }
