@@ -27,7 +27,10 @@ func (a *app) initCommand() *cobra.Command {
 			if r.Prefixes, err = prefixFlag(prefixes); err != nil {
 				return err
 			}
-			client := api.Dial(a.socket)
+			client, err := a.dial()
+			if err != nil {
+				return err
+			}
 			defer client.Close()
 			e, err := client.Init(c.Context(), r)
 			if err != nil {

@@ -25,7 +25,10 @@ func (a *app) statusCommand() *cobra.Command {
 			"in a mesh and its tunnels and routes are in the kernel, else with 7.",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			client := api.Dial(a.socket)
+			client, err := a.dial()
+			if err != nil {
+				return err
+			}
 			defer client.Close()
 			switch check {
 			case "":

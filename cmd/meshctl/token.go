@@ -41,7 +41,10 @@ func (a *app) tokenCreateCommand() *cobra.Command {
 				return err
 			}
 			r.TTLMs = api.Millis(ttl)
-			client := api.Dial(a.socket)
+			client, err := a.dial()
+			if err != nil {
+				return err
+			}
 			defer client.Close()
 			t, err := client.CreateToken(c.Context(), r)
 			if err != nil {

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -20,21 +21,40 @@ import (
 // many goroutines; each returns an *Error when the daemon refused, is not
 // running, or may not be asked.
 type Client struct {
-	socket string
+	socket string // empty: elsewhere
 	on     string // node that the daemon is to ask in its place; empty: none
 	http   *http.Client
 }
 
 // Dial makes a client for the socket. It connects with the first call.
 func Dial(socket string) *Client {
-	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{
+	c := DialWith(func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	})
+	c.socket = socket
+	return c
+}
+
+// DialWith makes a client for a daemon elsewhere, to which dial connects with
+// the first call.
+func DialWith(dial func(context.Context) (net.Conn, error)) *Client {
+	return &Client{http: &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", socket)
+			conn, err := dial(ctx)
+			if err != nil {
+				err = &unreached{err}
+			}
+			return conn, err
 		},
 		DisableCompression: true,
 	}}}
 }
+
+// An unreached is why no connection was made.
+type unreached struct{ error }
+
+func (u *unreached) Unwrap() error { return u.error }
 
 // On makes the daemon pass every call on to another node, by name or id, where
 // the daemon's node needs the right to it.
@@ -345,6 +365,11 @@ func (c *Client) explain(ctx context.Context, err error) error {
 		return Errorf(CodeTimeout, "see the log of meshd", "meshd did not answer in time")
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case c.socket == "":
+		if why, ok := errors.AsType[*unreached](err); ok {
+			return Errorf(CodeUnreachable, "name another node: --server HOST", "No node answers: %s", strings.ReplaceAll(why.Error(), "\n", "; "))
+		}
+		return ErrBroken
 	case errors.Is(err, fs.ErrNotExist):
 		return Errorf(CodeNotRunning, "start it with: meshd --config /etc/guywire/meshd.yaml",
 			"meshd is not running here (no socket %s)", c.socket)
