@@ -239,15 +239,23 @@ func authorName(s *store.State, key mesh.IdentityKey) string {
 			return name
 		}
 	}
-	return nodeName(s, key.NodeID())
+	return anyName(s, key.NodeID())
 }
 
 // aboutName puts the name for the id of a node.
 func aboutName(s *store.State, about string) string {
 	if id, err := mesh.ParseNodeID(about); err == nil {
-		return nodeName(s, id)
+		return anyName(s, id)
 	}
 	return about
+}
+
+// anyName is nodeName also for a node that is gone.
+func anyName(s *store.State, id mesh.NodeID) string {
+	if t, gone := s.Removed[id]; gone {
+		return t.Name
+	}
+	return nodeName(s, id)
 }
 
 // Revoke implements api.Backend.
@@ -258,7 +266,7 @@ func (a *Agent) Revoke(ctx context.Context, node string) (api.Done, error) {
 		if err == nil && id == m.self {
 			err = api.Errorf(api.CodeInvalid, "run meshctl leave here, or revoke it from another node", "%s is this node", nodeName(s, id))
 		}
-		name = nodeName(s, id)
+		name = anyName(s, id)
 		return store.Command{RemoveNode: &store.RemoveNode{Node: id, Revoke: true}}, err
 	})
 	return api.Done{Sentence: name + " is revoked: its tunnels and connections end wherever this is known, and it is never let in again"}, err

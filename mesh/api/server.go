@@ -128,6 +128,7 @@ func (s *Server) guard(r route) http.Handler {
 			s.fail(w, err)
 			return
 		}
+		client := req.Context()
 		if !a.Until.IsZero() {
 			ctx, cancel := context.WithDeadline(req.Context(), a.Until)
 			defer cancel()
@@ -159,7 +160,7 @@ func (s *Server) guard(r route) http.Handler {
 		if node := req.Header.Get(onHeader); node != "" {
 			serve = func(s *Server, w http.ResponseWriter, req *http.Request) error { return s.pass(w, req, node) }
 		}
-		if err := serve(s, w, req); err != nil && req.Context().Err() == nil {
+		if err := serve(s, w, req); err != nil && client.Err() == nil {
 			s.fail(w, err)
 		}
 	})
