@@ -93,7 +93,7 @@ func describeRaft(s *store.State, st control.Status, told *raftstore.Status) api
 	if !st.Leader.IsZero() {
 		out.Leader = nodeName(s, st.Leader)
 	}
-	if !st.Confirmed.IsZero() {
+	if !st.Confirmed.IsZero() && (st.Raft == nil || !st.Raft.Leads()) {
 		out.Confirmed = new(st.Confirmed)
 	}
 	voters, learners := st.Voters, []mesh.NodeID(nil)

@@ -16,7 +16,7 @@ type RaftStatus struct {
 	Version    int        `json:"version"`                    // of the rules that the log keeps
 	Index      uint64     `json:"index"`                      // of what this node knows
 	Lag        uint64     `json:"lag"`                        // entries that this node knows to be missing here
-	Confirmed  *time.Time `json:"confirmed"`                  // when a voter last knew of nothing newer; null: never
+	Confirmed  *time.Time `json:"confirmed"`                  // when a voter last knew of nothing newer; null: never, or this node leads
 	Term       *uint64    `json:"term"`                       // null: no voter that could be asked told
 	Commit     *uint64    `json:"commit"`                     // as above
 	Problem    string     `json:"problem"`                    // why this voter's log is not open; empty: it is, or this is no voter
