@@ -3,6 +3,7 @@ package store
 import (
 	"cmp"
 	"slices"
+	"strings"
 	"time"
 
 	"guywire/discovery/invite"
@@ -106,10 +107,15 @@ func (s *State) join(c Join, now time.Time) (*Node, *Refusal) {
 		return nil, refuse(CodeNameInvalid, "this token admits only a node named %s; join with --name %s", token.Name, token.Name)
 	}
 	free := token.AnyPrefix || len(token.Prefixes) == 0 && s.Mesh.Version < signedVersion
+	var beyond []string
 	for _, p := range c.Prefixes {
 		if !free && !slices.ContainsFunc(token.Prefixes, func(allowed prefix) bool { return contains(allowed, p) }) {
-			return nil, refuse(CodePrefixRefused, "this token does not allow the prefix %s; leave it out, or ask for a token with --prefix %s", p, p)
+			beyond = append(beyond, p.String())
 		}
+	}
+	if len(beyond) > 0 {
+		return nil, refuse(CodePrefixRefused, "this token does not allow %s, which this machine is to announce; leave that out, or ask for another token: meshctl token create --prefix %s",
+			strings.Join(beyond, ", "), strings.Join(beyond, " --prefix "))
 	}
 	n, refused := s.admit(Node{
 		Name: c.Name, Identity: c.Identity, Keys: []Key{c.Key}, Tags: token.Tags, Roles: token.Roles, Site: token.Site,

@@ -32,7 +32,10 @@ func (a *app) drainCommand() *cobra.Command {
 				return &usageError{fmt.Errorf("drain can wait for 0s to %s", api.MaxDrainMs*time.Millisecond)}
 			}
 			r.Target, r.WaitMs = args[0], api.Millis(wait)
-			client := api.Dial(a.socket)
+			client, err := a.dial()
+			if err != nil {
+				return err
+			}
 			defer client.Close()
 			if a.typed && !yes && !r.DryRun {
 				if err := a.confirmDrain(c.Context(), client, r); err != nil {

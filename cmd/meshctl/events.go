@@ -51,7 +51,10 @@ const retryAfter = time.Second
 
 // events streams; a follower resumes at the last index when the daemon restarts.
 func (a *app) events(ctx context.Context, q api.EventsQuery, each func(api.Event) error) error {
-	client := api.Dial(a.socket)
+	client, err := a.dial()
+	if err != nil {
+		return err
+	}
 	defer client.Close()
 	connected, told := false, false
 	for {

@@ -21,7 +21,7 @@ var exitCodes = []struct {
 	{api.ExitRefused, "refused: a token that is wrong, used or expired; a missing right or privilege"},
 	{api.ExitNotFound, "there is no such node, uplink, link or token"},
 	{api.ExitUnreachable, "no answer in time: a node, the mesh's leader, or meshd itself"},
-	{api.ExitDegraded, "status: something is degraded or down; --check: not ready; drain: something still goes over it"},
+	{api.ExitDegraded, "status: something is degraded or down; --check: not ready; drain: something still goes over it; audit: the trail is broken"},
 	{api.ExitConflict, "conflict: already in a mesh, in none, a name or prefix is taken, a port is in use, a rule of the topology against another"},
 }
 

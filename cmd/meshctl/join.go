@@ -34,7 +34,10 @@ func (a *app) joinCommand() *cobra.Command {
 			if r.Token, err = a.token(args, file); err != nil {
 				return err
 			}
-			client := api.Dial(a.socket)
+			client, err := a.dial()
+			if err != nil {
+				return err
+			}
 			defer client.Close()
 			err = client.Join(c.Context(), r, a.joinStep)
 			if c.Context().Err() != nil {

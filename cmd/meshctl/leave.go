@@ -19,7 +19,10 @@ func (a *app) leaveCommand() *cobra.Command {
 		Short: "take this node out of the mesh and remove all that was made here",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, args []string) error {
-			client := api.Dial(a.socket)
+			client, err := a.dial()
+			if err != nil {
+				return err
+			}
 			defer client.Close()
 			if !yes {
 				if err := a.confirmLeave(c.Context(), client); err != nil {

@@ -47,8 +47,13 @@ type app struct {
 	colour   bool // out is a terminal
 
 	socket string
-	json   bool
-	began  bool // the command line was understood
+	on     string // node that is to answer; empty: this one
+	// identity is the file of an operator's key, with which server, or one that
+	// the file names, is asked in place of the socket; empty: the socket.
+	identity, server string
+
+	json  bool
+	began bool // the command line was understood
 }
 
 const defaultSocket = "/run/guywire/meshd.sock"
@@ -82,11 +87,16 @@ func (a *app) root() *cobra.Command {
 	}
 	root.SetVersionTemplate("meshctl {{.Version}}\n")
 	root.PersistentFlags().StringVar(&a.socket, "socket", defaultSocket, "unix socket of meshd")
+	root.PersistentFlags().StringVar(&a.identity, "identity", "", "file of an operator's key: ask a node from elsewhere")
+	root.PersistentFlags().StringVar(&a.server, "server", "", "with --identity: node to ask, HOST or HOST:PORT (default: those in the file)")
+	root.PersistentFlags().StringVar(&a.on, "on", "", "node that is to answer in place of this one, which must be an operator")
 	root.AddCommand(
 		a.initCommand(), a.tokenCommand(), a.joinCommand(), a.leaveCommand(),
 		a.statusCommand(), a.nodesCommand(), a.linksCommand(), a.routesCommand(),
 		a.pingCommand(), a.pathCommand(), a.eventsCommand(),
-		a.drainCommand(), a.undrainCommand(), a.topologyCommand(), a.nodeCommand(),
+		a.drainCommand(), a.undrainCommand(), a.topologyCommand(), a.nodeCommand(), a.revokeCommand(), a.grantCommand(),
+		a.reserveCommand(), a.unreserveCommand(), a.operatorCommand(), a.settingsCommand(),
+		a.raftCommand(), a.auditCommand(), a.caCommand(),
 		a.versionCommand(), exitCodesTopic(),
 	)
 	return root
@@ -102,7 +112,10 @@ func (a *app) jsonFlag(c *cobra.Command) *cobra.Command {
 // text makes of it.
 func listing[D any](a *app, get func(context.Context, *api.Client) (D, error), text func(D)) func(*cobra.Command, []string) error {
 	return func(c *cobra.Command, _ []string) error {
-		client := api.Dial(a.socket)
+		client, err := a.dial()
+		if err != nil {
+			return err
+		}
 		defer client.Close()
 		doc, err := get(c.Context(), client)
 		if err != nil {

@@ -25,6 +25,7 @@ import (
 
 	"guywire/mesh/api"
 	"guywire/mesh/api/apitest"
+	"guywire/mesh/keyring"
 )
 
 var rewrite = flag.Bool("rewrite", false, "rewrite the files in testdata")
@@ -74,6 +75,8 @@ func TestGolden(t *testing.T) {
 	}{
 		{"init", "init --mesh acme", "", 0, true},
 		{"token-create", "token create --name oslo-1 --prefix 10.70.0.0/16 --tag office --ttl 1h", "", 0, true},
+		{"token-create-any", "token create --prefix any --role operator --site north", "", 0, false},
+		{"token-create-none", "token create --uses 3", "", 0, false},
 		{"token-list", "token list", "", 0, true},
 		{"token-revoke", "token revoke k7m2", "", 0, true},
 		{"join", "join", "gw1-token\n", 0, true},
@@ -96,6 +99,24 @@ func TestGolden(t *testing.T) {
 		{"topology-set", "topology set hub --tag core", "", 0, true},
 		{"topology-pin", "topology pin paris-1 rome-1", "", 0, true},
 		{"node-set", "node set oslo-1 --transit no --cap 4 --tag a --tag b", "", 0, true},
+		{"node-set-roles", "node set oslo-1 --role operator --site north", "", 0, false},
+		{"revoke", "revoke rome-1 --yes", "", 0, true},
+		{"grant", "grant oslo-1 10.70.0.0/16 --shared 10.99.0.0/24", "", 0, true},
+		{"grant-none", "grant oslo-1 --none", "", 0, false},
+		{"reserve", "reserve oslo-2 10.86.0.20", "", 0, true},
+		{"reserve-list", "reserve", "", 0, true},
+		{"unreserve", "unreserve oslo-2", "", 0, true},
+		{"operator-list", "operator list", "", 0, true},
+		{"operator-remove", "operator remove ann", "", 0, true},
+		{"settings", "settings", "", 0, true},
+		{"settings-set", "settings --voters 3 --cache-max-age 720h", "", 0, false},
+		{"raft-status", "raft status", "", 0, true},
+		{"raft-recover", "raft recover", "", 0, true},
+		{"raft-recover-yes", "raft recover --yes", "", 0, true},
+		{"audit", "audit", "", 0, true},
+		{"audit-all", "audit --all --from 2", "", 0, false},
+		{"ca", "ca", "", 0, true},
+		{"ca-rotate", "ca rotate", "", 0, true},
 		{"ping", "ping paris-1 -c 4", "", 0, true},
 		{"path", "path berlin-1 oslo-lab-with-a-long-name-7", "", 0, true},
 		{"events", "events", "", 0, true},
@@ -196,6 +217,9 @@ func TestErrors(t *testing.T) {
 		{live, "token", "", 2, "meshctl: say create, list or revoke…"},
 		{live, "token create --ttl 0s", "", 2, "meshctl: a token can be valid for 1s to 720h0m0s…"},
 		{live, "token create --uses 0", "", 2, "meshctl: a token needs at least one use…"},
+		{live, "token create --prefix any --prefix 10.0.0.0/8", "", 2, "meshctl: \"any\" is not a network…"},
+		{live, "token create --role king", "", 2, "meshctl: The request is not valid: role \"king\" is not operator or no-vote\n"},
+		{live, "node set a --role no-vote --no-roles", "", 2, "meshctl: give --role or --no-roles, not both…"},
 		{live, "token create --prefix x", "", 2, "meshctl: \"x\" is not a network…"},
 		{live, "init --pool4 10.86/16", "", 2, "meshctl: pool \"10.86/16\" is not a network…"},
 		{live, "init --name Berlin", "", 2, "meshctl: The request is not valid: name \"Berlin\" may hold…"},
@@ -216,10 +240,27 @@ func TestErrors(t *testing.T) {
 		{live, "topology --node nowhere", "", 5, "meshctl: There is no node nowhere\n  next: meshctl nodes lists all nodes\n"},
 		{live, "node", "", 2, "meshctl: say set…"},
 		{live, "node set", "", 2, "meshctl: accepts 1 arg(s), received 0…"},
-		{live, "node set a", "", 2, "meshctl: there is nothing to set: say --transit, --cap, --tag or --no-tags…"},
+		{live, "node set a", "", 2, "meshctl: there is nothing to set: say --transit, --cap, --tag, --no-tags, --role, --no-roles or --site…"},
 		{live, "node set a --transit maybe", "", 2, "meshctl: --transit is \"maybe\" but must be yes or no…"},
 		{live, "node set a --cap many", "", 2, "meshctl: invalid argument \"many\"…"},
 		{live, "node set a --tag x --no-tags", "", 2, "meshctl: give --tag or --no-tags, not both…"},
+		{live, "raft", "", 2, "meshctl: say status or recover…"},
+		{refusing(api.CodeLeaderSeen), "raft recover --yes", "", 8, "meshctl: It is so\n  next: do this\n"},
+		{refusing(api.CodeCorrupt), "audit", "", 7, "meshctl: It is so\n  next: do this\n"},
+		{refusing(api.CodeLastOperator), "node set a --no-roles", "", 8, "meshctl: It is so\n  next: do this\n"},
+		{live, "revoke rome-1", "", 2, "meshctl: revoke asks before it acts: say --yes…"},
+		{live, "grant a", "", 2, "meshctl: name the networks, or say --none for none…"},
+		{live, "grant a 10.0.0.0/8 --none", "", 2, "meshctl: name the networks, or say --none for none…"},
+		{live, "reserve a", "", 2, "meshctl: reserve takes a name and an address, or nothing…"},
+		{live, "reserve a b", "", 2, "meshctl: \"b\" is not an address such as 10.86.0.20…"},
+		{live, "operator", "", 2, "meshctl: say create, list or remove…"},
+		{live, "operator create ann --ttl -1s", "", 2, "meshctl: an operator can be accepted for up to…"},
+		{live, "settings --voters 2", "", 2, "meshctl: The request is not valid: 2 voters are not 0, 1, 3 or 5\n"},
+		{live, "--on nowhere status", "", 5, "meshctl: There is no node \"nowhere\"\n  next: meshctl nodes lists them\n"},
+		{live, "--on paris-1 leave --yes", "", 4, "meshctl: This is done on the machine itself only\n  next: run meshctl on that machine\n"},
+		{live, "--on paris-1 raft recover", "", 4, "meshctl: This is done on the machine itself only\n  next: run meshctl on that machine\n"},
+		{live, "--server host status", "", 2, "meshctl: --server needs --identity…"},
+		{live, "--identity /does/not/exist status", "", 2, "meshctl: read operator credential: open /does/not/exist…"},
 		{live, "drain a/b/c", "", 2, "meshctl: The request is not valid: target \"a/b/c\" is not NODE, UPLINK, NODE/UPLINK or UPLINK:NODE/UPLINK\n"},
 		{live, "drain lte --wait -1s", "", 2, "meshctl: drain can wait for 0s to 1m0s…"},
 		{live, "drain lte --wait 2m", "", 2, "meshctl: drain can wait for 0s to 1m0s…"},
@@ -601,5 +642,125 @@ func TestDocsAreComplete(t *testing.T) {
 		if !strings.Contains(docs, fmt.Sprintf("| %d | %s |", e.code, e.meaning)) {
 			t.Errorf("docs/cli.md lacks: | %d | %s |", e.code, e.meaning)
 		}
+	}
+}
+
+// The audit trail is checked here as well: what does not continue is told, with
+// the exit code of what is not well.
+func TestAuditBreaks(t *testing.T) {
+	for name, change := range map[string]func([]api.AuditRecord) []api.AuditRecord{
+		"a record was changed": func(l []api.AuditRecord) []api.AuditRecord { l[2].Prev = l[0].Head; return l },
+		"a record is missing":  func(l []api.AuditRecord) []api.AuditRecord { return slices.Delete(l, 1, 2) },
+	} {
+		b := apitest.New()
+		b.Records = change(b.Records)
+		r := meshctl(t.Context(), apitest.Serve(t, b), "", "audit")
+		if r.code != api.ExitDegraded || !strings.Contains(r.err, "does not continue record") {
+			t.Errorf("%s: exit code %d, %s", name, r.code, r.err)
+		}
+	}
+	b := apitest.New()
+	b.AuditErr = api.Errorf(api.CodeCorrupt, "", "audit record 6: it does not continue the trail")
+	r := meshctl(t.Context(), apitest.Serve(t, b), "", "audit")
+	if r.code != api.ExitDegraded || strings.Contains(r.err, "are whole") {
+		t.Errorf("found by meshd: exit code %d, %s", r.code, r.err)
+	}
+}
+
+// With --on another node answers.
+func TestOn(t *testing.T) {
+	far, near := apitest.New(), apitest.New()
+	far.RaftDoc.Leader = "far-away"
+	near.Others = map[string]string{"paris-1": apitest.Serve(t, far)}
+	socket := apitest.Serve(t, near)
+	if r := meshctl(t.Context(), socket, "", "--on", "paris-1", "raft", "status"); r.code != 0 || !strings.Contains(r.out, "far-away") {
+		t.Errorf("exit code %d: %s%s", r.code, r.out, r.err)
+	}
+	if r := meshctl(t.Context(), socket, "", "--on", "paris-1", "ping", "rome-1", "-c", "4"); r.code != 0 || len(far.Calls()) != 1 || len(near.Calls()) != 0 {
+		t.Errorf("a stream: exit code %d, %v there, %v here: %s%s", r.code, far.Calls(), near.Calls(), r.out, r.err)
+	}
+	if r := meshctl(t.Context(), socket, "", "--on", "paris-1", "grant", "x", "--none"); r.code != 0 || len(far.Calls()) != 2 {
+		t.Errorf("a change: exit code %d, %v: %s", r.code, far.Calls(), r.err)
+	}
+}
+
+// The file of an operator's key is for its owner, is never replaced, and is
+// gone when the mesh does not accept the key.
+func TestOperatorCreate(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "ann.key")
+	b := apitest.New()
+	r := meshctl(t.Context(), apitest.Serve(t, b), "", "operator", "create", "ann", "--file", file, "--read", "--ttl", "720h")
+	calls := b.Calls()
+	if r.code != 0 || len(calls) != 1 {
+		t.Fatalf("exit code %d, %v: %s", r.code, calls, r.err)
+	}
+	key, err := keyring.ReadCredential(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := api.OperatorRequest{Name: "ann", Key: key.Identity(), Right: api.RightRead, TTLMs: api.Millis(720 * time.Hour)}
+	if calls[0] != any(want) || key.Mesh != b.People.Mesh || key.Servers[0] != b.People.Servers[0] || key.Pins[0][0] != 0xab {
+		t.Errorf("asked %+v with %v, want %+v", calls[0], key, want)
+	}
+	if r := meshctl(t.Context(), apitest.Serve(t, b), "", "operator", "create", "ann", "--file", file); r.code != api.ExitUsage || len(b.Calls()) != 1 {
+		t.Errorf("a file was replaced: exit code %d, %s", r.code, r.err)
+	}
+	refused := apitest.New()
+	refused.Others = map[string]string{}
+	again := filepath.Join(t.TempDir(), "bob.key")
+	if r := meshctl(t.Context(), apitest.Serve(t, refuseChanges{refused}), "", "operator", "create", "bob", "--file", again); r.code != api.ExitRefused {
+		t.Errorf("exit code %d, %s", r.code, r.err)
+	}
+	if _, err := os.Stat(again); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the key of nobody is left behind: %v", err)
+	}
+}
+
+// refuseChanges refuses a new operator.
+type refuseChanges struct{ *apitest.Backend }
+
+func (refuseChanges) SetOperator(context.Context, api.OperatorRequest) (api.Done, error) {
+	return api.Done{}, api.Errorf(api.CodeForbidden, "", "only an operator may do this")
+}
+
+// TestCtlNeverShowsSecrets has every command print what it prints: a token shows
+// in the answer to token create and nowhere else, and an operator's key never.
+func TestCtlNeverShowsSecrets(t *testing.T) {
+	const token = "gw1-a-secret-that-must-not-show"
+	file := filepath.Join(t.TempDir(), "ann.key")
+	socket := apitest.Serve(t, apitest.New())
+	if r := meshctl(t.Context(), socket, "", "operator", "create", "ann", "--file", file); r.code != 0 {
+		t.Fatal(r.err)
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private := regexp.MustCompile(`"private": "([^"]+)"`).FindSubmatch(b)
+	if private == nil {
+		t.Fatalf("the file has no key: %s", b)
+	}
+	var everything bytes.Buffer
+	for _, args := range []string{
+		"join", "join --json", "join --name Bad", "join " + token, "token create --prefix any", "token create --prefix any --json", "token list --json", "token revoke x",
+		"operator create bob --file " + filepath.Join(t.TempDir(), "bob.key") + " --json", "operator create ann --file " + file, "operator list --json",
+		"--identity " + file + " --server 127.0.0.1:1 status", "--identity " + file + " --server 127.0.0.1:1 --json nodes", "raft status --json", "audit --all --json", "nodes -w", "status --json", "--on x status",
+	} {
+		r := meshctl(t.Context(), socket, token+"\n", strings.Fields(args)...)
+		if strings.HasPrefix(args, "token create") {
+			if !strings.Contains(r.out, "gw1-not-a-real-token") || strings.Contains(r.err, "gw1-") {
+				t.Errorf("meshctl %s: the token is not alone on standard output: %s%s", args, r.out, r.err)
+			}
+			continue
+		}
+		everything.WriteString(r.out + r.err)
+	}
+	for what, secret := range map[string]string{"the token": token, "an operator's key": string(private[1]), "any token": "gw1-"} {
+		if strings.Contains(everything.String(), secret) {
+			t.Errorf("%s shows in:\n%s", what, everything.String())
+		}
+	}
+	if everything.Len() < 1000 {
+		t.Errorf("the commands print nothing: %s", everything.String())
 	}
 }

@@ -10,14 +10,16 @@ import (
 
 func (a *app) nodesCommand() *cobra.Command {
 	var wide bool
+	var q api.NodesQuery
 	c := a.jsonFlag(&cobra.Command{
 		Use:   "nodes",
 		Short: "one row per member: how it is reached from here",
 		Args:  cobra.NoArgs,
-		RunE: listing(a, func(ctx context.Context, c *api.Client) (api.Nodes, error) { return c.Nodes(ctx) }, func(d api.Nodes) {
+		RunE: listing(a, func(ctx context.Context, c *api.Client) (api.Nodes, error) { return c.Nodes(ctx, q) }, func(d api.Nodes) {
 			a.print(a.nodesTable(d.Nodes, wide))
 		}),
 	})
+	c.Flags().BoolVar(&q.Consistent, "consistent", false, "wait until this node knows all that was acknowledged to anybody")
 	c.Flags().BoolVarP(&wide, "wide", "w", false, "all addresses and networks, tags, ids; wider than a screen")
 	return c
 }
@@ -35,7 +37,7 @@ func (a *app) nodesTable(nodes []api.Node, wide bool) *table {
 		{head: "CHANGED"},
 	}}
 	if wide {
-		t.columns = append(t.columns, column{head: "TAGS"}, column{head: "ID"})
+		t.columns = append(t.columns, column{head: "TAGS"}, column{head: "ROLES"}, column{head: "SITE"}, column{head: "ID"})
 	}
 	for _, n := range nodes {
 		reached, p := reach(n)
@@ -54,7 +56,7 @@ func (a *app) nodesTable(nodes []api.Node, wide bool) *table {
 			n.Name, addrs, networks, reached, ms(n.RTTMs), ms(n.CostMs), links, role(n), a.since(n.LastChange),
 		}
 		if wide {
-			cells = append(cells, all(n.Tags, ","), n.ID.String())
+			cells = append(cells, all(n.Tags, ","), all(n.Roles, ","), orUnknown(n.Site), n.ID.String())
 		}
 		r := row{cells: cells, paint: p}
 		if n.Drain != nil {

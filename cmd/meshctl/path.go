@@ -18,7 +18,10 @@ func (a *app) pathCommand() *cobra.Command {
 			if len(args) == 2 {
 				q.From = args[0]
 			}
-			client := api.Dial(a.socket)
+			client, err := a.dial()
+			if err != nil {
+				return err
+			}
 			defer client.Close()
 			p, err := client.Path(c.Context(), q)
 			if err != nil {

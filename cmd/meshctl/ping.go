@@ -19,10 +19,13 @@ func (a *app) pingCommand() *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			q.Node, q.IntervalMs, q.TimeoutMs = args[0], api.Millis(interval), api.Millis(timeout)
-			client := api.Dial(a.socket)
+			client, err := a.dial()
+			if err != nil {
+				return err
+			}
 			defer client.Close()
 			var s pinged
-			err := client.Ping(c.Context(), q, func(r api.PingReply) error { return a.pingReply(&s, r) })
+			err = client.Ping(c.Context(), q, func(r api.PingReply) error { return a.pingReply(&s, r) })
 			if err != nil && (c.Context().Err() == nil || errors.Is(err, api.ErrBroken)) {
 				return err
 			}

@@ -25,7 +25,10 @@ func (a *app) statusCommand() *cobra.Command {
 			"in a mesh and its tunnels and routes are in the kernel, else with 7.",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			client := api.Dial(a.socket)
+			client, err := a.dial()
+			if err != nil {
+				return err
+			}
 			defer client.Close()
 			switch check {
 			case "":
@@ -75,7 +78,7 @@ func (a *app) status(ctx context.Context, client *api.Client) error {
 	}
 	var nodes api.Nodes
 	if s.Enrolled && !a.json {
-		if nodes, err = client.Nodes(ctx); err != nil {
+		if nodes, err = client.Nodes(ctx, api.NodesQuery{}); err != nil {
 			return err
 		}
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -34,11 +35,16 @@ func (a *app) tokenCreateCommand() *cobra.Command {
 			if r.Uses < 1 {
 				return &usageError{fmt.Errorf("a token needs at least one use")}
 			}
-			if r.Prefixes, err = prefixFlag(prefixes); err != nil {
+			if slices.Equal(prefixes, []string{anyPrefix}) {
+				r.AnyPrefix = true
+			} else if r.Prefixes, err = prefixFlag(prefixes); err != nil {
 				return err
 			}
 			r.TTLMs = api.Millis(ttl)
-			client := api.Dial(a.socket)
+			client, err := a.dial()
+			if err != nil {
+				return err
+			}
 			defer client.Close()
 			t, err := client.CreateToken(c.Context(), r)
 			if err != nil {
@@ -52,14 +58,20 @@ func (a *app) tokenCreateCommand() *cobra.Command {
 			if t.Token.Uses > 1 {
 				uses = fmt.Sprintf("%d times", t.Token.Uses)
 			}
-			sayTo(a.err, "Token %s admits %s, until %s.\nOn the new node: meshctl join, and paste it.\n", t.Token.ID, uses, a.clock(t.Token.Expires))
+			sayTo(a.err, "Token %s admits %s, until %s, with %s.\n", t.Token.ID, uses, a.clock(t.Token.Expires), allowed(t.Token))
+			if !r.AnyPrefix && len(r.Prefixes) == 0 {
+				sayTo(a.err, "A node that has networks behind it needs a token that allows them: --prefix NETWORK, or --prefix any.\n")
+			}
+			sayTo(a.err, "On the new node: meshctl join, and paste it.\n")
 			return nil
 		},
 	})
 	f := c.Flags()
 	f.StringVar(&r.Name, "name", "", "name that the new node must have")
-	f.StringArrayVar(&prefixes, "prefix", nil, "network that the new node may announce; may be repeated")
+	f.StringArrayVar(&prefixes, "prefix", nil, "network that the new node may announce, or any; may be repeated (default: none)")
 	f.StringArrayVar((*[]string)(&r.Tags), "tag", nil, "tag that the new node gets; may be repeated")
+	f.StringArrayVar((*[]string)(&r.Roles), "role", nil, "operator or no-vote: role that the new node gets; may be repeated")
+	f.StringVar(&r.Site, "site", "", "place where the new node is; voters are spread over places")
 	f.IntVar(&r.Uses, "uses", 1, "how many nodes it admits")
 	f.DurationVar(&ttl, "ttl", api.DefaultTokenTTL, "how long it is valid")
 	return c
@@ -80,6 +92,8 @@ func (a *app) tokenListCommand() *cobra.Command {
 				{head: "FOR NODE", flex: true},
 				{head: "PREFIXES", flex: true},
 				{head: "TAGS", flex: true},
+				{head: "ROLES"},
+				{head: "SITE", flex: true},
 				{head: "USES LEFT", right: true},
 				{head: "EXPIRES"},
 			}}
@@ -88,7 +102,14 @@ func (a *app) tokenListCommand() *cobra.Command {
 				if k.Name != "" {
 					name = k.Name
 				}
-				t.add(row{cells: []string{k.ID, name, all(k.Prefixes, ","), all(k.Tags, ","), fmt.Sprint(k.Uses), a.until(k.Expires)}})
+				prefixes := "none"
+				switch {
+				case k.AnyPrefix:
+					prefixes = anyPrefix
+				case len(k.Prefixes) > 0:
+					prefixes = all(k.Prefixes, ",")
+				}
+				t.add(row{cells: []string{k.ID, name, prefixes, all(k.Tags, ","), all(k.Roles, ","), orUnknown(k.Site), fmt.Sprint(k.Uses), a.until(k.Expires)}})
 			}
 			a.print(&t)
 		}),
@@ -106,6 +127,21 @@ func (a *app) tokenRevokeCommand() *cobra.Command {
 			}, a.done)(c, args)
 		},
 	})
+}
+
+// anyPrefix is what --prefix says for every network that is free.
+const anyPrefix = "any"
+
+// allowed says in words what networks a token allows.
+func allowed(t api.Token) string {
+	switch {
+	case t.AnyPrefix:
+		return "any network that is free"
+	case len(t.Prefixes) == 0:
+		return "no networks"
+	default:
+		return "networks in " + all(t.Prefixes, ", ")
+	}
 }
 
 // done prints the sentence of a change.

@@ -20,7 +20,10 @@ func (a *app) versionCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			v := versions{Meshctl: api.BuildVersion()}
-			client := api.Dial(a.socket)
+			client, err := a.dial()
+			if err != nil {
+				return err
+			}
 			defer client.Close()
 			daemon, err := client.Version(c.Context())
 			if err == nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"guywire/mesh"
 	"guywire/mesh/agent"
 	"guywire/mesh/api"
 	"guywire/mesh/config"
@@ -100,6 +101,7 @@ func run(c config.Config) error {
 	context.AfterFunc(ctx, stop) // a second signal kills
 
 	prioritise(agentNice)
+	hide(log)
 	a, err := agent.New(agent.Options{Config: c, Log: log, Version: api.BuildVersion().Version, Outside: outside(c, log)})
 	if err != nil {
 		return err
@@ -135,6 +137,15 @@ func prioritise(nice int) {
 	}
 }
 
+// hide keeps the memory of this process, which holds keys, out of core files and
+// away from other processes of its user. It comes after prioritise, because
+// what is written in /proc/self is root's from here on.
+func hide(log *slog.Logger) {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		log.Warn("a core file of this process would hold keys; forbid core files with ulimit -c 0", mesh.LogError, err)
+	}
+}
+
 func level(l config.LogLevel) slog.Level {
 	switch l {
 	case config.Debug:
@@ -161,6 +172,7 @@ func dataplaneCommand() *cobra.Command {
 			c.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 			c.Version = api.BuildVersion().Version
 			prioritise(dataplaneNice)
+			hide(c.Log)
 			return dataplane.Run(cmd.Context(), c)
 		},
 	}

@@ -45,9 +45,12 @@ func TestLeave(t *testing.T) {
 		})
 	}
 
-	// The only voter leaves: the other one takes over as soon as it is known to
-	// be reached from outside, and is the last to go.
+	// The only operator and voter leaves: the other one must be an operator
+	// first, takes over as soon as it is known to be reached from outside, and is
+	// the last to go.
 	w.enter("b", "a")
+	refused(t, w.ctl("a", "leave", "--yes"), api.ExitConflict, "meshctl")
+	w.must("a", "", "meshctl", "node", "set", "b", "--role", "operator")
 	w.until("a leaves", func() string {
 		w.talk("a", "b") // a refusal changes nothing
 		if o := w.ctl("a", "leave", "--yes"); o.code != 0 {

@@ -42,6 +42,7 @@ type Agent struct {
 	stop context.CancelCauseFunc
 	dir  *disk.Dir
 	ring *keyring.Ring // nil: this machine has no identity yet
+	api  *api.Server
 
 	changing sync.Mutex // held during init, join, leave, teardown
 	mu       sync.Mutex // guards current
@@ -63,6 +64,7 @@ func New(o Options) (*Agent, error) {
 		config: o.Config, log: o.Log, version: o.Version, outside: o.Outside,
 		started: time.Now(), journal: newJournal(),
 	}
+	a.api = api.NewServer(a, a.log)
 	var err error
 	if a.dir, err = disk.Open(o.Config.State); err != nil {
 		return nil, err
@@ -99,7 +101,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			return errors.Join(err, listener.Close())
 		}
 	}
-	err = api.NewServer(a, a.log).Serve(a.ctx, listener)
+	err = a.api.Serve(a.ctx, listener)
 	if r := a.running(); r != nil {
 		r.stop()
 		<-r.ended

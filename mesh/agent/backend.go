@@ -146,6 +146,7 @@ func (v view) findings() []api.Finding {
 	if r := v.revision(); r.Error != "" {
 		add(api.Degraded, "", "The kernel is not as wanted: %s", r.Error)
 	}
+	out = append(out, truthFindings(v.state, v.control, v.plane.ClockOffset(), time.Now())...)
 	out = append(out, drainFindings(v.state, v.self)...)
 	seen := map[string]bool{}
 	return slices.DeleteFunc(out, func(f api.Finding) bool {
@@ -240,7 +241,16 @@ func describeUplink(u api.Uplink) string {
 }
 
 // Nodes implements api.Backend.
-func (a *Agent) Nodes(ctx context.Context) (api.Nodes, error) {
+func (a *Agent) Nodes(ctx context.Context, q api.NodesQuery) (api.Nodes, error) {
+	if q.Consistent {
+		m, err := a.member()
+		if err == nil {
+			_, err = m.plane.Read(ctx)
+		}
+		if err != nil {
+			return api.Nodes{}, convert(err)
+		}
+	}
 	v, err := a.view(ctx)
 	if err != nil {
 		return api.Nodes{}, err
@@ -260,6 +270,7 @@ func (v view) nodes() []api.Node {
 		node := api.Node{
 			ID: id, Name: n.Name, Addrs: addrsOf(n), Prefixes: n.Prefixes, Tags: n.Tags,
 			Voter: n.Voter, Joined: n.Joined, Reach: api.ReachNone,
+			Shared: n.Shared, Roles: rolesOf[string](n.Roles), Site: n.Site,
 			Transit: !n.NoTransit, MaxDegree: n.MaxDegree, Drain: drainOfNode(v.state, id),
 		}
 		for _, l := range v.links {
@@ -443,7 +454,8 @@ func (a *Agent) CreateToken(ctx context.Context, r api.TokenRequest) (api.Create
 		return api.CreatedToken{}, err
 	}
 	text, token, err := m.plane.CreateToken(ctx, control.TokenRequest{
-		Uses: r.Uses, Lifetime: time.Duration(r.TTLMs * float64(time.Millisecond)), Name: r.Name, Prefixes: r.Prefixes, Tags: r.Tags,
+		Uses: r.Uses, Lifetime: time.Duration(r.TTLMs * float64(time.Millisecond)), Name: r.Name, Prefixes: r.Prefixes,
+		AnyPrefix: r.AnyPrefix, Tags: r.Tags, Roles: rolesOf[store.NodeRole](r.Roles), Site: r.Site,
 	})
 	if err != nil {
 		return api.CreatedToken{}, convert(err)
@@ -479,5 +491,16 @@ func (a *Agent) RevokeToken(ctx context.Context, id string) (api.Done, error) {
 }
 
 func aboutToken(t store.Token) api.Token {
-	return api.Token{ID: t.ID, Name: t.Name, Prefixes: t.Prefixes, Tags: t.Tags, Uses: t.Uses, Created: t.Created, Expires: t.Expires}
+	return api.Token{
+		ID: t.ID, Name: t.Name, Prefixes: t.Prefixes, AnyPrefix: t.AnyPrefix, Tags: t.Tags, Roles: rolesOf[string](t.Roles), Site: t.Site,
+		Uses: t.Uses, Created: t.Created, Expires: t.Expires,
+	}
+}
+
+// rolesOf turns the names of roles from the API's type to the store's, or back.
+func rolesOf[To, From ~string](roles []From) (out []To) {
+	for _, r := range roles {
+		out = append(out, To(r))
+	}
+	return out
 }

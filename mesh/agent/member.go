@@ -163,6 +163,7 @@ func (m *member) run(ctx context.Context, stop context.CancelFunc) error {
 	planeCtx, endPlane := context.WithCancel(context.WithoutCancel(ctx))
 	defer endPlane()
 	start("control plane", func(context.Context) error { return m.plane.Run(planeCtx) })
+	start("API", func(ctx context.Context) error { return m.agent.api.ServeRemote(ctx, m.plane.API(), m.access) })
 	start("core", m.loop)
 	start("probes", m.receive)
 	start("reconciler", m.reconciler.Run)

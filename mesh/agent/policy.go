@@ -159,23 +159,34 @@ func (a *Agent) SetPairs(ctx context.Context, r api.PairsRequest) (api.Done, err
 
 // SetNode implements api.Backend.
 func (a *Agent) SetNode(ctx context.Context, r api.NodeRequest) (api.Done, error) {
-	var id mesh.NodeID
-	m, err := a.operate(ctx, func(_ *running, s *store.State) (store.Command, error) {
-		n, err := resolveNode(s, r.Node)
-		if err != nil {
-			return store.Command{}, err
-		}
-		id = n.ID
-		set := store.SetNode{Node: id, Transit: r.Transit, MaxDegree: r.MaxDegree}
-		if r.Tags != nil {
-			set.Tags = new(append([]string{}, *r.Tags...))
-		}
-		return store.Command{SetNode: &set}, nil
-	})
+	m, err := a.member()
 	if err != nil {
 		return api.Done{}, err
 	}
-	return api.Done{Sentence: describeNode(m.plane.State().Nodes[id])}, nil
+	n, err := resolveNode(m.plane.State(), r.Node)
+	if err != nil {
+		return api.Done{}, err
+	}
+	set := store.SetNode{Node: n.ID, Transit: r.Transit, MaxDegree: r.MaxDegree, Site: r.Site}
+	if r.Tags != nil {
+		set.Tags = new(append([]string{}, *r.Tags...))
+	}
+	var commands []store.Command
+	if set != (store.SetNode{Node: n.ID}) || r.Roles == nil {
+		commands = append(commands, store.Command{SetNode: &set})
+	}
+	if r.Roles != nil {
+		commands = append(commands, store.Command{SetRoles: &store.SetRoles{Node: n.ID, Roles: rolesOf[store.NodeRole](*r.Roles)}})
+	}
+	for i, command := range commands {
+		if _, err := m.plane.Operate(ctx, command); err != nil {
+			if i > 0 {
+				err = fmt.Errorf("all but the roles of %s is set: %w", n.Name, err)
+			}
+			return api.Done{}, convert(err)
+		}
+	}
+	return api.Done{Sentence: describeNode(m.plane.State().Nodes[n.ID])}, nil
 }
 
 // describeNode says what operators decided about a node.
@@ -186,6 +197,12 @@ func describeNode(n store.Node) string {
 	}
 	if n.MaxDegree != 0 {
 		s += fmt.Sprintf(", at most %d neighbours", n.MaxDegree)
+	}
+	if n.Site != "" {
+		s += ", at " + n.Site
+	}
+	if len(n.Roles) > 0 {
+		s += ", " + strings.Join(rolesOf[string](n.Roles), " and ")
 	}
 	if len(n.Tags) == 0 {
 		return s + ", no tags"

@@ -1,6 +1,9 @@
 package api
 
-import "context"
+import (
+	"context"
+	"net"
+)
 
 // A Backend answers the API; mesh/agent is one. Methods are called from many
 // goroutines at once and must return soon after ctx ends. Values that they
@@ -12,7 +15,7 @@ import "context"
 // change stays half done because someone pressed Ctrl-C.
 type Backend interface {
 	Status(ctx context.Context) (Status, error)
-	Nodes(ctx context.Context) (Nodes, error)
+	Nodes(ctx context.Context, q NodesQuery) (Nodes, error)
 	Links(ctx context.Context) (Links, error)
 	Routes(ctx context.Context) (Routes, error)
 	Path(ctx context.Context, q PathQuery) (Path, error)
@@ -50,4 +53,26 @@ type Backend interface {
 	// Teardown removes tunnels, routes, rules and filter from the kernel; the
 	// node stays a member and comes back with the next start of the daemon.
 	Teardown(ctx context.Context) (Done, error)
+
+	// Raft says who keeps the log of the mesh.
+	Raft(ctx context.Context) (RaftStatus, error)
+	Recover(ctx context.Context, r RecoverRequest) (RecoverPlan, error)
+	// Audit emits the trail from q.From on. What it emitted is proven when it
+	// returns nil; CodeCorrupt: the trail was changed, or something is missing.
+	Audit(ctx context.Context, q AuditQuery, emit func(AuditRecord) error) error
+	Revoke(ctx context.Context, node string) (Done, error)
+	Grant(ctx context.Context, r GrantRequest) (Done, error)
+	Reservations(ctx context.Context) (Reservations, error)
+	Reserve(ctx context.Context, r ReserveRequest) (Done, error)
+	Unreserve(ctx context.Context, name string) (Done, error)
+	Operators(ctx context.Context) (Operators, error)
+	SetOperator(ctx context.Context, r OperatorRequest) (Done, error)
+	RemoveOperator(ctx context.Context, name string) (Done, error)
+	Authorities(ctx context.Context) (Authorities, error)
+	RotateCA(ctx context.Context) (Done, error)
+	Settings(ctx context.Context) (Settings, error)
+	SetSettings(ctx context.Context, r SettingsRequest) (Settings, error)
+
+	// DialNode connects to the API of another node, by name or id, as this one.
+	DialNode(ctx context.Context, node string) (net.Conn, error)
 }

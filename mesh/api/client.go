@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -20,20 +21,44 @@ import (
 // many goroutines; each returns an *Error when the daemon refused, is not
 // running, or may not be asked.
 type Client struct {
-	socket string
+	socket string // empty: elsewhere
+	on     string // node that the daemon is to ask in its place; empty: none
 	http   *http.Client
 }
 
 // Dial makes a client for the socket. It connects with the first call.
 func Dial(socket string) *Client {
-	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{
+	c := DialWith(func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	})
+	c.socket = socket
+	return c
+}
+
+// DialWith makes a client for a daemon elsewhere, to which dial connects with
+// the first call.
+func DialWith(dial func(context.Context) (net.Conn, error)) *Client {
+	return &Client{http: &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", socket)
+			conn, err := dial(ctx)
+			if err != nil {
+				err = &unreached{err}
+			}
+			return conn, err
 		},
 		DisableCompression: true,
 	}}}
 }
+
+// An unreached is why no connection was made.
+type unreached struct{ error }
+
+func (u *unreached) Unwrap() error { return u.error }
+
+// On makes the daemon pass every call on to another node, by name or id, where
+// the daemon's node needs the right to it.
+func (c *Client) On(node string) { c.on = node }
 
 // Close frees idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
@@ -49,8 +74,8 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 }
 
 // Nodes asks for all members.
-func (c *Client) Nodes(ctx context.Context) (Nodes, error) {
-	return ask[Nodes](ctx, c, "GET", "/v1/nodes", nil)
+func (c *Client) Nodes(ctx context.Context, q NodesQuery) (Nodes, error) {
+	return ask[Nodes](ctx, c, "GET", "/v1/nodes?"+parameters(q).Encode(), nil)
 }
 
 // Links asks for all links of the node.
@@ -131,6 +156,82 @@ func (c *Client) Leave(ctx context.Context) (Done, error) {
 // Teardown removes what the daemon made in the kernel.
 func (c *Client) Teardown(ctx context.Context) (Done, error) {
 	return ask[Done](ctx, c, "POST", "/v1/teardown", nil)
+}
+
+// Raft asks who keeps the log of the mesh.
+func (c *Client) Raft(ctx context.Context) (RaftStatus, error) {
+	return ask[RaftStatus](ctx, c, "GET", "/v1/raft", nil)
+}
+
+// Recover plans a recovery, or carries a plan out.
+func (c *Client) Recover(ctx context.Context, r RecoverRequest) (RecoverPlan, error) {
+	return ask[RecoverPlan](ctx, c, "POST", "/v1/raft/recover", r)
+}
+
+// Audit gives each record of the audit trail to each. What was given is proven
+// when it returns nil.
+func (c *Client) Audit(ctx context.Context, q AuditQuery, each func(AuditRecord) error) error {
+	return listen(ctx, c, "GET", "/v1/audit?"+parameters(q).Encode(), nil, each)
+}
+
+// Revoke removes a node for ever.
+func (c *Client) Revoke(ctx context.Context, node string) (Done, error) {
+	return ask[Done](ctx, c, "POST", "/v1/revoke", NodeQuery{node})
+}
+
+// Grant sets the networks of a node.
+func (c *Client) Grant(ctx context.Context, r GrantRequest) (Done, error) {
+	return ask[Done](ctx, c, "POST", "/v1/grant", r)
+}
+
+// Reservations asks for the addresses kept for nodes to come.
+func (c *Client) Reservations(ctx context.Context) (Reservations, error) {
+	return ask[Reservations](ctx, c, "GET", "/v1/reservations", nil)
+}
+
+// Reserve keeps an address for a node to come.
+func (c *Client) Reserve(ctx context.Context, r ReserveRequest) (Done, error) {
+	return ask[Done](ctx, c, "POST", "/v1/reservations", r)
+}
+
+// Unreserve gives a kept address back.
+func (c *Client) Unreserve(ctx context.Context, name string) (Done, error) {
+	return ask[Done](ctx, c, "DELETE", "/v1/reservations/"+url.PathEscape(name), nil)
+}
+
+// Operators asks who may change the mesh.
+func (c *Client) Operators(ctx context.Context) (Operators, error) {
+	return ask[Operators](ctx, c, "GET", "/v1/operators", nil)
+}
+
+// SetOperator makes somebody without a node an operator.
+func (c *Client) SetOperator(ctx context.Context, r OperatorRequest) (Done, error) {
+	return ask[Done](ctx, c, "POST", "/v1/operators", r)
+}
+
+// RemoveOperator ends what an operator without a node may do.
+func (c *Client) RemoveOperator(ctx context.Context, name string) (Done, error) {
+	return ask[Done](ctx, c, "DELETE", "/v1/operators/"+url.PathEscape(name), nil)
+}
+
+// Authorities asks for the CAs of the mesh.
+func (c *Client) Authorities(ctx context.Context) (Authorities, error) {
+	return ask[Authorities](ctx, c, "GET", "/v1/ca", nil)
+}
+
+// RotateCA gives the mesh another CA.
+func (c *Client) RotateCA(ctx context.Context) (Done, error) {
+	return ask[Done](ctx, c, "POST", "/v1/ca/rotate", nil)
+}
+
+// Settings asks for the settings of the mesh.
+func (c *Client) Settings(ctx context.Context) (Settings, error) {
+	return ask[Settings](ctx, c, "GET", "/v1/settings", nil)
+}
+
+// SetSettings changes settings of the mesh.
+func (c *Client) SetSettings(ctx context.Context, r SettingsRequest) (Settings, error) {
+	return ask[Settings](ctx, c, "POST", "/v1/settings", r)
 }
 
 // Ping gives each outcome to each, until the daemon has sent all, each returns
@@ -235,6 +336,9 @@ func (c *Client) open(ctx context.Context, method, path string, request any) (io
 	if err != nil {
 		return nil, err
 	}
+	if c.on != "" {
+		req.Header.Set(onHeader, c.on)
+	}
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return nil, c.explain(ctx, err)
@@ -261,6 +365,11 @@ func (c *Client) explain(ctx context.Context, err error) error {
 		return Errorf(CodeTimeout, "see the log of meshd", "meshd did not answer in time")
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case c.socket == "":
+		if why, ok := errors.AsType[*unreached](err); ok {
+			return Errorf(CodeUnreachable, "name another node: --server HOST", "No node answers: %s", strings.ReplaceAll(why.Error(), "\n", "; "))
+		}
+		return ErrBroken
 	case errors.Is(err, fs.ErrNotExist):
 		return Errorf(CodeNotRunning, "start it with: meshd --config /etc/guywire/meshd.yaml",
 			"meshd is not running here (no socket %s)", c.socket)

@@ -14,7 +14,8 @@ func TestStoreCodesAreKnown(t *testing.T) {
 		store.CodeTokenUnknown, store.CodeTokenUsed, store.CodeTokenExpired, store.CodeTokenProof, store.CodeNameTaken,
 		store.CodeNameInvalid, store.CodeIdentityTaken, store.CodeRevoked, store.CodePoolEmpty, store.CodePrefixTaken,
 		store.CodePrefixRefused, store.CodeForbidden, store.CodeNotFound, store.CodeInvalid, store.CodeInitialised,
-		store.CodePoolRefused, store.CodeLastVoter, store.CodeTopologyRefused,
+		store.CodePoolRefused, store.CodeLastVoter, store.CodeTopologyRefused, store.CodeVersion, store.CodeUnsigned,
+		store.CodeStale, store.CodeLastOperator, store.CodeStaleBoot, store.CodeAddressTaken,
 	} {
 		e := api.Errorf(api.Code(code), "", "x")
 		if e.Status() == http.StatusInternalServerError || api.ExitCode(e) == api.ExitUnexpected {

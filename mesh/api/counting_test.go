@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"net"
 	"sync/atomic"
 )
 
@@ -13,7 +14,7 @@ func (b *countingBackend) Status(context.Context) (Status, error) {
 	return Status{}, nil
 }
 
-func (b *countingBackend) Nodes(context.Context) (Nodes, error) {
+func (b *countingBackend) Nodes(context.Context, NodesQuery) (Nodes, error) {
 	b.calls.Add(1)
 	return Nodes{}, nil
 }
@@ -111,4 +112,84 @@ func (b *countingBackend) Leave(context.Context) (Done, error) {
 func (b *countingBackend) Teardown(context.Context) (Done, error) {
 	b.calls.Add(1)
 	return Done{}, nil
+}
+
+func (b *countingBackend) Raft(context.Context) (RaftStatus, error) {
+	b.calls.Add(1)
+	return RaftStatus{}, nil
+}
+
+func (b *countingBackend) Recover(context.Context, RecoverRequest) (RecoverPlan, error) {
+	b.calls.Add(1)
+	return RecoverPlan{}, nil
+}
+
+func (b *countingBackend) Audit(context.Context, AuditQuery, func(AuditRecord) error) error {
+	b.calls.Add(1)
+	return nil
+}
+
+func (b *countingBackend) Revoke(context.Context, string) (Done, error) {
+	b.calls.Add(1)
+	return Done{}, nil
+}
+
+func (b *countingBackend) Grant(context.Context, GrantRequest) (Done, error) {
+	b.calls.Add(1)
+	return Done{}, nil
+}
+
+func (b *countingBackend) Reservations(context.Context) (Reservations, error) {
+	b.calls.Add(1)
+	return Reservations{}, nil
+}
+
+func (b *countingBackend) Reserve(context.Context, ReserveRequest) (Done, error) {
+	b.calls.Add(1)
+	return Done{}, nil
+}
+
+func (b *countingBackend) Unreserve(context.Context, string) (Done, error) {
+	b.calls.Add(1)
+	return Done{}, nil
+}
+
+func (b *countingBackend) Operators(context.Context) (Operators, error) {
+	b.calls.Add(1)
+	return Operators{}, nil
+}
+
+func (b *countingBackend) SetOperator(context.Context, OperatorRequest) (Done, error) {
+	b.calls.Add(1)
+	return Done{}, nil
+}
+
+func (b *countingBackend) RemoveOperator(context.Context, string) (Done, error) {
+	b.calls.Add(1)
+	return Done{}, nil
+}
+
+func (b *countingBackend) Authorities(context.Context) (Authorities, error) {
+	b.calls.Add(1)
+	return Authorities{}, nil
+}
+
+func (b *countingBackend) RotateCA(context.Context) (Done, error) {
+	b.calls.Add(1)
+	return Done{}, nil
+}
+
+func (b *countingBackend) Settings(context.Context) (Settings, error) {
+	b.calls.Add(1)
+	return Settings{}, nil
+}
+
+func (b *countingBackend) SetSettings(context.Context, SettingsRequest) (Settings, error) {
+	b.calls.Add(1)
+	return Settings{}, nil
+}
+
+func (b *countingBackend) DialNode(context.Context, string) (net.Conn, error) {
+	b.calls.Add(1)
+	return nil, Errorf(CodeUnreachable, "", "nobody is there")
 }

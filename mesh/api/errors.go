@@ -46,6 +46,17 @@ const (
 	// CodeTopologyRefused is a rule that contradicts another, or parts the mesh.
 	CodeTopologyRefused Code = "topology-refused"
 	CodeState           Code = "state" // the state directory is another mesh's, or readable by others
+
+	CodeIdentity     Code = "identity-needed" // nobody proved to be anyone
+	CodeLastOperator Code = "last-operator"   // nobody would be left who may change anything
+	CodeAddressTaken Code = "address-taken"
+	CodeVersion      Code = "version"      // the mesh's version does not know it yet
+	CodeUnsigned     Code = "unsigned"     // a command without a valid signature
+	CodeStale        Code = "stale"        // a command signed too long ago
+	CodeStaleBoot    Code = "stale-boot"   // a voter's log is an old copy, or a second one
+	CodeLeaderSeen   Code = "leader-seen"  // the mesh needs no recovery
+	CodePlanChanged  Code = "plan-changed" // the mesh is not as it was when the recovery was planned
+	CodeCorrupt      Code = "corrupt"      // data that nobody of ours wrote: a broken audit trail
 )
 
 // Exit codes of meshctl.
@@ -96,6 +107,16 @@ var codes = map[Code]struct{ status, exit int }{
 	CodeState:         {http.StatusConflict, ExitConflict},
 
 	CodeTopologyRefused: {http.StatusConflict, ExitConflict},
+	CodeIdentity:        {http.StatusUnauthorized, ExitRefused},
+	CodeLastOperator:    {http.StatusConflict, ExitConflict},
+	CodeAddressTaken:    {http.StatusConflict, ExitConflict},
+	CodeVersion:         {http.StatusConflict, ExitConflict},
+	CodeUnsigned:        {http.StatusForbidden, ExitRefused},
+	CodeStale:           {http.StatusConflict, ExitConflict},
+	CodeStaleBoot:       {http.StatusConflict, ExitConflict},
+	CodeLeaderSeen:      {http.StatusConflict, ExitConflict},
+	CodePlanChanged:     {http.StatusConflict, ExitConflict},
+	CodeCorrupt:         {http.StatusInternalServerError, ExitDegraded},
 }
 
 // ErrRunning is returned by Listen when another daemon answers on the socket.

@@ -8,7 +8,6 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"reflect"
-	"strings"
 	"testing"
 )
 
@@ -21,6 +20,7 @@ func FuzzRequest(f *testing.F) {
 		`{"uses":-1}`, `{"ttl_ms":1e308}`, `{"prefixes":["10.0.0.0/8","10.0.0.0/8"]}`, `{"x":1}`, `{} {}`, `{"pool4":"::/0"}`,
 		"to=a&from=b", "node=x&count=99999999999", "since=-1", "node=x&interval_ms=NaN", "follow=perhaps", "to=a&to=b", "%zz",
 		`{"mode":"hub","hub":"x"}`, `{"pin":[{"a":"x","b":"y"}]}`, `{"node":"x","tags":null,"max_degree":-1}`, `{"target":"a:b/c","wait_ms":1}`, "target=a%2Fb",
+		`{"node":"x","prefixes":["10.0.0.0/8"],"shared":["10.0.0.0/9"]}`, `{"name":"x","addr":"10.86.0.9"}`, `{"name":"x","right":"read","key":"AAAA"}`, `{"plan":"x"}`, `{"voters":2}`, `{"cache_max_age_ms":1e300}`, `{"voters":null}`, "from=18446744073709551616", "consistent=1",
 	} {
 		for i := range table {
 			f.Add(uint8(i), []byte(body))
@@ -28,13 +28,13 @@ func FuzzRequest(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, which uint8, input []byte) {
 		r := table[int(which)%len(table)]
-		req := httptest.NewRequest(r.method, strings.ReplaceAll(r.path, "{id}", "k7"), bytes.NewReader(input))
+		req := httptest.NewRequest(r.method, placed(r.path), bytes.NewReader(input))
 		if r.method != http.MethodPost {
 			req.URL.RawQuery = string(input)
 		}
 		s := NewServer(&countingBackend{}, slog.New(slog.DiscardHandler))
 		w := httptest.NewRecorder()
-		s.handler.ServeHTTP(w, req.WithContext(withAccess(t.Context(), access{right: Change})))
+		s.handler.ServeHTTP(w, req.WithContext(withAccess(t.Context(), func() Access { return Access{Right: Change} })))
 		s.work.Wait()
 		switch w.Code {
 		case http.StatusOK, http.StatusBadRequest, http.StatusNotFound:

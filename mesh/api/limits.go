@@ -10,6 +10,7 @@ const (
 	maxList       = 1024             // entries of a list in a request
 	maxReaders    = 32               // requests at a time by readers: 429 above
 	maxChangers   = 128              // requests at a time by those who may change: 429 above
+	maxRemote     = 64               // requests at a time from elsewhere: 429 above
 	maxJoinSteps  = 1024             // of a transcript: the oldest are forgotten
 	headerTimeout = 5 * time.Second  // to send the header
 	bodyTimeout   = 5 * time.Second  // to send the body

@@ -99,7 +99,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 			c.Close()
 			continue
 		}
-		return &peerConn{UnixConn: c, access: access{peer: peer, right: l.policy.right(peer)}}, nil
+		return &peerConn{UnixConn: c, access: l.policy.access(peer)}, nil
 	}
 }
 
@@ -118,7 +118,7 @@ func (l *Listener) Close() error {
 // A peerConn is a connection with what its peer may do.
 type peerConn struct {
 	*net.UnixConn
-	access access
+	access Access
 }
 
 // lockDir holds a lock on a directory until unlock; the kernel frees it when

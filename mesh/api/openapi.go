@@ -24,9 +24,12 @@ func OpenAPI() map[string]any {
 	return map[string]any{
 		"openapi": "3.1.0",
 		"info": map[string]any{
-			"title":       "meshd",
-			"version":     "1",
-			"description": "The API of a Guywire node, on its unix socket. Read: members of group " + GroupName + ". Change: root and the daemon's user. Streams are one JSON record per line; a stream that fails ends with a record {\"error\": Error}.",
+			"title":   "meshd",
+			"version": "1",
+			"description": "The API of a Guywire node, on its unix socket, and by mutual TLS with the protocol guywire-api/1 on its control port. " +
+				"On the socket, member and read: members of group " + GroupName + "; change: root and the daemon's user. " +
+				"From elsewhere, member: every node; read and change: operators, as the log of the mesh says at the moment of the call. " +
+				"On the socket the header " + onHeader + ": NODE has the daemon pass a call on to another node. Streams are one JSON record per line; a stream that fails ends with a record {\"error\": Error}.",
 		},
 		"paths":      paths,
 		"components": map[string]any{"schemas": map[string]any(d)},
@@ -41,9 +44,13 @@ func (d describer) operation(r route) map[string]any {
 	if r.stream {
 		media = "application/x-ndjson"
 	}
+	right := "Right: " + r.right.String()
+	if r.local {
+		right += ", on the machine itself only"
+	}
 	op := map[string]any{
 		"summary":     r.summary,
-		"description": "Right: " + r.right.String(),
+		"description": right,
 		"responses": map[string]any{
 			"200":     map[string]any{"description": "ok", "content": content(media, d.schema(r.reply))},
 			"default": map[string]any{"description": "error", "content": content("application/json", d.schema(reflect.TypeFor[Error]()))},

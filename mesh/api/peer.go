@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -23,12 +24,27 @@ type Right uint8
 // Rights.
 const (
 	NoRight Right = iota
+	Member        // to be told the version: any node of the mesh
 	Read
 	Change
 )
 
 // String gives the right in lower case.
-func (r Right) String() string { return [...]string{"none", "read", "change"}[r] }
+func (r Right) String() string { return [...]string{"none", "member", "read", "change"}[r] }
+
+// An Access is what somebody may do. For those who call from elsewhere it is
+// asked at each request, so that it ends with the right and not with the
+// connection.
+type Access struct {
+	Who   string // for the log and for refusals
+	Right Right
+	Until time.Time // when the right ends; zero: no end is known
+	// Refused says why somebody who is known has no right; nil, with NoRight:
+	// nobody proved to be anyone.
+	Refused *Error
+
+	remote bool
+}
 
 // A Peer is the process at the other end of a connection, as the kernel knows
 // it from the moment it connected.
@@ -117,21 +133,24 @@ func peerGroups(fd uintptr) ([]uint32, error) {
 	}
 }
 
+// access turns the credentials of a local process into what it may do.
+func (p policy) access(peer Peer) Access {
+	return Access{Who: fmt.Sprintf("User id %d", peer.UID), Right: p.right(peer)}
+}
+
 type accessKey struct{}
 
-// access is what a request's connection carries.
-type access struct {
-	peer  Peer
-	right Right
+// withAccess attaches to the context of a connection how to ask what its other
+// end may do.
+func withAccess(ctx context.Context, ask func() Access) context.Context {
+	return context.WithValue(ctx, accessKey{}, ask)
 }
 
-// withAccess attaches a peer and its right to the context of a connection.
-func withAccess(ctx context.Context, a access) context.Context {
-	return context.WithValue(ctx, accessKey{}, a)
-}
-
-// accessOf gives what withAccess attached; without it, no right.
-func accessOf(ctx context.Context) access {
-	a, _ := ctx.Value(accessKey{}).(access)
-	return a
+// accessOf asks what withAccess attached; without it, no right.
+func accessOf(ctx context.Context) Access {
+	ask, ok := ctx.Value(accessKey{}).(func() Access)
+	if !ok {
+		return Access{Who: "nobody"}
+	}
+	return ask()
 }

@@ -1,10 +1,17 @@
 package api_test
 
 import (
+	"context"
 	"errors"
+	"log/slog"
+	"math"
+	"net"
+	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
+	"guywire/mesh"
 	"guywire/mesh/api"
 	"guywire/mesh/api/apitest"
 )
@@ -60,4 +67,89 @@ func many(n int) []api.Pair {
 		list[i] = api.Pair{A: "a", B: "b"}
 	}
 	return list
+}
+
+// The same for what operators change.
+func TestOperatorRequests(t *testing.T) {
+	b := apitest.New()
+	c := api.Dial(apitest.Serve(t, b))
+	defer c.Close()
+	ctx := t.Context()
+	grant := func(r api.GrantRequest) error { _, err := c.Grant(ctx, r); return err }
+	reserve := func(name, addr string) error {
+		a, _ := netip.ParseAddr(addr)
+		_, err := c.Reserve(ctx, api.ReserveRequest{Name: name, Addr: a})
+		return err
+	}
+	operator := func(r api.OperatorRequest) error { _, err := c.SetOperator(ctx, r); return err }
+	settings := func(r api.SettingsRequest) error { _, err := c.SetSettings(ctx, r); return err }
+	token := func(r api.TokenRequest) error { _, err := c.CreateToken(ctx, r); return err }
+	revoke := func(node string) error { _, err := c.Revoke(ctx, node); return err }
+	recover := func(plan string) error { _, err := c.Recover(ctx, api.RecoverRequest{Plan: plan}); return err }
+	ten, nine := netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("9.0.0.0/8")
+	key := mesh.IdentityKey{1}
+	for want, refused := range map[string][]error{
+		"is missing":        {grant(api.GrantRequest{}), revoke(""), reserve("", "10.86.0.9"), operator(api.OperatorRequest{Right: "read", Key: key}), operator(api.OperatorRequest{Name: "x", Right: "read"})},
+		"is not one of":     {grant(api.GrantRequest{Node: "x", Prefixes: []netip.Prefix{ten}, Shared: []netip.Prefix{nine}})},
+		"overlaps":          {grant(api.GrantRequest{Node: "x", Prefixes: []netip.Prefix{ten, ten}})},
+		"may hold only":     {revoke("a b"), reserve("A", "10.86.0.9"), operator(api.OperatorRequest{Name: "a\nb", Right: "read", Key: key}), token(api.TokenRequest{Site: "A"}), node(ctx, c, api.NodeRequest{Node: "x", Site: new("A")})},
+		"not an address":    {reserve("x", ""), reserve("x", "fe80::1%eth0")},
+		"not read or":       {operator(api.OperatorRequest{Name: "x", Key: key}), operator(api.OperatorRequest{Name: "x", Key: key, Right: "all"})},
+		"ttl_ms":            {operator(api.OperatorRequest{Name: "x", Key: key, Right: "read", TTLMs: -1}), operator(api.OperatorRequest{Name: "x", Key: key, Right: "read", TTLMs: 1e300})},
+		"nothing to set":    {settings(api.SettingsRequest{})},
+		"voters are not":    {settings(api.SettingsRequest{Voters: new(2)}), settings(api.SettingsRequest{Voters: new(-1)}), settings(api.SettingsRequest{Voters: new(math.MaxInt)})},
+		"cache_max_age_ms":  {settings(api.SettingsRequest{CacheMaxAgeMs: new(-1.0)}), settings(api.SettingsRequest{CacheMaxAgeMs: new(1e300)})},
+		"not both":          {token(api.TokenRequest{AnyPrefix: true, Prefixes: []netip.Prefix{ten}})},
+		"is not operator":   {token(api.TokenRequest{Roles: []string{"king"}}), node(ctx, c, api.NodeRequest{Node: "x", Roles: &api.List[string]{"king"}})},
+		"named twice":       {token(api.TokenRequest{Roles: []string{"operator", "operator"}})},
+		"id of the plan is": {recover(strings.Repeat("a", 257))},
+	} {
+		for i, err := range refused {
+			e, ok := errors.AsType[*api.Error](err)
+			if !ok || e.Code != api.CodeInvalid || !strings.Contains(e.Message, want) {
+				t.Errorf("request %d: got %v, want %q", i, err, want)
+			}
+		}
+	}
+	if calls := b.Calls(); len(calls) > 0 {
+		t.Errorf("the backend was asked: %v", calls)
+	}
+}
+
+func node(ctx context.Context, c *api.Client, r api.NodeRequest) error {
+	_, err := c.SetNode(ctx, r)
+	return err
+}
+
+// A right that ends by the clock ends what is under way, with a reason.
+func TestRightEndsByTheClock(t *testing.T) {
+	b := apitest.New()
+	b.Hold = make(chan struct{})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	until := time.Now().Add(time.Second)
+	go func() {
+		served <- api.NewServer(b, slog.New(slog.DiscardHandler)).ServeRemote(ctx, l, func(net.Conn) api.Access {
+			return api.Access{Who: "ann", Right: api.Read, Until: until}
+		})
+	}()
+	c := api.DialWith(func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", l.Addr().String())
+	})
+	defer c.Close()
+	for _, since := range []uint64{0, 1 << 40} { // with and without a record before
+		err := c.Events(t.Context(), api.EventsQuery{Follow: true, Since: since}, func(api.Event) error { return nil })
+		if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != api.CodeTimeout || time.Now().Before(until) {
+			t.Errorf("a stream ended with %v", err)
+		}
+	}
+	cancel()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
 }

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"net/netip"
 	"net/url"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -169,7 +171,7 @@ func checkMillis(what string, v, low, high float64) error {
 }
 
 func (r InitRequest) check() error {
-	for _, name := range []string{r.Mesh, r.Name} {
+	for _, name := range []string{r.Mesh, r.Name, r.Site} {
 		if err := checkOptionalName(name); err != nil {
 			return err
 		}
@@ -232,7 +234,25 @@ func (r TokenRequest) check() error {
 			return err
 		}
 	}
+	if err := cmp.Or(checkOptionalName(r.Site), checkRoles(r.Roles)); err != nil {
+		return err
+	}
+	if r.AnyPrefix && len(r.Prefixes) > 0 {
+		return errors.New("a token allows any network or those that it names, not both")
+	}
 	return checkPrefixes(r.Prefixes)
+}
+
+func checkRoles(roles []string) error {
+	for i, role := range roles {
+		if role != RoleOperator && role != RoleNoVote {
+			return fmt.Errorf("role %.40q is not %s or %s", role, RoleOperator, RoleNoVote)
+		}
+		if slices.Contains(roles[:i], role) {
+			return fmt.Errorf("the role %s is named twice", role)
+		}
+	}
+	return nil
 }
 
 func (q TokenQuery) check() error {
@@ -280,6 +300,16 @@ func (r NodeRequest) check() error {
 	if r.Node == "" {
 		return errors.New("\"node\" is missing")
 	}
+	if r.Site != nil {
+		if err := checkOptionalName(*r.Site); err != nil {
+			return err
+		}
+	}
+	if r.Roles != nil {
+		if err := checkRoles(*r.Roles); err != nil {
+			return err
+		}
+	}
 	if r.Tags == nil {
 		return mesh.CheckName(r.Node)
 	}
@@ -322,6 +352,66 @@ func checkTarget(s string) error {
 				return err
 			}
 		}
+	}
+	return nil
+}
+
+func (r RecoverRequest) check() error {
+	if len(r.Plan) > maxText {
+		return fmt.Errorf("the id of the plan is longer than %d bytes", maxText)
+	}
+	return nil
+}
+
+func (q NodeQuery) check() error {
+	if q.Node == "" {
+		return errors.New("\"node\" is missing")
+	}
+	return mesh.CheckName(q.Node)
+}
+
+func (r GrantRequest) check() error {
+	for _, p := range r.Shared {
+		if !slices.Contains(r.Prefixes, p) {
+			return fmt.Errorf("the shared prefix %s is not one of the prefixes", p)
+		}
+	}
+	return cmp.Or(NodeQuery{r.Node}.check(), checkPrefixes(r.Prefixes), checkPrefixes(r.Shared))
+}
+
+func (r ReserveRequest) check() error {
+	if !r.Addr.IsValid() || r.Addr.Zone() != "" {
+		return errors.New("\"addr\" is not an address of a node")
+	}
+	return NameQuery{r.Name}.check()
+}
+
+func (q NameQuery) check() error {
+	if q.Name == "" {
+		return errors.New("the name is missing")
+	}
+	return mesh.CheckName(q.Name)
+}
+
+func (r OperatorRequest) check() error {
+	if r.Right != RightRead && r.Right != RightChange {
+		return fmt.Errorf("right %.40q is not %s or %s", r.Right, RightRead, RightChange)
+	}
+	if r.Key.IsZero() {
+		return errors.New("the key is missing")
+	}
+	return cmp.Or(NameQuery{r.Name}.check(), checkMillis("ttl_ms", r.TTLMs, 1000, Millis(MaxOperatorTTL)))
+}
+
+func (r SettingsRequest) check() error {
+	if r.Voters == nil && r.CacheMaxAgeMs == nil {
+		return errors.New("there is nothing to set")
+	}
+	if r.Voters != nil && !slices.Contains([]int{0, 1, 3, 5}, *r.Voters) {
+		return fmt.Errorf("%d voters are not 0, 1, 3 or 5", *r.Voters)
+	}
+	if r.CacheMaxAgeMs != nil {
+		return checkMillis("cache_max_age_ms", *r.CacheMaxAgeMs, 1000, Millis(MaxOperatorTTL))
 	}
 	return nil
 }

@@ -1,11 +1,14 @@
 package api
 
 import (
+	"cmp"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 var (
@@ -48,58 +51,129 @@ var bodies = map[string]string{
 	"/v1/topology/pairs": `{"pin":[{"a":"x","b":"y"}]}`,
 	"/v1/node":           `{"node":"x"}`,
 	"/v1/drains":         `{"target":"x"}`,
+	"/v1/revoke":         `{"node":"x"}`,
+	"/v1/grant":          `{"node":"x","prefixes":["10.9.0.0/16"]}`,
+	"/v1/reservations":   `{"name":"x","addr":"10.86.0.9"}`,
+	"/v1/operators":      `{"name":"x","key":"AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","right":"read"}`,
+	"/v1/settings":       `{"voters":3}`,
 }
 
-// Every route, for every kind of peer: refused exactly when the peer lacks the
-// right, and then before the backend hears of it.
-func TestRightsMatrix(t *testing.T) {
+// placed fills what a path holds.
+func placed(path string) string {
+	return strings.NewReplacer("{id}", "k7", "{name}", "k7").Replace(path)
+}
+
+// example makes a valid request of a route.
+func (r route) example() *http.Request {
+	target := placed(r.path)
+	switch r.method + " " + r.path {
+	case "GET /v1/path":
+		target += "?to=x"
+	case "DELETE /v1/drains":
+		target += "?target=x"
+	case "GET /v1/ping":
+		target += "?node=x&count=1"
+	}
+	body := ""
+	if r.method == http.MethodPost {
+		body = cmp.Or(bodies[r.path], "{}")
+	}
+	return httptest.NewRequest(r.method, target, strings.NewReader(body))
+}
+
+// A caller is one kind of who may call, and what the calls of each kind answer.
+type caller struct {
+	name  string
+	as    Access
+	right Right // that counts for routes that are not local
+	code  int   // of a refusal
+}
+
+// callers are all kinds: those on the machine by their credentials, and those
+// from elsewhere by what the log says of their key.
+func callers() (all []caller) {
+	for _, p := range peers {
+		all = append(all, caller{"on the socket: " + p.name, testPolicy.access(p.peer), p.want, http.StatusForbidden})
+	}
+	gone := Errorf(CodeRevoked, "", "it was removed")
+	over := Errorf(CodeForbidden, "", "its time is over")
+	return append(all,
+		caller{"on the socket: no credentials", Access{Who: "nobody"}, NoRight, http.StatusForbidden},
+		caller{"remote: nobody", Access{Who: "nobody", remote: true}, NoRight, http.StatusUnauthorized},
+		caller{"remote: node", Access{Who: "paris-1", Right: Member, remote: true}, Member, http.StatusForbidden},
+		caller{"remote: other node", Access{Who: "rome-1", Right: Member, remote: true}, Member, http.StatusForbidden},
+		caller{"remote: operator read", Access{Who: "ann", Right: Read, remote: true}, Read, http.StatusForbidden},
+		caller{"remote: operator change", Access{Who: "bob", Right: Change, remote: true}, Change, http.StatusForbidden},
+		caller{"remote: operator until later", Access{Who: "bob", Right: Change, Until: time.Now().Add(time.Hour), remote: true}, Change, http.StatusForbidden},
+		caller{"remote: operator expired", Access{Who: "old", Refused: over, remote: true}, NoRight, http.StatusForbidden},
+		caller{"remote: revoked", Access{Who: "gone", Refused: gone, remote: true}, NoRight, http.StatusForbidden},
+	)
+}
+
+// TestB06EveryCallByEveryRole is made from the table of routes: each is called
+// by everybody, is answered or refused as the right says, and when it is refused
+// the backend does not hear of it.
+func TestB06EveryCallByEveryRole(t *testing.T) {
 	for _, r := range routes() {
-		if r.right == NoRight {
+		switch {
+		case r.right == NoRight:
 			t.Errorf("%s %s needs no right", r.method, r.path)
-		}
-		if r.right == Read && r.method != http.MethodGet {
+		case r.right == Member && r.path != "/v1/version":
+			t.Errorf("%s %s is for every node", r.method, r.path)
+		case r.right <= Read && r.method != http.MethodGet:
 			t.Errorf("%s %s may be used by readers", r.method, r.path)
 		}
-		for _, p := range append(peers, struct {
-			name string
-			peer Peer
-			want Right
-		}{"no credentials", Peer{}, NoRight}) {
-			b := &countingBackend{}
-			s := NewServer(b, slog.New(slog.DiscardHandler))
-			body := ""
-			if r.method == http.MethodPost {
-				body = `{}`
-			}
-			if b, needs := bodies[r.path]; needs && r.method == http.MethodPost {
-				body = b
-			}
-			target := strings.ReplaceAll(r.path, "{id}", "k7")
-			switch r.path {
-			case "/v1/path":
-				target += "?to=x"
-			case "/v1/drains":
-				if r.method == http.MethodDelete {
-					target += "?target=x"
+		for _, c := range callers() {
+			for _, on := range []string{"", "paris-1"} {
+				b := &countingBackend{}
+				s := NewServer(b, slog.New(slog.DiscardHandler))
+				req := r.example()
+				if on != "" {
+					req.Header.Set(onHeader, on)
 				}
-			case "/v1/ping":
-				target += "?node=x&count=1"
-			}
-			req := httptest.NewRequest(r.method, target, strings.NewReader(body))
-			if p.name != "no credentials" {
-				req = req.WithContext(withAccess(t.Context(), access{p.peer, testPolicy.right(p.peer)}))
-			}
-			w := httptest.NewRecorder()
-			s.handler.ServeHTTP(w, req)
-			s.work.Wait()
-			if allowed := p.want >= r.right; allowed != (w.Code != http.StatusForbidden) {
-				t.Errorf("%s %s by %s: status %d %s", r.method, r.path, p.name, w.Code, w.Body)
-			} else if !allowed && b.calls.Load() > 0 {
-				t.Errorf("%s %s by %s: refused, and yet the backend was asked", r.method, r.path, p.name)
-			} else if allowed && w.Code != http.StatusOK && !(r.path == "/v1/join" && r.method == "GET" && w.Code == http.StatusNotFound) {
-				t.Errorf("%s %s by %s: status %d %s", r.method, r.path, p.name, w.Code, w.Body)
+				w := httptest.NewRecorder()
+				s.handler.ServeHTTP(w, req.WithContext(withAccess(t.Context(), func() Access { return c.as })))
+				s.work.Wait()
+				allowed := c.right >= r.right && !(r.local && (c.as.remote || on != ""))
+				want := http.StatusOK
+				switch {
+				case !allowed && c.right >= r.right:
+					want = http.StatusForbidden
+				case !allowed:
+					want = c.code
+				case on != "":
+					want = http.StatusBadGateway // nobody is there
+				case r.path == "/v1/join" && r.method == http.MethodGet:
+					want = http.StatusNotFound // none was tried
+				}
+				if c.as.remote && on != "" && c.right > NoRight {
+					want, allowed = http.StatusBadRequest, false // no chains
+				}
+				if w.Code != want {
+					t.Errorf("%s %s by %s, on %q: status %d, want %d: %s", r.method, r.path, c.name, on, w.Code, want, w.Body)
+				} else if !allowed && b.calls.Load() > 0 {
+					t.Errorf("%s %s by %s: refused, and yet the backend was asked", r.method, r.path, c.name)
+				}
 			}
 		}
+	}
+}
+
+// TestB07DestructiveCallsAreLocal: what ends or begins a membership, or the
+// mesh, is done on the machine itself.
+func TestB07DestructiveCallsAreLocal(t *testing.T) {
+	want := []string{
+		"GET /v1/join", "POST /v1/init", "POST /v1/join", "POST /v1/leave", "POST /v1/raft/recover", "POST /v1/teardown",
+	}
+	var local []string
+	for _, r := range routes() {
+		if r.local {
+			local = append(local, r.method+" "+r.path)
+		}
+	}
+	slices.Sort(local)
+	if !slices.Equal(local, want) {
+		t.Errorf("local are %q, want %q", local, want)
 	}
 }
 
@@ -110,7 +184,7 @@ func TestCodes(t *testing.T) {
 		if e.Status() != c.status || c.status < 400 || http.StatusText(c.status) == "" {
 			t.Errorf("%s: status %d", code, e.Status())
 		}
-		if got := ExitCode(e); got < ExitUnexpected || got > ExitConflict || got == ExitDegraded {
+		if got := ExitCode(e); got < ExitUnexpected || got > ExitConflict || got == ExitDegraded && code != CodeCorrupt {
 			t.Errorf("%s: exit code %d", code, got)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 type route struct {
 	method, path string
 	right        Right
+	local        bool // on the socket of the machine itself only
 	summary      string
 	stream       bool         // the answer is newline-delimited JSON
 	request      reflect.Type // of body (POST) or of path and query
@@ -25,12 +26,12 @@ type none struct{}
 // routes is the whole API.
 func routes() []route {
 	return []route{
-		call("GET", "/v1/version", Read, "Version of the daemon",
+		call("GET", "/v1/version", Member, "Version of the daemon",
 			func(*Server, context.Context, none) (VersionInfo, error) { return BuildVersion(), nil }),
 		call("GET", "/v1/status", Read, "Health, identity, uplinks and counts of this node",
 			func(s *Server, ctx context.Context, _ none) (Status, error) { return s.backend.Status(ctx) }),
 		call("GET", "/v1/nodes", Read, "All members and how they are reached from here",
-			func(s *Server, ctx context.Context, _ none) (Nodes, error) { return s.backend.Nodes(ctx) }),
+			func(s *Server, ctx context.Context, q NodesQuery) (Nodes, error) { return s.backend.Nodes(ctx, q) }),
 		call("GET", "/v1/links", Read, "All links of this node, measured",
 			func(s *Server, ctx context.Context, _ none) (Links, error) { return s.backend.Links(ctx) }),
 		call("GET", "/v1/routes", Read, "All prefixes with next hops, weights and runner-up",
@@ -47,7 +48,7 @@ func routes() []route {
 			}),
 
 		call("POST", "/v1/init", Change, "Make a mesh on this host",
-			func(s *Server, ctx context.Context, r InitRequest) (Enrolled, error) { return s.backend.Init(ctx, r) }),
+			func(s *Server, ctx context.Context, r InitRequest) (Enrolled, error) { return s.backend.Init(ctx, r) }).onlyHere(),
 		stream("POST", "/v1/join", Change, "Join the mesh that made a token; the answer is the transcript",
 			func(s *Server, ctx context.Context, r JoinRequest, emit func(JoinStep) error) error {
 				j, err := s.startJoin(r)
@@ -55,7 +56,7 @@ func routes() []route {
 					return err
 				}
 				return j.follow(ctx, 0, emit)
-			}),
+			}).onlyHere(),
 		stream("GET", "/v1/join", Read, "The transcript of the join that runs, or of the last one",
 			func(s *Server, ctx context.Context, q SinceQuery, emit func(JoinStep) error) error {
 				j, err := s.lastJoin()
@@ -63,7 +64,7 @@ func routes() []route {
 					return err
 				}
 				return j.follow(ctx, q.Since, emit)
-			}),
+			}).onlyHere(),
 		call("GET", "/v1/tokens", Read, "The tokens that can still be used",
 			func(s *Server, ctx context.Context, _ none) (Tokens, error) { return s.backend.Tokens(ctx) }),
 		call("POST", "/v1/tokens", Change, "Make a token",
@@ -93,9 +94,52 @@ func routes() []route {
 				return s.backend.Undrain(ctx, q.Target)
 			}),
 		call("POST", "/v1/leave", Change, "Leave the mesh and remove all that was made here",
-			func(s *Server, ctx context.Context, _ none) (Done, error) { return s.backend.Leave(ctx) }),
+			func(s *Server, ctx context.Context, _ none) (Done, error) { return s.backend.Leave(ctx) }).onlyHere(),
 		call("POST", "/v1/teardown", Change, "Remove tunnels, routes and filter; the node stays a member",
-			func(s *Server, ctx context.Context, _ none) (Done, error) { return s.backend.Teardown(ctx) }),
+			func(s *Server, ctx context.Context, _ none) (Done, error) { return s.backend.Teardown(ctx) }).onlyHere(),
+
+		call("GET", "/v1/raft", Read, "Who keeps the log of the mesh, and how well",
+			func(s *Server, ctx context.Context, _ none) (RaftStatus, error) { return s.backend.Raft(ctx) }),
+		call("POST", "/v1/raft/recover", Change, "Plan how the mesh begins anew on this node, or carry a plan out",
+			func(s *Server, ctx context.Context, r RecoverRequest) (RecoverPlan, error) {
+				return s.backend.Recover(ctx, r)
+			}).onlyHere(),
+		stream("GET", "/v1/audit", Read, "The audit trail; what was given is proven when it ends without an error",
+			func(s *Server, ctx context.Context, q AuditQuery, emit func(AuditRecord) error) error {
+				return s.backend.Audit(ctx, q, emit)
+			}),
+		call("POST", "/v1/revoke", Change, "Remove a node for ever; nobody lets it in again",
+			func(s *Server, ctx context.Context, r NodeQuery) (Done, error) { return s.backend.Revoke(ctx, r.Node) }),
+		call("POST", "/v1/grant", Change, "Set the networks that a node may announce",
+			func(s *Server, ctx context.Context, r GrantRequest) (Done, error) { return s.backend.Grant(ctx, r) }),
+		call("GET", "/v1/reservations", Read, "The addresses that are kept for nodes to come",
+			func(s *Server, ctx context.Context, _ none) (Reservations, error) { return s.backend.Reservations(ctx) }),
+		call("POST", "/v1/reservations", Change, "Keep an address for a node to come",
+			func(s *Server, ctx context.Context, r ReserveRequest) (Done, error) { return s.backend.Reserve(ctx, r) }),
+		call("DELETE", "/v1/reservations/{name}", Change, "Give a kept address back",
+			func(s *Server, ctx context.Context, q NameQuery) (Done, error) {
+				return s.backend.Unreserve(ctx, q.Name)
+			}),
+		call("GET", "/v1/operators", Read, "Who may change the mesh, or look at it from elsewhere",
+			func(s *Server, ctx context.Context, _ none) (Operators, error) { return s.backend.Operators(ctx) }),
+		call("POST", "/v1/operators", Change, "Make somebody without a node an operator",
+			func(s *Server, ctx context.Context, r OperatorRequest) (Done, error) {
+				return s.backend.SetOperator(ctx, r)
+			}),
+		call("DELETE", "/v1/operators/{name}", Change, "End what an operator without a node may do",
+			func(s *Server, ctx context.Context, q NameQuery) (Done, error) {
+				return s.backend.RemoveOperator(ctx, q.Name)
+			}),
+		call("GET", "/v1/ca", Read, "The CAs that certificates are made with",
+			func(s *Server, ctx context.Context, _ none) (Authorities, error) { return s.backend.Authorities(ctx) }),
+		call("POST", "/v1/ca/rotate", Change, "Give the mesh another CA",
+			func(s *Server, ctx context.Context, _ none) (Done, error) { return s.backend.RotateCA(ctx) }),
+		call("GET", "/v1/settings", Read, "The settings of the mesh",
+			func(s *Server, ctx context.Context, _ none) (Settings, error) { return s.backend.Settings(ctx) }),
+		call("POST", "/v1/settings", Change, "Change settings of the mesh",
+			func(s *Server, ctx context.Context, r SettingsRequest) (Settings, error) {
+				return s.backend.SetSettings(ctx, r)
+			}),
 
 		call("GET", "/v1/openapi.json", Read, "This description",
 			func(*Server, context.Context, none) (map[string]any, error) { return OpenAPI(), nil }),
@@ -122,7 +166,17 @@ func call[Q, R any](method, path string, right Right, summary string, f func(*Se
 		}
 		return writeJSON(w, http.StatusOK, reply)
 	}
-	return route{method, path, right, summary, false, reflect.TypeFor[Q](), reflect.TypeFor[R](), serve}
+	return route{
+		method: method, path: path, right: right, summary: summary,
+		request: reflect.TypeFor[Q](), reply: reflect.TypeFor[R](), serve: serve,
+	}
+}
+
+// onlyHere is the route when only the machine itself may ask for it: what it
+// does is about that machine, or cannot be taken back.
+func (r route) onlyHere() route {
+	r.local = true
+	return r
 }
 
 // stream makes a route that answers with one record per line, for as long as
@@ -145,7 +199,10 @@ func stream[Q, R any](method, path string, right Right, summary string,
 		}
 		return out.end(err)
 	}
-	return route{method, path, right, summary, true, reflect.TypeFor[Q](), reflect.TypeFor[R](), serve}
+	return route{
+		method: method, path: path, right: right, summary: summary, stream: true,
+		request: reflect.TypeFor[Q](), reply: reflect.TypeFor[R](), serve: serve,
+	}
 }
 
 // A lineWriter writes a stream. The status is sent with the first record, so

@@ -21,6 +21,7 @@ type Server struct {
 	handler  http.Handler
 	readers  chan struct{} // one element per request under way
 	changers chan struct{}
+	remote   chan struct{} // of those who call from elsewhere
 
 	// life ends when Serve does; changes and joins live that long, and not
 	// only as long as the request that began them.
@@ -36,7 +37,7 @@ type Server struct {
 func NewServer(b Backend, log *slog.Logger) *Server {
 	s := &Server{
 		backend: b, log: log,
-		readers: make(chan struct{}, maxReaders), changers: make(chan struct{}, maxChangers),
+		readers: make(chan struct{}, maxReaders), changers: make(chan struct{}, maxChangers), remote: make(chan struct{}, maxRemote),
 	}
 	s.life, s.die = context.WithCancel(context.Background())
 	mux := http.NewServeMux()
@@ -53,19 +54,12 @@ func NewServer(b Backend, log *slog.Logger) *Server {
 // Serve answers on l until ctx ends; then it cuts streams, gives requests
 // under way a moment to finish, and closes l. It returns nil after such a stop.
 func (s *Server) Serve(ctx context.Context, l *Listener) error {
-	srv := &http.Server{
-		Handler:           s.handler,
-		ReadHeaderTimeout: headerTimeout,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			if p, ok := c.(*peerConn); ok {
-				ctx = withAccess(ctx, p.access)
-			}
-			return ctx
-		},
-	}
+	srv := s.newHTTP(func(c net.Conn) (ask func() Access) {
+		if p, ok := c.(*peerConn); ok {
+			return func() Access { return p.access }
+		}
+		return func() Access { return Access{Who: "nobody"} }
+	})
 	stopped := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {
 		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
@@ -91,18 +85,60 @@ func (s *Server) Serve(ctx context.Context, l *Listener) error {
 	return err
 }
 
+// ServeRemote answers those who call from elsewhere, on connections that have
+// proved who is at their other end; who says what that one may do at the
+// moment. It ends with ctx, or when l is closed, and cuts what is under way.
+func (s *Server) ServeRemote(ctx context.Context, l net.Listener, who func(net.Conn) Access) error {
+	srv := s.newHTTP(func(c net.Conn) func() Access {
+		return func() Access {
+			a := who(c)
+			a.remote = true
+			return a
+		}
+	})
+	defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
+	err := srv.Serve(l)
+	if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+func (s *Server) newHTTP(who func(net.Conn) func() Access) *http.Server {
+	return &http.Server{
+		Handler:           s.handler,
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return withAccess(ctx, who(c)) },
+	}
+}
+
 // guard lets a request to its route when the peer has the right, and bounds
 // how many run at a time. Readers have their own bound, so that they can not
 // lock out those who may change things.
 func (s *Server) guard(r route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		a := accessOf(req.Context())
-		if a.right < r.right {
-			s.fail(w, refusal(a, r))
+		if err := refusal(a, r, req.Header.Get(onHeader)); err != nil {
+			if a.remote {
+				w.Header().Set("Connection", "close")
+			}
+			s.fail(w, err)
 			return
 		}
+		client := req.Context()
+		if !a.Until.IsZero() {
+			ctx, cancel := context.WithDeadline(req.Context(), a.Until)
+			defer cancel()
+			req = req.WithContext(ctx)
+		}
 		slots := s.readers
-		if a.right == Change {
+		switch {
+		case a.remote:
+			slots = s.remote
+		case a.Right == Change:
 			slots = s.changers
 		}
 		select {
@@ -118,9 +154,13 @@ func (s *Server) guard(r route) http.Handler {
 			req.Body = &deadlineBody{http.MaxBytesReader(w, req.Body, maxBody), control}
 		}
 		if r.right == Change {
-			s.log.Info("API change", "call", r.method+" "+r.path, "uid", a.peer.UID, "pid", a.peer.PID)
+			s.log.Info("API change", "call", r.method+" "+r.path, "by", a.Who)
 		}
-		if err := r.serve(s, w, req); err != nil && req.Context().Err() == nil {
+		serve := r.serve
+		if node := req.Header.Get(onHeader); node != "" {
+			serve = func(s *Server, w http.ResponseWriter, req *http.Request) error { return s.pass(w, req, node) }
+		}
+		if err := serve(s, w, req); err != nil && client.Err() == nil {
 			s.fail(w, err)
 		}
 	})
@@ -141,14 +181,28 @@ func (b *deadlineBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// refusal says why a peer may not do something and who may.
-func refusal(a access, r route) *Error {
-	if r.right == Read {
-		return Errorf(CodeForbidden, "run it as root, or have root add this user to group "+GroupName+"",
-			"User id %d may not ask meshd", a.peer.UID)
+// refusal says why somebody may not do something and who may; nil: they may.
+func refusal(a Access, r route, on string) *Error {
+	switch {
+	case a.Refused != nil:
+		return a.Refused
+	case a.remote && a.Right == NoRight:
+		return Errorf(CodeIdentity, "use the certificate of a node, or an operator's key", "This call needs to know who asks")
+	case a.remote && on != "":
+		return Errorf(CodeInvalid, "ask that node itself", "A call is passed on once only")
+	case r.local && (a.remote || on != ""):
+		return Errorf(CodeForbidden, "run meshctl on that machine", "This is done on the machine itself only")
+	case a.Right >= r.right:
+		return nil
+	case a.remote && a.Right == Member:
+		return Errorf(CodeForbidden, "let an operator give it the role: meshctl node set NODE --role operator", "%s is not an operator of the mesh", a.Who)
+	case a.remote:
+		return Errorf(CodeForbidden, "ask somebody who may: meshctl operator list", "%s may read, and not change anything", a.Who)
+	case r.right == Change:
+		return Errorf(CodeForbidden, "run it as root, or as the user that meshd runs as", "%s may not change this node", a.Who)
+	default:
+		return Errorf(CodeForbidden, "run it as root, or have root add this user to group "+GroupName, "%s may not ask meshd", a.Who)
 	}
-	return Errorf(CodeForbidden, "run it as root, or as the user that meshd runs as",
-		"User id %d may not change this node", a.peer.UID)
 }
 
 // fail answers with an error.

@@ -42,7 +42,7 @@ func TestDocuments(t *testing.T) {
 	}
 	status, err := c.Status(ctx)
 	same("status", b.StatusDoc, status, err)
-	nodes, err := c.Nodes(ctx)
+	nodes, err := c.Nodes(ctx, api.NodesQuery{})
 	same("nodes", b.NodesDoc, nodes, err)
 	links, err := c.Links(ctx)
 	same("links", b.LinksDoc, links, err)
@@ -284,7 +284,7 @@ func TestUnencodable(t *testing.T) {
 	b.NodesDoc.Nodes[0].RTTMs = new(math.NaN())
 	c := api.Dial(apitest.Serve(t, b))
 	defer c.Close()
-	_, err := c.Nodes(t.Context())
+	_, err := c.Nodes(t.Context(), api.NodesQuery{})
 	if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != api.CodeInternal {
 		t.Errorf("got %v", err)
 	}

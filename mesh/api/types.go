@@ -131,7 +131,10 @@ type Node struct {
 	Name       string             `json:"name"`
 	Addrs      List[netip.Addr]   `json:"addrs"`
 	Prefixes   List[netip.Prefix] `json:"prefixes"`
+	Shared     List[netip.Prefix] `json:"shared"` // those of prefixes that other nodes may have, too
 	Tags       List[string]       `json:"tags"`
+	Roles      List[string]       `json:"roles"` // see RoleOperator
+	Site       string             `json:"site"`
 	Voter      bool               `json:"voter"`
 	Transit    bool               `json:"transit"`    // others may be reached through it
 	MaxDegree  int                `json:"max_degree"` // bound of its neighbours; 0: the default

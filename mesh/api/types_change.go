@@ -12,6 +12,7 @@ type InitRequest struct {
 	Pool4    *netip.Prefix      `json:"pool4"` // overlay addresses; null: the default
 	Pool6    *netip.Prefix      `json:"pool6"` // null: a random ULA /48
 	Prefixes List[netip.Prefix] `json:"prefixes"`
+	Site     string             `json:"site"` // where this node is; empty: unknown
 }
 
 // A JoinRequest brings this host into the mesh that made the token.
@@ -53,12 +54,21 @@ type SinceQuery struct {
 
 // A TokenRequest makes a token. What is inside binds the joiner.
 type TokenRequest struct {
-	Name     string             `json:"name"`     // the joiner must have it; empty: any
-	Prefixes List[netip.Prefix] `json:"prefixes"` // the joiner may claim networks inside these
-	Tags     List[string]       `json:"tags"`
-	Uses     int                `json:"uses"`   // 0: 1
-	TTLMs    float64            `json:"ttl_ms"` // 0: DefaultTokenTTL
+	Name      string             `json:"name"`       // the joiner must have it; empty: any
+	Prefixes  List[netip.Prefix] `json:"prefixes"`   // the joiner may claim networks inside these; empty: none
+	AnyPrefix bool               `json:"any_prefix"` // the joiner may claim any free network; Prefixes is empty
+	Tags      List[string]       `json:"tags"`
+	Roles     List[string]       `json:"roles"`  // that the joiner gets, see RoleOperator
+	Site      string             `json:"site"`   // of the joiner
+	Uses      int                `json:"uses"`   // 0: 1
+	TTLMs     float64            `json:"ttl_ms"` // 0: DefaultTokenTTL
 }
+
+// Roles that operators give to nodes.
+const (
+	RoleOperator = "operator" // its root may change the mesh
+	RoleNoVote   = "no-vote"  // it never holds the log
+)
 
 // Bounds of a token.
 const (
@@ -82,13 +92,16 @@ type Tokens struct {
 
 // A Token is what may be known of a token.
 type Token struct {
-	ID       string             `json:"id"`
-	Name     string             `json:"name"`
-	Prefixes List[netip.Prefix] `json:"prefixes"`
-	Tags     List[string]       `json:"tags"`
-	Uses     int                `json:"uses"` // left
-	Created  time.Time          `json:"created"`
-	Expires  time.Time          `json:"expires"`
+	ID        string             `json:"id"`
+	Name      string             `json:"name"`
+	Prefixes  List[netip.Prefix] `json:"prefixes"`
+	AnyPrefix bool               `json:"any_prefix"`
+	Tags      List[string]       `json:"tags"`
+	Roles     List[string]       `json:"roles"`
+	Site      string             `json:"site"`
+	Uses      int                `json:"uses"` // left
+	Created   time.Time          `json:"created"`
+	Expires   time.Time          `json:"expires"`
 }
 
 // A TokenQuery names a token.

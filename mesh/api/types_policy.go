@@ -72,6 +72,8 @@ type NodeRequest struct {
 	Transit   *bool         `json:"transit"`
 	MaxDegree *int          `json:"max_degree"` // 0: the default
 	Tags      *List[string] `json:"tags"`       // all of them
+	Roles     *List[string] `json:"roles"`      // all of them, see RoleOperator
+	Site      *string       `json:"site"`       // empty: unknown
 }
 
 // A Drain is something that an operator took out of use: a node (Uplink and

@@ -89,6 +89,10 @@ func newPlane(config Config, f files) (*Plane, error) {
 			n, live := p.State().Nodes[id]
 			return n.Identity, live
 		},
+		Operator: func(key mesh.IdentityKey) bool {
+			_, known := operatorOf(p.State(), key)
+			return known // what it may do, or not any more, is for each call to say
+		},
 	}
 	listener, err := transport.Listen(transport.ListenConfig{Address: config.Listen, Trust: trust, Logger: config.Logger})
 	if err != nil {
@@ -298,6 +302,7 @@ func (p *Plane) advance(next *store.State) {
 			p.dialer.CutStream(transport.Raft, id)
 		}
 	}
+	p.cutOperators(before, next)
 	if _, removed := next.Removed[p.id]; removed {
 		p.end(ErrRemoved)
 	}

@@ -5,6 +5,7 @@ package apitest
 import (
 	"context"
 	"log/slog"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"sync"
@@ -32,13 +33,24 @@ type Backend struct {
 	Shape      api.Topology
 	DrainsDoc  api.Drains
 	DrainedDoc api.Drained // the answer to every drain
+	RaftDoc    api.RaftStatus
+	PlanDoc    api.RecoverPlan
+	Records    []api.AuditRecord
+	Reserved   api.Reservations
+	People     api.Operators
+	CADoc      api.Authorities
+	SettingDoc api.Settings
 	Replies    []api.PingReply
 	EventsDoc  []api.Event
 	Steps      []api.JoinStep
 	EnrolledAs api.Enrolled
 
+	Others map[string]string // sockets of other nodes, by name
+
 	// Err, when set, is the answer to everything.
 	Err error
+	// AuditErr is what the audit trail ends with after Records.
+	AuditErr error
 	// JoinErr is what a join ends with after its steps.
 	JoinErr error
 	// Hold, when not nil, keeps Join (after its steps), following Events and
@@ -79,7 +91,7 @@ func (b *Backend) wait(ctx context.Context) error {
 func (b *Backend) Status(context.Context) (api.Status, error) { return b.StatusDoc, b.Err }
 
 // Nodes implements api.Backend.
-func (b *Backend) Nodes(context.Context) (api.Nodes, error) { return b.NodesDoc, b.Err }
+func (b *Backend) Nodes(context.Context, api.NodesQuery) (api.Nodes, error) { return b.NodesDoc, b.Err }
 
 // Links implements api.Backend.
 func (b *Backend) Links(context.Context) (api.Links, error) { return b.LinksDoc, b.Err }
@@ -154,7 +166,10 @@ func (b *Backend) Join(ctx context.Context, r api.JoinRequest, report func(api.J
 
 // CreateToken implements api.Backend.
 func (b *Backend) CreateToken(_ context.Context, r api.TokenRequest) (api.CreatedToken, error) {
-	t := api.Token{ID: "k7m2", Name: r.Name, Prefixes: r.Prefixes, Tags: r.Tags, Uses: max(1, r.Uses), Created: Now, Expires: Now.Add(api.DefaultTokenTTL)}
+	t := api.Token{
+		ID: "k7m2", Name: r.Name, Prefixes: r.Prefixes, AnyPrefix: r.AnyPrefix, Tags: r.Tags, Roles: r.Roles, Site: r.Site,
+		Uses: max(1, r.Uses), Created: Now, Expires: Now.Add(api.DefaultTokenTTL),
+	}
 	if r.TTLMs != 0 {
 		t.Expires = Now.Add(time.Duration(r.TTLMs * float64(time.Millisecond)))
 	}
@@ -216,6 +231,94 @@ func (b *Backend) Leave(context.Context) (api.Done, error) {
 // Teardown implements api.Backend.
 func (b *Backend) Teardown(context.Context) (api.Done, error) {
 	return api.Done{Sentence: "3 tunnels and 5 routes are removed"}, b.called("teardown")
+}
+
+// Raft implements api.Backend.
+func (b *Backend) Raft(context.Context) (api.RaftStatus, error) { return b.RaftDoc, b.Err }
+
+// Recover implements api.Backend.
+func (b *Backend) Recover(_ context.Context, r api.RecoverRequest) (api.RecoverPlan, error) {
+	plan := b.PlanDoc
+	plan.Done = r.Plan != ""
+	return plan, b.called(r)
+}
+
+// Audit implements api.Backend: Records from q.From on, then AuditErr.
+func (b *Backend) Audit(_ context.Context, q api.AuditQuery, emit func(api.AuditRecord) error) error {
+	if err := b.called(q); err != nil {
+		return err
+	}
+	for _, r := range b.Records {
+		if r.N < q.From {
+			continue
+		}
+		if err := emit(r); err != nil {
+			return err
+		}
+	}
+	return b.AuditErr
+}
+
+// Revoke implements api.Backend.
+func (b *Backend) Revoke(_ context.Context, node string) (api.Done, error) {
+	return api.Done{Sentence: node + " is revoked"}, b.called(node)
+}
+
+// Grant implements api.Backend.
+func (b *Backend) Grant(_ context.Context, r api.GrantRequest) (api.Done, error) {
+	return api.Done{Sentence: r.Node + " has other networks"}, b.called(r)
+}
+
+// Reservations implements api.Backend.
+func (b *Backend) Reservations(context.Context) (api.Reservations, error) { return b.Reserved, b.Err }
+
+// Reserve implements api.Backend.
+func (b *Backend) Reserve(_ context.Context, r api.ReserveRequest) (api.Done, error) {
+	return api.Done{Sentence: r.Addr.String() + " is kept for " + r.Name}, b.called(r)
+}
+
+// Unreserve implements api.Backend.
+func (b *Backend) Unreserve(_ context.Context, name string) (api.Done, error) {
+	return api.Done{Sentence: "nothing is kept for " + name + " any more"}, b.called(name)
+}
+
+// Operators implements api.Backend.
+func (b *Backend) Operators(context.Context) (api.Operators, error) { return b.People, b.Err }
+
+// SetOperator implements api.Backend.
+func (b *Backend) SetOperator(_ context.Context, r api.OperatorRequest) (api.Done, error) {
+	return api.Done{Sentence: r.Name + " may " + r.Right + " the mesh"}, b.called(r)
+}
+
+// RemoveOperator implements api.Backend.
+func (b *Backend) RemoveOperator(_ context.Context, name string) (api.Done, error) {
+	return api.Done{Sentence: name + " is no operator any more"}, b.called(name)
+}
+
+// Authorities implements api.Backend.
+func (b *Backend) Authorities(context.Context) (api.Authorities, error) { return b.CADoc, b.Err }
+
+// RotateCA implements api.Backend.
+func (b *Backend) RotateCA(context.Context) (api.Done, error) {
+	return api.Done{Sentence: "certificates are made by a new CA"}, b.called("rotate")
+}
+
+// Settings implements api.Backend.
+func (b *Backend) Settings(context.Context) (api.Settings, error) { return b.SettingDoc, b.Err }
+
+// SetSettings implements api.Backend.
+func (b *Backend) SetSettings(_ context.Context, r api.SettingsRequest) (api.Settings, error) {
+	return b.SettingDoc, b.called(r)
+}
+
+// DialNode implements api.Backend: by Others, the socket of each node that there is.
+func (b *Backend) DialNode(ctx context.Context, node string) (net.Conn, error) {
+	socket, ok := b.Others[node]
+	if !ok {
+		return nil, api.Errorf(api.CodeNotFound, "meshctl nodes lists them", "There is no node %q", node)
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", socket)
 }
 
 // Serve serves b on a socket of its own for the length of the test.

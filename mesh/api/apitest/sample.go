@@ -1,7 +1,11 @@
 package apitest
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"guywire/mesh"
@@ -21,9 +25,26 @@ func New() *Backend {
 	b.Shape = sampleTopology()
 	b.DrainsDoc = sampleDrains()
 	b.DrainedDoc = api.Drained{Done: true, Draining: api.Draining{Drain: b.DrainsDoc.Drains[0].Drain}}
+	b.RaftDoc = sampleRaft()
+	b.Records = sampleAudit()
+	b.PlanDoc = api.RecoverPlan{
+		Plan: "8f14e45fceea167a5a36dedd4bea2543", Generation: 1, Source: "paris-1", Index: 4711, Trusted: true,
+		Reached: []string{"berlin-1", "paris-1"}, Silent: []string{"kyiv-1", "rome-1"}, LostVoters: []string{"rome-1"},
+		Appear: []api.Uncommitted{{Index: 4712, Time: ago(3 * time.Hour), Author: "berlin-1", Action: "add_token", About: "k7m2"}},
+	}
+	b.Reserved = api.Reservations{Reservations: []api.Reservation{{Name: "oslo-2", Addrs: addrs("10.86.0.20", "fd12:3456:789a::14")}}}
+	b.People = api.Operators{
+		Mesh: mesh.MeshID{0xac, 0xe}, Pins: []string{strings.Repeat("ab", 32)}, Servers: []netip.AddrPort{netip.MustParseAddrPort("203.0.113.20:8686")},
+		Operators: []api.Operator{
+			{Name: "ann", Key: mesh.IdentityKey{1}, Right: api.RightRead, Created: ago(time.Hour), Expires: new(Now.Add(30 * 24 * time.Hour))},
+			{Name: "berlin-1", Node: true, Key: mesh.IdentityKey{2}, Right: api.RightChange, Created: ago(72 * time.Hour)},
+		},
+	}
+	b.CADoc = api.Authorities{Authorities: []api.Authority{{Pin: strings.Repeat("cd", 32), State: "retired"}, {Pin: strings.Repeat("ab", 32), State: "current"}}}
+	b.SettingDoc = api.Settings{Voters: 3, CacheMaxAgeMs: api.Millis(30 * 24 * time.Hour)}
 	b.TokensDoc = api.Tokens{Tokens: []api.Token{
 		{ID: "k7m2", Name: "oslo-1", Prefixes: prefixes("10.70.0.0/16"), Tags: []string{"office"}, Uses: 1, Created: ago(time.Hour), Expires: Now.Add(23 * time.Hour)},
-		{ID: "q9x4", Uses: 12, Created: ago(48 * time.Hour), Expires: Now.Add(90 * time.Second)},
+		{ID: "q9x4", AnyPrefix: true, Roles: []string{api.RoleOperator}, Uses: 12, Created: ago(48 * time.Hour), Expires: Now.Add(90 * time.Second)},
 	}}
 	b.Replies = []api.PingReply{
 		{Index: 1, Node: "paris-1", Addr: addrs("10.86.0.2")[0], Answered: true, RTTMs: new(12.4), Path: "direct, fibre → wan"},
@@ -76,7 +97,7 @@ func sampleNodes() api.Nodes {
 	joined := ago(72 * time.Hour)
 	change := func(d time.Duration) *time.Time { return new(ago(d)) }
 	return api.Nodes{Nodes: []api.Node{
-		{ID: ID(1), Name: "berlin-1", Addrs: addrs("10.86.0.1", "fd12:3456:789a::1"), Prefixes: prefixes("10.20.0.0/16"), Tags: []string{"hub"}, Voter: true, Transit: true, Reach: api.ReachSelf, Joined: joined},
+		{ID: ID(1), Name: "berlin-1", Addrs: addrs("10.86.0.1", "fd12:3456:789a::1"), Prefixes: prefixes("10.20.0.0/16"), Tags: []string{"hub"}, Roles: []string{api.RoleOperator}, Site: "north", Voter: true, Transit: true, Reach: api.ReachSelf, Joined: joined},
 		{ID: ID(5), Name: "kyiv-1", Addrs: addrs("10.86.0.5", "fd12:3456:789a::5"), Prefixes: prefixes("10.50.0.0/16"), Transit: true, Reach: api.ReachNone, Links: api.Count{Total: 1}, LastChange: change(41 * time.Minute), Joined: joined},
 		{ID: ID(4), Name: "oslo-lab-with-a-long-name-7", Addrs: addrs("10.86.0.4", "fd12:3456:789a::4"), Transit: true, Reach: api.ReachTransit, Via: "paris-1", CostMs: new(31.2), LastChange: change(26 * time.Hour), Joined: joined},
 		{ID: ID(2), Name: "paris-1", Addrs: addrs("10.86.0.2", "fd12:3456:789a::2"), Prefixes: prefixes("10.30.0.0/16", "10.31.0.0/24", "2001:db8:30::/48"), Tags: []string{"hub", "office"}, Voter: true, Transit: true, Reach: api.ReachDirect, CostMs: new(6.2), RTTMs: new(12.4), Links: api.Count{Good: 2, Total: 2}, LastChange: change(72 * time.Hour), Joined: joined},
@@ -212,4 +233,36 @@ func sampleEvents() []api.Event {
 		{Index: 41, Time: ago(2*time.Minute + 93*time.Millisecond), Kind: "link-down", Sentence: "Link to rome-1 over lte → isp1 is down", Cause: "no probe came back in 400 ms, limit 3 × 120 ms", From: "up", To: "down"},
 		{Index: 42, Time: ago(2 * time.Minute), Kind: "reroute", Sentence: "1 prefix of rome-1 moved", Cause: "link rome-1 lte → isp1 down", From: "gw-3b", To: "gw-3a"},
 	}
+}
+
+func sampleRaft() api.RaftStatus {
+	return api.RaftStatus{
+		Role: "voter", Leader: "paris-1", Version: 3, Index: 4711, Confirmed: new(ago(time.Second)), Term: new(uint64(7)), Commit: new(uint64(4711)), Complete: true,
+		Members: []api.RaftMember{
+			{ID: ID(1), Name: "berlin-1", Site: "north", Addr: netip.MustParseAddrPort("203.0.113.10:8686"), Voter: true, Connected: new(true), Healthy: new(true), Since: new(ago(72 * time.Hour)), Last: new(uint64(4711)), Lag: new(uint64(0))},
+			{ID: ID(2), Name: "paris-1", Site: "west", Addr: netip.MustParseAddrPort("203.0.113.20:8686"), Voter: true, Leader: true, Connected: new(true), Healthy: new(true), Last: new(uint64(4711)), Lag: new(uint64(0))},
+			{ID: ID(3), Name: "rome-1", Addr: netip.MustParseAddrPort("[2001:db8:c::30]:8686"), Voter: true, Connected: new(false), Healthy: new(false), Since: new(ago(2 * time.Minute)), Last: new(uint64(4690)), Lag: new(uint64(21))},
+			{ID: ID(4), Name: "oslo-lab-with-a-long-name-7"},
+		},
+	}
+}
+
+// sampleAudit is a trail whose heads are not those of real records, but continue.
+func sampleAudit() []api.AuditRecord {
+	list := []api.AuditRecord{
+		{N: 1, Index: 2, Time: ago(72 * time.Hour), Author: "berlin-1", Action: "init", About: "berlin-1", Outcome: "ok"},
+		{N: 2, Index: 3, Time: ago(71 * time.Hour), Author: "berlin-1", Action: "set_control", About: "berlin-1", Outcome: "ok"},
+		{N: 3, Index: 4, Time: ago(70 * time.Hour), Author: "berlin-1", Action: "add_token", About: "k7m2", Outcome: "ok"},
+		{N: 4, Index: 7, Time: ago(69 * time.Hour), Author: "paris-1", Action: "join", About: "paris-1", Outcome: "ok"},
+		{N: 5, Index: 9, Time: ago(time.Hour), Author: "paris-1", Action: "revoke_token", About: "k7m2", Outcome: "refused forbidden"},
+	}
+	head := strings.Repeat("0", 64)
+	for i := range list {
+		r := &list[i]
+		r.AuthorKey, r.Command, r.Prev = mesh.IdentityKey{2}.String(), strings.Repeat("ef", 32), head
+		sum := sha256.Sum256(fmt.Appendf(nil, "%s %d", head, r.N))
+		r.Head = hex.EncodeToString(sum[:])
+		head = r.Head
+	}
+	return list
 }
