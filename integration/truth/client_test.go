@@ -49,10 +49,9 @@ type operation struct {
 	Outcome string `json:"outcome"`
 	Value   string `json:"value,omitempty"`
 
-	Request store.Nonce  `json:"request,omitzero"` // of the command, where the client made it
-	Index   uint64       `json:"index,omitempty"`  // of the entry, where the answer said it
-	Command store.Digest `json:"command,omitzero"` // of the entry
-	Addr    netip.Addr   `json:"addr,omitzero"`    // that a joiner got
+	Request store.Nonce `json:"request,omitzero"` // of the command, where the client made it
+	Index   uint64      `json:"index,omitempty"`  // of the entry that did it first, where the answer said so
+	Addr    netip.Addr  `json:"addr,omitzero"`    // that a joiner got
 }
 
 const (
@@ -302,9 +301,7 @@ func (c *client) operate(ctx context.Context, o operation, command store.Command
 	o.Request = command.Request
 	c.do(o, func(o *operation) error {
 		r, err := c.plane.Operate(ctx, command)
-		if r.Index != 0 && r.Record != nil {
-			o.Index, o.Command = r.Index, r.Record.Command
-		}
+		o.Index = r.Index
 		return err
 	})
 }

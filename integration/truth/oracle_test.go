@@ -3,7 +3,6 @@ package truth
 import (
 	"bufio"
 	"bytes"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -286,8 +285,8 @@ func (w *world) acknowledged(o operation, l *replay) {
 		if !l.tokens[id] {
 			lost = "the token"
 		}
-	case o.Index > 0:
-		if o.Index > uint64(len(l.entries)) || sha256.Sum256(l.entries[o.Index-1].Data) != o.Command {
+	case !o.Request.IsZero():
+		if at, found := l.requests[o.Request]; !found || at != o.Index || l.results[at].Refused != nil {
 			lost = fmt.Sprintf("entry %d", o.Index)
 		}
 	}
