@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/hashicorp/raft"
@@ -118,8 +117,8 @@ func (w *world) judge(history []record) {
 	for _, site := range w.sites {
 		all = append(all, w.dig(site))
 	}
-	slices.SortFunc(all, func(a, b remains) int { return int(b.found.Committed) - int(a.found.Committed) })
-	l := w.again(all[0])
+	longest, last := committed(all)
+	l := w.again(longest, last)
 	for _, r := range all {
 		w.agrees(r, l)
 	}
@@ -165,8 +164,38 @@ func (w *world) judge(history []record) {
 	}
 }
 
-// again applies the committed part of a log to a fresh state.
-func (w *world) again(r remains) *replay {
+// committed finds a voter with all that is committed, and the index of the last
+// such entry: what a voter knows to be, and beyond it what a majority has. Of
+// the last ones nobody may have been told before all were killed.
+func committed(all []remains) (longest remains, last uint64) {
+	for _, r := range all {
+		last = max(last, r.found.Committed)
+	}
+	has := func(r remains, index, term uint64) bool {
+		return uint64(len(r.entries)) >= index && r.entries[index-1].Term == term
+	}
+	for _, r := range all {
+		if uint64(len(r.entries)) >= last && len(longest.entries) == 0 {
+			longest = r
+		}
+		for index := last + 1; index <= uint64(len(r.entries)); index++ {
+			n := 0
+			for _, other := range all {
+				if has(other, index, r.entries[index-1].Term) {
+					n++
+				}
+			}
+			if 2*n <= len(all) {
+				break
+			}
+			longest, last = r, index
+		}
+	}
+	return longest, last
+}
+
+// again applies a log up to its last committed entry to a fresh state.
+func (w *world) again(r remains, last uint64) *replay {
 	w.Helper()
 	l := &replay{
 		state: store.New(), results: map[uint64]store.Result{}, heads: map[uint64]store.Digest{},
@@ -174,7 +203,7 @@ func (w *world) again(r remains) *replay {
 	}
 	given := map[netip.Addr]mesh.NodeID{}
 	for _, entry := range r.entries {
-		if entry.Index > r.found.Committed {
+		if entry.Index > last {
 			break
 		}
 		l.entries = append(l.entries, entry)
