@@ -51,8 +51,8 @@ type tokens struct {
 	Site, Client string
 }
 
-// network describes three sites behind two routers, so that there are links of
-// single sites to cut, and one between halves.
+// network describes sites behind two routers, so that there are links of single
+// sites to cut, and one between halves. The fourth site is no member at first.
 const network = `
 nodes:
   west: {kind: router}
@@ -60,6 +60,7 @@ nodes:
   one: {kind: site, uplinks: [{to: west}], lan: 10.1.0.0/24, meshd: {log_level: debug}}
   two: {kind: site, uplinks: [{to: west}], lan: 10.2.0.0/24, meshd: {log_level: debug}}
   three: {kind: site, uplinks: [{to: east}], lan: 10.3.0.0/24, meshd: {log_level: debug}}
+  four: {kind: site, uplinks: [{to: east}], lan: 10.4.0.0/24, meshd: {log_level: debug}}
 links:
   - {ends: [west, east]}
 `
@@ -104,8 +105,7 @@ func build(t testing.TB, opts lab.Options) *world {
 	w.decode(&w.tokens, w.must("one", "", "found", "--state", w.state("one"), "--address", w.addr("one").String()))
 	w.start("one")
 	for _, site := range w.sites[1:] {
-		w.start(site)
-		w.must(site, w.tokens.Site, "join", "--name", site)
+		w.enter(site)
 	}
 	w.until("three voters", func() string {
 		for _, site := range w.sites {
@@ -120,6 +120,13 @@ func build(t testing.TB, opts lab.Options) *world {
 		return ""
 	})
 	return w
+}
+
+// enter makes a site a member.
+func (w *world) enter(site string) {
+	w.Helper()
+	w.start(site)
+	w.must(site, w.tokens.Site, "join", "--name", site)
 }
 
 func (w *world) dir(node string) string   { return filepath.Join(w.lab.Dir(), "nodes", node) }
@@ -250,7 +257,7 @@ func foundCommand() *cobra.Command {
 			State: state, Ring: ring, Listen: fmt.Sprintf(":%d", controlPort), Logger: slog.New(slog.DiscardHandler),
 			Advertise: func() []netip.AddrPort { return []netip.AddrPort{netip.AddrPortFrom(addr, controlPort)} },
 		}, control.InitRequest{
-			Mesh: "truth", Name: "one",
+			Mesh: "truth", Name: "one", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")},
 			Pool4: netip.MustParsePrefix("10.86.0.0/16"), Pool6: netip.MustParsePrefix("fd12:3456:789a::/48"),
 		})
 		if err != nil {
