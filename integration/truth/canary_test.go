@@ -87,7 +87,7 @@ func spellings(secret []byte) [][]byte {
 		all, []byte(hex.EncodeToString(secret)), []byte(strings.ToUpper(hex.EncodeToString(secret))),
 		// Base64 by three bytes, whatever came before the secret.
 		[]byte(base64.RawStdEncoding.EncodeToString(secret[:len(secret)/3*3])), []byte(base64.RawStdEncoding.EncodeToString(secret[1:len(secret)/3*3-2])),
-		[]byte(base64.RawStdEncoding.EncodeToString(secret[2:len(secret)/3*3-1])), []byte(fmt.Sprint(secret)),
+		[]byte(base64.RawStdEncoding.EncodeToString(secret[2:len(secret)/3*3-1])), fmt.Append(nil, secret),
 	)
 }
 

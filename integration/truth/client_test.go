@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -440,21 +441,21 @@ func (c *client) read(ctx context.Context, random *rand.Rand) bool {
 	tell := func(key, value string) {
 		c.tell(record{Op: &operation{Client: c.Number, Key: key, Do: "read", Call: call, Return: monotonic(), Outcome: ok, Value: value}})
 	}
-	owner := ""
+	var owner strings.Builder
 	for _, n := range state.Nodes {
 		if slices.Contains(n.Prefixes, prefix) {
-			owner += n.Name
+			owner.WriteString(n.Name)
 		}
 	}
-	tell("prefix/"+prefix.String(), owner)
+	tell("prefix/"+prefix.String(), owner.String())
 	for _, addr := range reservations {
-		owner := ""
+		var owner strings.Builder
 		for name, r := range state.Reserved {
 			if r.Addr4 == addr {
-				owner += name
+				owner.WriteString(name)
 			}
 		}
-		tell("address/"+addr.String(), owner)
+		tell("address/"+addr.String(), owner.String())
 	}
 	for id := range looked["tokens"] {
 		value := "none"

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"testing"
 
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
@@ -336,4 +337,31 @@ func (w *world) records(out string) (all []record) {
 		all = append(all, r)
 	}
 	return all
+}
+
+// TestCommitted: what only a minority has is not taken for committed, and what
+// nobody was told of is, where a majority has it.
+func TestCommitted(t *testing.T) {
+	voter := func(known uint64, terms ...uint64) remains {
+		r := remains{found: raftstore.Inspection{Committed: known}}
+		for i, term := range terms {
+			r.entries = append(r.entries, raft.Log{Index: uint64(i + 1), Term: term})
+		}
+		return r
+	}
+	for name, tt := range map[string]struct {
+		all  []remains
+		want uint64
+	}{
+		"all agree":               {[]remains{voter(2, 1, 1), voter(2, 1, 1), voter(1, 1, 1)}, 2},
+		"nobody was told":         {[]remains{voter(1, 1, 1, 2), voter(1, 1, 1, 2), voter(1, 1)}, 3},
+		"one leader is alone":     {[]remains{voter(2, 1, 1, 1, 1), voter(2, 1, 1), voter(2, 1, 1)}, 2},
+		"two leaders, one alone":  {[]remains{voter(1, 1, 2, 2), voter(1, 1, 3), voter(1, 1, 3)}, 2},
+		"one knows, and was away": {[]remains{voter(3, 1, 1, 1), voter(1, 1), voter(2, 1, 1, 1)}, 3},
+	} {
+		longest, last := committed(tt.all)
+		if last != tt.want || uint64(len(longest.entries)) < last {
+			t.Errorf("%s: %d is the last one, of %d, want %d", name, last, len(longest.entries), tt.want)
+		}
+	}
 }

@@ -19,9 +19,9 @@ import (
 	"guywire/mesh/api"
 )
 
-// round bounds how long one mesh is broken, so that its log can be replayed
-// from the first entry; a longer span is several meshes.
-const round = 2 * time.Minute
+// round bounds how long one mesh is broken, so that its log is not compacted and
+// can be replayed from the first entry; a longer span is several meshes.
+const round = 75 * time.Second
 
 // TestTruth lets clients change a mesh of three voters while they are cut off,
 // killed, stopped, set wrong and left without a disk, and judges it by what the
