@@ -96,7 +96,8 @@ func build(t testing.TB, opts lab.Options) *world {
 	t.Cleanup(func() {
 		if t.Failed() {
 			kept := filepath.Join(os.TempDir(), "guywire-failed-"+l.Name())
-			t.Logf("all that the nodes left is kept in %s (%v)", kept, os.CopyFS(kept, os.DirFS(filepath.Join(l.Dir(), "nodes"))))
+			err := os.Mkdir(kept, 0o700) // there are keys in it
+			t.Logf("all that the nodes left is kept in %s (%v)", kept, errors.Join(err, os.CopyFS(kept, os.DirFS(filepath.Join(l.Dir(), "nodes")))))
 		}
 		if err := errors.Join(l.Close(), os.RemoveAll(shared)); err != nil {
 			t.Error(err)
