@@ -5,8 +5,10 @@ FUZZ    ?= 30s
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := build
-.PHONY: build check test race demo lab bench fuzz model clean help
+.PHONY: build check test race demo lab bench fuzz model soak clean help
 STATES  ?= 5000000
+SPAN    ?= 30m
+SEED    ?= 1
 
 build: ## build the three programs, static, into bin/
 	$(GO) build -trimpath -o bin/ ./cmd/...
@@ -33,6 +35,9 @@ bench: build ## benchmarks, with ratios
 
 model: ## model check of the routing core: STATES (5000000) states
 	$(GO) test ./integration/model -run 'TestModel$$' -v -timeout 0 -args -states $(STATES)
+
+soak: ## break voters for SPAN (30m) with the faults of SEED (1) and judge what they did and left
+	$(GO) test ./integration/truth -run 'TestTruth$$' -v -timeout 0 -args -span $(SPAN) -seed $(SEED)
 
 fuzz: ## every fuzz target for FUZZ (30s) each
 	@sh integration/tools/fuzz.sh $(FUZZ)

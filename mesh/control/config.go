@@ -1,7 +1,9 @@
 package control
 
 import (
+	"context"
 	"log/slog"
+	"net"
 	"net/netip"
 	"time"
 
@@ -29,6 +31,10 @@ type Config struct {
 	// Timing of the voters; zero: raftstore.WAN.
 	Timing raftstore.Timing
 	Logger *slog.Logger
+	// Listener replaces the port when it is not nil, and Network what connects
+	// to host:port, as in package transport: a test's network.
+	Listener net.Listener
+	Network  func(ctx context.Context, address string) (net.Conn, error)
 
 	now func() time.Time // tests; nil: time.Now
 }

@@ -145,7 +145,7 @@ func redeem(ctx context.Context, config Config, token invite.Token, request Join
 	defer cancel()
 	for {
 		failures := make([]error, 0, len(token.Servers))
-		for d := range dialServers(ctx, token) {
+		for d := range dialServers(ctx, config, token) {
 			d.refresh()
 			err := d.err
 			if err == nil {
@@ -206,13 +206,13 @@ func (d *dialled) refresh() {
 
 // dialServers connects to all servers of the token side by side and gives each
 // outcome as it comes. Connections that are not taken are closed.
-func dialServers(ctx context.Context, token invite.Token) iter.Seq[dialled] {
+func dialServers(ctx context.Context, config Config, token invite.Token) iter.Seq[dialled] {
 	return func(yield func(dialled) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		dialer := &transport.Dialer{Trust: transport.Trust{
 			Certificate: func() *tls.Certificate { return nil },
 			Pins:        func() [][32]byte { return token.Pins },
-		}}
+		}, Network: config.Network}
 		outcomes := make(chan dialled, len(token.Servers))
 		for _, server := range token.Servers {
 			go func() {

@@ -94,12 +94,12 @@ func newPlane(config Config, f files) (*Plane, error) {
 			return known // what it may do, or not any more, is for each call to say
 		},
 	}
-	listener, err := transport.Listen(transport.ListenConfig{Address: config.Listen, Trust: trust, Logger: config.Logger})
+	listener, err := transport.Listen(transport.ListenConfig{Address: config.Listen, Trust: trust, Logger: config.Logger, Listener: config.Listener})
 	if err != nil {
 		return nil, err
 	}
 	p.listener, p.control = listener, listener.Stream(transport.Control)
-	p.dialer = &transport.Dialer{Trust: trust, Resolve: p.resolve}
+	p.dialer = &transport.Dialer{Trust: trust, Resolve: p.resolve, Network: config.Network}
 	p.client = &http.Client{
 		Transport: &http.Transport{
 			DialTLSContext:         p.dialHost,

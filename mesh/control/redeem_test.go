@@ -132,7 +132,7 @@ func TestB04GuessedTokens(t *testing.T) { // alone: it takes the whole machine
 					t.Error(err)
 					continue
 				}
-				for d := range dialServers(t.Context(), guess) {
+				for d := range dialServers(t.Context(), Config{}, guess) {
 					if d.err == nil {
 						_, d.err = redeemAt(t.Context(), guesser.config, guess, d, JoinRequest{Name: "guess"})
 					}
