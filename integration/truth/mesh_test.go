@@ -314,7 +314,7 @@ func asked(ctx context.Context, what string) (any, error) {
 	case "status":
 		return c.Status(ctx)
 	case "nodes":
-		return c.Nodes(ctx)
+		return c.Nodes(ctx, api.NodesQuery{})
 	case "tokens":
 		return c.Tokens(ctx)
 	case "links":
