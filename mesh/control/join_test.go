@@ -70,7 +70,7 @@ func TestJoinRefused(t *testing.T) {
 	refused(t, used, JoinRequest{Name: "three"}, "refuses", "has been used")
 	refused(t, revoked, JoinRequest{Name: "three"}, "no such token", "meshctl token create")
 	refused(t, good, JoinRequest{Name: "delta"}, "--name gamma")
-	refused(t, good, JoinRequest{Name: "gamma", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}}, "does not allow the prefix")
+	refused(t, good, JoinRequest{Name: "gamma", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}}, "does not allow 10.1.0.0/16")
 	refused(t, good[:len(good)-9], JoinRequest{Name: "gamma"}, "cut off")
 	typo := "x"
 	if good[30] == 'x' {

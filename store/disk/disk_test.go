@@ -269,15 +269,18 @@ func TestAppend(t *testing.T) {
 	if info, err := os.Stat(filepath.Join(path, "a")); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info, err)
 	}
-	for name, spoil := range map[string]func() error{
-		"wide":   func() error { return os.Chmod(filepath.Join(path, "a"), 0o644) },
-		"linked": func() error { return relink(filepath.Join(path, "b"), filepath.Join(path, "a")) },
+	for _, spoilt := range []struct {
+		name string
+		do   func() error
+	}{
+		{"wide", func() error { return os.Chmod(filepath.Join(path, "a"), 0o644) }},
+		{"linked", func() error { return relink(filepath.Join(path, "b"), filepath.Join(path, "a")) }},
 	} {
-		if err := spoil(); err != nil {
+		if err := spoilt.do(); err != nil {
 			t.Fatal(err)
 		}
 		if err := d.Append("a", []byte("three")); !errors.Is(err, ErrUnsafe) && !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("%s: %v", spoilt.name, err)
 		}
 		if _, err := os.Lstat(filepath.Join(path, "b")); err == nil {
 			t.Error("a link was followed")
