@@ -90,22 +90,32 @@ func (d *Disk) Waiting() int {
 // Start is cmd.Start for a program whose disk is d.
 func (d *Disk) Start(cmd *exec.Cmd) error {
 	started := make(chan error, 1)
-	go func() {
-		// A filter is a thread's and what it starts inherits it. The thread is never unlocked and ends with this function.
-		runtime.LockOSThread()
-		listener, err := install()
-		if err != nil {
-			started <- err
-			return
-		}
-		if err := cmd.Start(); err != nil {
-			started <- errors.Join(err, unix.Close(listener))
-			return
-		}
-		go d.serve(listener) // ends with the last process that has the filter
-		started <- nil
-	}()
+	go d.start(cmd, started)
 	return <-started
+}
+
+func (d *Disk) start(cmd *exec.Cmd, started chan<- error) {
+	// A filter is a thread's and what it starts inherits it. The thread is never unlocked and ends with this function.
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		// But the first thread of a process does not end, and would keep the filter alive: another one, while this waits.
+		defer runtime.UnlockOSThread()
+		inner := make(chan error, 1)
+		go d.start(cmd, inner)
+		started <- <-inner
+		return
+	}
+	listener, err := install()
+	if err != nil {
+		started <- err
+		return
+	}
+	if err := cmd.Start(); err != nil {
+		started <- errors.Join(err, unix.Close(listener))
+		return
+	}
+	go d.serve(listener) // ends with the last process that has the filter
+	started <- nil
 }
 
 // install gives this thread the filter, and the descriptor on which the calls arrive.
