@@ -397,7 +397,7 @@ func (r *Router) Digest() uint64 { return r.db.digest }
 
 // News names the other node whose announcement came last, since it was last
 // asked: for people, as the cause of what changed.
-func (r *Router) News() (origin mesh.NodeID, any bool) {
+func (r *Router) News() (origin mesh.NodeID, ok bool) {
 	origin, r.news = r.news, mesh.NodeID{}
 	return origin, !origin.IsZero()
 }

@@ -542,16 +542,16 @@ func TestNewsIsWhoseAnnouncementCameLast(t *testing.T) {
 	w.join(ids[0], ids[1], 1000, 1000)
 	w.join(ids[1], ids[2], 1000, 1000)
 	w.run(8 * time.Second)
-	if _, any := w.routers[ids[0]].News(); !any {
+	if _, ok := w.routers[ids[0]].News(); !ok {
 		t.Error("no news after two nodes came")
 	}
-	if origin, any := w.routers[ids[0]].News(); any {
+	if origin, ok := w.routers[ids[0]].News(); ok {
 		t.Errorf("news of %s again", origin)
 	}
 	w.routers[ids[2]].SetNeighbour(ids[1], 2000, false, 10*time.Millisecond)
 	w.run(2 * time.Second)
-	if origin, any := w.routers[ids[0]].News(); !any || origin != ids[2] {
-		t.Errorf("news of %s, %v; want of the node whose link changed", origin, any)
+	if origin, ok := w.routers[ids[0]].News(); !ok || origin != ids[2] {
+		t.Errorf("news of %s, %v; want of the node whose link changed", origin, ok)
 	}
 }
 

@@ -414,3 +414,21 @@ func TestALostUplinkIsToldOverTheOther(t *testing.T) {
 		t.Errorf("told again over %v", got)
 	}
 }
+
+// A machine that did not run for a moment is suspected over all its links at once:
+// that is one false alarm, and slows no probes yet.
+func TestFalseAlarmsOfOneMomentAreOne(t *testing.T) {
+	n := node(state(2, 1))
+	n.now = start
+	for range 5 {
+		n.falseAlarm()
+	}
+	if got := n.falseAlarms(); got != 1 {
+		t.Errorf("%v alarms in one moment", got)
+	}
+	n.now = start.Add(alarmsApart)
+	n.falseAlarm()
+	if got := n.falseAlarms(); got <= 1.9 || got > 2 {
+		t.Errorf("%v alarms in two moments", got)
+	}
+}

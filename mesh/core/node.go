@@ -260,7 +260,7 @@ func (n *Node) advance() {
 	if !deadline.IsZero() {
 		n.due(deadline)
 	}
-	if origin, any := n.router.News(); any && n.now.Sub(n.causedAt) > causeLasts {
+	if origin, ok := n.router.News(); ok && n.now.Sub(n.causedAt) > causeLasts {
 		n.lastCause = "links of " + n.name(origin) + " changed"
 	}
 	if v := n.router.Version(); v != n.version {

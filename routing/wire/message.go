@@ -8,7 +8,7 @@ import (
 )
 
 // Version is the first byte of every datagram. Another version is refused.
-const Version = 2
+const Version = 3
 
 const (
 	// MaxMessage bounds an encoded datagram, bytes.
