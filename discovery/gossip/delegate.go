@@ -55,7 +55,7 @@ type held struct {
 
 func (f *facts) init(members func() int) {
 	f.nodes = make(map[mesh.NodeID]held)
-	f.queue = memberlist.TransmitLimitedQueue{NumNodes: members, RetransmitMult: 8}
+	f.queue = memberlist.TransmitLimitedQueue{NumNodes: members, RetransmitMult: retransmits}
 }
 
 // stale reports whether s says nothing newer than what is held, or nothing

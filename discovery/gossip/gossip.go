@@ -26,14 +26,18 @@ const (
 	// maxAnnouncements of at most maxAnnouncement bytes are taken at once.
 	maxAnnouncements = 16384
 	maxAnnouncement  = 4 << 10
-	packetSize       = 1200 // bytes of gossip in one packet: fits the smallest overlay MTU
-	rejoinFirst      = 250 * time.Millisecond
-	rejoinSoon       = 2 * time.Second
-	rejoinEvery      = 30 * time.Second
-	rejoinTargets    = 3
-	bindFirst        = 250 * time.Millisecond
-	bindLongest      = 5 * time.Second
-	leaveTimeout     = 2 * time.Second
+	// retransmits × log10(members + 1) is how often each passes a statement on:
+	// memberlist's own measure, as whoever believes one passes it on as well, and
+	// the exchange of full state repairs what is lost.
+	retransmits   = 4
+	packetSize    = 1200 // bytes of gossip in one packet: fits the smallest overlay MTU
+	rejoinFirst   = 250 * time.Millisecond
+	rejoinSoon    = 2 * time.Second
+	rejoinEvery   = 30 * time.Second
+	rejoinTargets = 3
+	bindFirst     = 250 * time.Millisecond
+	bindLongest   = 5 * time.Second
+	leaveTimeout  = 2 * time.Second
 )
 
 // Config says how to take part. Name, Bind and Label are required.

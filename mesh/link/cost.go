@@ -18,8 +18,10 @@ const (
 	// headlessPenalty is added for a far end that has had no agent for
 	// headlessPatience: transit avoids it.
 	headlessPenalty mesh.Cost = 500_000
-	// delaySettle is how long a larger delay must last to be believed.
+	// delaySettle is how long a larger delay must last to be believed, and
+	// delayProbes how many of our intervals.
 	delaySettle = 300 * time.Millisecond
+	delayProbes = 3
 	// lossBits is how many lost probes in the last 2 × lossFast are evidence.
 	lossBits = 3
 	// calmBuckets × calmSpan is how long a link must have been better before
@@ -58,7 +60,7 @@ func (l *Link) appraise(at time.Time, tx float64) {
 	if l.recent.filled > 0 {
 		us := (l.recent.min()/2 + int64(l.jitter)) / int64(time.Microsecond)
 		margin := max(l.delay.value/10, int64(l.jitter/time.Microsecond)*3/4, 1000)
-		l.delay.update(now, us, margin, margin, delaySettle)
+		l.delay.update(now, us, margin, margin, max(delaySettle, delayProbes*l.every))
 	}
 	lost := int64(l.loss.fast) + int64(math.Round(tx*lossFast))
 	noise := int64(math.Sqrt(float64(l.lossy.value))) // of a Poisson count

@@ -67,6 +67,10 @@ func TestNoiseIsNoNews(t *testing.T) {
 			}
 		}, 0},
 		{"queues now and then", func(p *pair) { p.jitter = spikes }, 3},
+		{"queues now and then, idle", func(p *pair) {
+			p.jitter = spikes
+			p.pace(Idle, false)
+		}, 5},
 		{"0.1 % loss", func(p *pair) { p.loss = [2]float64{0.001, 0.001} }, 16},
 		{"1 % loss", func(p *pair) { p.loss = [2]float64{0.01, 0.01} }, 6},
 		{"5 % loss", func(p *pair) { p.loss = [2]float64{0.05, 0.05} }, 6},

@@ -44,8 +44,12 @@ const (
 	// gridMost is the longest interval that is aligned to the node's grid.
 	gridMost = 100 * time.Millisecond
 	// busyRate of traffic, bytes/s in both directions together, makes an idle link
-	// fast for busyFor: more than gossip and the log, less than a call.
-	busyRate = 8192
+	// fast for busyFor: more than gossip and the log, less than a call. It has to
+	// last for busySettle, which an exchange of gossip's full state does not; a
+	// pause of busyPause ends it.
+	busyRate   = 8192
+	busySettle = 500 * time.Millisecond
+	busyPause  = time.Second
 	// busyBurst is how many bytes more than that are no traffic yet, readLag how
 	// long a datagram may wait to be read.
 	busyBurst = 2048
@@ -120,6 +124,8 @@ type pacer struct {
 	movedAt        time.Time // newest reading that showed traffic arriving
 	probeBytes     uint64    // of probes since then, both ways
 	ahead          int64     // bytes of the counters beyond our own datagrams and busyRate
+	busySince      time.Time // first reading of traffic that has not paused yet,
+	busyAt         time.Time // and the newest
 	busyUntil      time.Time
 	dense          bool
 	steady         float64 // share of the last readings that showed traffic arriving
@@ -329,7 +335,13 @@ func (l *Link) Traffic(now time.Time, received, sent uint64) {
 	l.steady += (flows - l.steady) / steadyMemory
 	beyond := func(bytes, rate uint64) bool { return bytes > probes+rate*uint64(gap)/uint64(time.Second) }
 	if l.surplus(int64(came+left)-int64(probes)-int64(busyRate*gap/time.Second)) > 0 {
-		l.busyUntil = now.Add(busyFor)
+		if now.Sub(l.busyAt) > busyPause {
+			l.busySince = now
+		}
+		l.busyAt = now
+		if now.Sub(l.busySince) >= busySettle {
+			l.busyUntil = now.Add(busyFor)
+		}
 	}
 	if came > 0 {
 		l.movedAt = now

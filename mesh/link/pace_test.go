@@ -226,6 +226,28 @@ func TestTrafficOnAnIdleLink(t *testing.T) {
 	}
 }
 
+// What gossip exchanges now and then does not make an idle link fast.
+func TestBurstOnAnIdleLink(t *testing.T) {
+	p := newPair()
+	p.pace(Idle, false)
+	p.polls = idleCount
+	p.run(10 * time.Second)
+	for range 20 {
+		p.flow = [2]uint64{200_000, 200_000}
+		p.run(busySettle / 2)
+		p.flow = [2]uint64{}
+		p.run(2 * busyPause)
+	}
+	for i, l := range p.ends {
+		if l.announced != paces[0][Idle] {
+			t.Errorf("end %d probes every %s", i, l.announced)
+		}
+	}
+	if sent := p.sent[0]; sent > 60 {
+		t.Errorf("%d probes in a minute", sent)
+	}
+}
+
 // Dense traffic replaces probes where the counters are read often enough.
 func TestDenseTrafficReplacesProbes(t *testing.T) {
 	for _, c := range []struct {

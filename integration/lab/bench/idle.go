@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	calmDown  = 2 * time.Minute // before the count
+	calmDown  = 6 * time.Minute // before the count: coordinates settle in five
 	countIdle = 30 * time.Second
 	// What UDP and IPv4 add to a packet of WireGuard, and Ethernet to that, in bits.
 	outerBits, frameBits = 8 * (8 + 20), 8 * 14
