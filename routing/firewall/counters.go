@@ -17,8 +17,8 @@ import (
 // Counts are packets and their bytes.
 type Counts struct{ Packets, Bytes uint64 }
 
-// A Counter says what was dropped, and why, since this process started
-// or the tunnel was made.
+// A Counter says what was dropped, and why, since the table or the tunnel was
+// made, or replaced by an earlier process.
 type Counter struct {
 	// Reason is "unlisted" (a tunnel that the filter does not know), "held",
 	// "own" (our own source from outside), "outside" (a mesh source that did
@@ -61,9 +61,8 @@ func (c *Counts) add(d Counts) {
 	c.Bytes += d.Bytes
 }
 
-// keepCounts saves the counts of a table that is about to be replaced by one
-// for next, and forgets devices that next does not know.
-func (f *Firewall) keepCounts(next kernel.Filter) {
+// keepCounts saves the counts of a table that is about to be replaced.
+func (f *Firewall) keepCounts() {
 	now, err := f.list.counts()
 	if err != nil {
 		return // no table, or none that can be read: nothing to keep
@@ -72,6 +71,10 @@ func (f *Firewall) keepCounts(next kernel.Filter) {
 		c.add(f.before[name])
 		f.before[name] = c
 	}
+}
+
+// forgetCounts forgets devices that are gone.
+func (f *Firewall) forgetCounts(next kernel.Filter) {
 	devices := listed(next)
 	maps.DeleteFunc(f.before, func(name string, _ Counts) bool {
 		return strings.HasPrefix(name, mesh.InterfacePrefix) && !slices.Contains(devices, name)

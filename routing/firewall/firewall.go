@@ -10,15 +10,16 @@
 //	through a tunnel, either way         TCP with its MSS clamped to the route's MTU
 //
 // The rules know only gw- devices and mesh sources; all else passes, and the
-// host's own tables judge it as before. A change is one transaction: no packet
-// sees half a table. Only holds can change without replacing the table, since
-// a failover waits for them.
+// host's own tables judge it as before. A change is one transaction that touches
+// only what changes: no packet sees half a table, and none is lost. The table is
+// replaced as a whole only where it is not as one of ours left it.
 package firewall
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"guywire/mesh/kernel"
@@ -30,8 +31,9 @@ import (
 // network namespace of the thread that called New, and safe for concurrent
 // use.
 type Firewall struct {
-	conn *nftables.Conn
-	list *lister
+	conn   *nftables.Conn
+	list   *lister
+	layout [32]byte
 
 	mu      sync.Mutex
 	last    kernel.Filter // as last written, if written
@@ -67,7 +69,7 @@ func New() (*Firewall, error) {
 	if err != nil {
 		return nil, errors.Join(err, conn.CloseLasting())
 	}
-	return &Firewall{conn: conn, list: list, before: map[string]Counts{}}, nil
+	return &Firewall{conn: conn, list: list, layout: layout(), before: map[string]Counts{}}, nil
 }
 
 // Close releases the sockets. The table stays.
@@ -76,9 +78,9 @@ func (f *Firewall) Close() error {
 	return f.conn.CloseLasting()
 }
 
-// Observe implements kernel.Backend. The filter is the one last set if nobody
-// changed our table since; else it is what can be read from the table, marked
-// Foreign.
+// Observe implements kernel.Backend. The filter is the one last set, by this
+// process or an earlier one of the same version, if nobody changed our table
+// since; else it is what can be read from the table, marked Foreign.
 func (f *Firewall) Observe(ctx context.Context) (kernel.State, error) {
 	if err := ctx.Err(); err != nil {
 		return kernel.State{}, err
@@ -114,13 +116,17 @@ func (f *Firewall) observe() (kernel.Filter, error) {
 	case same && after == gen:
 		// Nobody wrote between our transaction and this listing.
 		f.sum = &t.sum
-		return f.last, nil
+		return f.last, f.mark(t, gen)
 	case f.written && f.sum != nil && *f.sum == t.sum:
 		// Others wrote, but not our table.
 		f.gen = gen
 		return f.last, nil
 	}
 	filter := t.decode()
+	if !f.written && after == gen && slices.Equal(t.marks, []string{f.markOf(t)}) {
+		f.last, f.written, f.gen, f.sum = filter, true, gen, &t.sum
+		return filter, nil
+	}
 	filter.Foreign = true
 	return filter, nil
 }
@@ -158,10 +164,16 @@ func (f *Firewall) set(filter kernel.Filter) error {
 	switch {
 	case known && f.last.Equal(filter):
 		return nil
-	case known && sameButHolds(f.last, filter):
-		err = f.setHolds(filter)
+	case known:
+		// What an old kernel cannot do in one step is done as a whole.
+		if err = f.update(f.last, filter); err == nil {
+			f.forgetCounts(filter)
+			break
+		}
+		fallthrough
 	default:
-		f.keepCounts(filter)
+		f.keepCounts()
+		f.forgetCounts(filter)
 		err = f.replace(filter)
 	}
 	f.written = false
@@ -176,20 +188,6 @@ func (f *Firewall) set(filter kernel.Filter) error {
 		f.last, f.written, f.gen, f.sum = filter, true, after, nil
 	}
 	return nil
-}
-
-// sameButHolds reports whether only holds differ.
-func sameButHolds(a, b kernel.Filter) bool {
-	if len(a.Links) != len(b.Links) {
-		return false
-	}
-	links := make([]kernel.FilterLink, len(a.Links))
-	for i, l := range a.Links {
-		l.Held = b.Links[i].Held
-		links[i] = l
-	}
-	a.Links = links
-	return a.Equal(b)
 }
 
 func (f *Firewall) clear() error {

@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -10,6 +11,8 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -172,6 +175,61 @@ func TestPackets(t *testing.T) {
 	}
 }
 
+// TestChangesLoseNothing sends packets that every filter lets through while
+// the filter changes all the time.
+func TestChangesLoseNothing(t *testing.T) {
+	s := newSite(t)
+	filters := []kernel.Filter{standard(), standard(), standard(), standard()}
+	filters[1].Links = filters[1].Links[:1]
+	filters[2].Mesh = prefixes("10.86.0.0/16", "10.0.0.0/13", "2001:db8::/32")
+	filters[2].Links[0].Sources = prefixes("10.86.0.2/32", "10.2.0.0/15", "2001:db8:2::/47")
+	filters[3].Own = prefixes("10.86.0.1/32", "10.1.0.0/17", "2001:db8:86::1/128")
+	do(t, s.f, kernel.SetFilter{Filter: filters[0]})
+
+	var ended atomic.Bool
+	var sent int
+	var lost []uint16
+	var sender sync.WaitGroup
+	sender.Go(func() {
+		for ; !ended.Load() && len(lost) < 10; sent++ {
+			port := uint16(sent)
+			if _, err := s.dev["gw-a"].Write(packet{src: "10.2.0.5", dst: "10.1.0.5", port: port}.bytes()); err != nil {
+				t.Error(err)
+				return
+			}
+			if !s.leaves("lan0", port) {
+				lost = append(lost, port)
+			}
+		}
+	})
+	for i := range 400 {
+		do(t, s.f, kernel.SetFilter{Filter: filters[i%len(filters)]})
+	}
+	ended.Store(true)
+	sender.Wait()
+	if len(lost) > 0 {
+		t.Errorf("%d of %d packets lost: %v", len(lost), sent, lost)
+	}
+}
+
+// leaves waits for a UDP packet to the port on a device.
+func (s *site) leaves(device string, port uint16) bool {
+	dev := s.dev[device]
+	buf := make([]byte, 2048)
+	if dev.SetReadDeadline(time.Now().Add(patience/10)) != nil {
+		return false
+	}
+	for {
+		n, err := dev.Read(buf)
+		if err != nil {
+			return false
+		}
+		if buf[0]>>4 == 4 && n >= 28 && buf[9] == unix.IPPROTO_UDP && binary.BigEndian.Uint16(buf[22:]) == port {
+			return true
+		}
+	}
+}
+
 // TestInput checks what reaches a socket on the router itself.
 func TestInput(t *testing.T) {
 	s := newSite(t)
@@ -281,19 +339,42 @@ func TestObserve(t *testing.T) {
 	for seed := range uint64(20) {
 		want := randomFilter(rand.New(rand.NewPCG(seed, 1)))
 		do(t, f, kernel.SetFilter{Filter: want})
+		// A process that ends before it looked leaves a table without its mark.
+		same := func(got kernel.Filter) {
+			t.Helper()
+			if a, b := (kernel.State{Filter: got}).String(), (kernel.State{Filter: want}).String(); a != b {
+				t.Fatalf("restarted: got\n%s\nwant\n%s", a, b)
+			}
+		}
+		restarted := observe(t, open(t))
+		if !restarted.Foreign {
+			t.Error("a table without a mark is taken for our own")
+		}
+		restarted.Foreign = false
+		same(restarted)
 		for range 2 {
 			if got := observe(t, f); !got.Equal(want) {
 				t.Fatalf("got %v, want %v", got, want)
 			}
 		}
-		restarted := observe(t, open(t))
-		if !restarted.Foreign {
-			t.Error("the table of an earlier run is taken for our own")
+		// The next process takes over what it left, and its holds, which change
+		// without a new mark; not so another version.
+		want.Links = slices.Clone(want.Links)
+		for i := range want.Links {
+			want.Links[i].Held = !want.Links[i].Held
 		}
-		restarted.Foreign = false
-		if a, b := (kernel.State{Filter: restarted}).String(), (kernel.State{Filter: want}).String(); a != b {
-			t.Fatalf("restarted: got\n%s\nwant\n%s", a, b)
+		do(t, f, kernel.SetFilter{Filter: want})
+		next := open(t)
+		for range 2 {
+			same(observe(t, next))
 		}
+		other := open(t)
+		other.layout[0]++
+		if !observe(t, other).Foreign {
+			t.Error("the table of another version is taken for our own")
+		}
+		do(t, next, kernel.SetFilter{Filter: want})
+		f = next
 	}
 
 	other, err := nftables.New()
@@ -339,10 +420,16 @@ func TestObserve(t *testing.T) {
 			t.Errorf("%s was not repaired: %v", name, got)
 		}
 		do(t, f, kernel.SetFilter{Filter: want})
-		if got := observe(t, open(t)); !got.Foreign || len(got.Links) != 2 || got.Links[0].Held {
+		if got := observe(t, f); !got.Equal(want) {
 			t.Errorf("after %s and repair: %v", name, got)
 		}
+		change()
+		flush()
+		if got := observe(t, open(t)); got.Equal(want) {
+			t.Errorf("%s was not seen by the next process", name)
+		}
 	}
+	do(t, f, kernel.SetFilter{Filter: want})
 	observe(t, f)
 	other.AddTable(&nftables.Table{Name: "theirs", Family: nftables.TableFamilyINet})
 	flush()

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	"net/netip"
 	"slices"
 	"strings"
@@ -93,7 +94,9 @@ func (l *lister) generation() (uint32, error) {
 type listing struct {
 	exists bool
 	sets   map[string][]element
-	sum    [32]byte // of chains, rules, sets, elements and the names of counters
+	marks  []string // names of chains that are marks
+	sum    [32]byte // of other chains, rules, sets, elements and the names of counters
+	frame  [32]byte // the same without the elements of held, which change in a failover
 }
 
 // An element is one element of a set.
@@ -117,7 +120,7 @@ func (l *lister) table() (listing, error) {
 		return listing{}, err
 	}
 	t := listing{exists: true, sets: map[string][]element{}}
-	sum := sha256.New()
+	sum, frame := sha256.New(), sha256.New()
 	for _, kind := range []int{unix.NFT_MSG_GETCHAIN, unix.NFT_MSG_GETRULE, unix.NFT_MSG_GETSET, unix.NFT_MSG_GETOBJ} {
 		msgs, err := l.get(kind, unix.NLM_F_DUMP, tableAttr())
 		if err != nil {
@@ -132,21 +135,38 @@ func (l *lister) table() (listing, error) {
 			if text(attrs[unix.NFTA_RULE_TABLE]) != mesh.FilterTable {
 				continue
 			}
+			still := m
 			switch kind {
+			case unix.NFT_MSG_GETCHAIN:
+				if name := attrs[unix.NFTA_CHAIN_NAME]; isMark(name) {
+					t.marks = append(t.marks, text(name))
+					continue
+				}
 			case unix.NFT_MSG_GETOBJ: // holds counts, which change
 				m = attrs[unix.NFTA_OBJ_NAME]
+				still = m
 			case unix.NFT_MSG_GETSET:
 				name := text(attrs[unix.NFTA_SET_NAME])
 				if t.sets[name], err = l.elements(name); err != nil {
 					return listing{}, err
 				}
-				m = fmt.Appendf(nil, "%s %x %v", name, attrs[unix.NFTA_SET_FLAGS], t.sets[name])
+				still = fmt.Appendf(nil, "%s %x", name, attrs[unix.NFTA_SET_FLAGS])
+				m = fmt.Appendf(nil, "%s %v", still, t.sets[name])
+				if name != setHeld {
+					still = m
+				}
 			}
-			_ = binary.Write(sum, binary.BigEndian, uint32(kind)<<16|uint32(len(m)))
-			sum.Write(m)
+			for _, part := range []struct {
+				of   hash.Hash
+				body []byte
+			}{{sum, m}, {frame, still}} {
+				_ = binary.Write(part.of, binary.BigEndian, uint32(kind)<<16|uint32(len(part.body)))
+				part.of.Write(part.body)
+			}
 		}
 	}
 	sum.Sum(t.sum[:0])
+	frame.Sum(t.frame[:0])
 	return t, nil
 }
 

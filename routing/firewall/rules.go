@@ -1,6 +1,8 @@
 package firewall
 
 import (
+	"fmt"
+	"hash"
 	"net/netip"
 	"slices"
 
@@ -33,11 +35,20 @@ func table() *nftables.Table {
 	return &nftables.Table{Name: mesh.FilterTable, Family: nftables.TableFamilyINet}
 }
 
-// A writer collects one transaction that makes the table.
+// A writer collects one transaction.
 type writer struct {
-	conn  *nftables.Conn
-	table *nftables.Table
-	err   error
+	conn   *nftables.Conn
+	table  *nftables.Table
+	layout hash.Hash // of chains and rules; nil: not wanted
+	err    error
+}
+
+// end makes the transaction.
+func (w *writer) end() error {
+	if w.err != nil {
+		return w.err
+	}
+	return w.conn.Flush()
 }
 
 // replace writes the whole table anew, in one transaction.
@@ -45,24 +56,23 @@ func (f *Firewall) replace(filter kernel.Filter) error {
 	f.conn.AddTable(table()) // so that deleting one that is not there succeeds
 	f.conn.DelTable(table())
 	w := &writer{conn: f.conn, table: f.conn.AddTable(table())}
+	w.all(filter)
+	return w.end()
+}
 
+// all makes everything that is in the table.
+func (w *writer) all(filter kernel.Filter) {
 	for _, c := range []string{countUnlisted, countHeld, countOwn, countOutside, countProbe} {
 		w.counter(c)
 	}
 	w.addrs(setOwn, filter.Own)
 	w.addrs(setMesh, filter.Mesh)
-	w.devices(setListed, listed(filter))
-	w.devices(setHeld, held(filter))
-
-	links := &nftables.Set{Table: w.table, Name: mapLinks, IsMap: true, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian, DataType: nftables.TypeVerdict}
-	var targets []nftables.SetElement
+	w.add(deviceSet(w.table, setListed), nil)
+	w.add(deviceSet(w.table, setHeld), deviceElements(held(filter)))
+	w.add(linkMap(w.table), nil)
 	for _, l := range filter.Links {
-		w.check(l)
-		targets = append(targets, nftables.SetElement{
-			Key: ifname(l.Device), VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: l.Device + suffixChain},
-		})
+		w.list(l)
 	}
-	w.add(links, targets)
 
 	transit := w.chain("transit", nil)
 	w.rule(transit, iif(), lookup(setHeld), count(countHeld), drop())
@@ -90,10 +100,6 @@ func (f *Firewall) replace(filter kernel.Filter) error {
 	output := w.chain("output", nftables.ChainHookOutput)
 	w.rule(output, &expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}, isTunnel(), family(), inFamily(true),
 		&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: 24, Len: 1, DestRegister: 1}, equal([]byte{0xff}), drop())
-	if w.err != nil {
-		return w.err
-	}
-	return f.conn.Flush()
 }
 
 // fromTunnel ends a chain for packets from gw- devices: our own sources never,
@@ -115,29 +121,18 @@ func (w *writer) fromElsewhere(c *nftables.Chain) {
 	}
 }
 
-// check makes the chain that a device's packets end in: what is not among the
-// sources is dropped, the rest goes back to the base chain.
-func (w *writer) check(l kernel.FilterLink) {
+// list makes a device known: its counter, its sources and the chain that its
+// packets end in, where what is not among the sources is dropped and the rest
+// goes back to the base chain.
+func (w *writer) list(l kernel.FilterLink) {
 	w.addrs(l.Device+suffixSources, l.Sources)
 	w.counter(l.Device)
 	c := w.chain(l.Device+suffixChain, nil)
 	for _, v6 := range []bool{false, true} {
 		w.rule(c, family(), inFamily(v6), source(v6), missing(named(l.Device+suffixSources, v6)), count(l.Device), drop())
 	}
-}
-
-// setHolds changes which devices are held, and nothing else.
-func (f *Firewall) setHolds(filter kernel.Filter) error {
-	w := &writer{conn: f.conn, table: table()}
-	set := &nftables.Set{Table: w.table, Name: setHeld, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
-	f.conn.FlushSet(set)
-	if elements := deviceElements(held(filter)); len(elements) > 0 {
-		w.note(f.conn.SetAddElements(set, elements))
-	}
-	if w.err != nil {
-		return w.err
-	}
-	return f.conn.Flush()
+	w.note(w.conn.SetAddElements(linkMap(w.table), linkElements(l.Device)))
+	w.note(w.conn.SetAddElements(deviceSet(w.table, setListed), deviceElements([]string{l.Device})))
 }
 
 func listed(filter kernel.Filter) (names []string) {
@@ -163,7 +158,11 @@ func (w *writer) note(err error) {
 }
 
 func (w *writer) counter(name string) {
-	w.conn.AddObj(&nftables.NamedObj{Table: w.table, Name: name, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}})
+	w.conn.AddObj(counterObject(w.table, name))
+}
+
+func counterObject(t *nftables.Table, name string) *nftables.NamedObj {
+	return &nftables.NamedObj{Table: t, Name: name, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}}
 }
 
 // add makes a set with its elements.
@@ -174,8 +173,19 @@ func (w *writer) add(s *nftables.Set, elements []nftables.SetElement) {
 	}
 }
 
-func (w *writer) devices(name string, devices []string) {
-	w.add(&nftables.Set{Table: w.table, Name: name, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}, deviceElements(devices))
+func deviceSet(t *nftables.Table, name string) *nftables.Set {
+	return &nftables.Set{Table: t, Name: name, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
+}
+
+// linkMap leads from a device to its chain.
+func linkMap(t *nftables.Table) *nftables.Set {
+	m := deviceSet(t, mapLinks)
+	m.IsMap, m.DataType = true, nftables.TypeVerdict
+	return m
+}
+
+func linkElements(device string) []nftables.SetElement {
+	return []nftables.SetElement{{Key: ifname(device), VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: device + suffixChain}}}
 }
 
 func deviceElements(devices []string) []nftables.SetElement {
@@ -189,12 +199,16 @@ func deviceElements(devices []string) []nftables.SetElement {
 // addrs makes two interval sets, one of each family.
 func (w *writer) addrs(name string, ps []netip.Prefix) {
 	for _, v6 := range []bool{false, true} {
-		s := &nftables.Set{Table: w.table, Name: named(name, v6), Interval: true, KeyType: nftables.TypeIPAddr}
-		if v6 {
-			s.KeyType = nftables.TypeIP6Addr
-		}
-		w.add(s, intervalElements(intervals(ps, v6)))
+		w.add(addrSet(w.table, name, v6), intervalElements(intervals(ps, v6)))
 	}
+}
+
+func addrSet(t *nftables.Table, name string, v6 bool) *nftables.Set {
+	s := &nftables.Set{Table: t, Name: named(name, v6), Interval: true, KeyType: nftables.TypeIPAddr}
+	if v6 {
+		s.KeyType = nftables.TypeIP6Addr
+	}
+	return s
 }
 
 // intervalElements gives the begin and the end above of each interval; one
@@ -216,10 +230,21 @@ func (w *writer) chain(name string, hook *nftables.ChainHook) *nftables.Chain {
 		c.Hooknum, c.Priority, c.Type = hook, nftables.ChainPriorityFilter, nftables.ChainTypeFilter
 		c.Policy = new(nftables.ChainPolicyAccept)
 	}
+	if w.layout != nil {
+		fmt.Fprintf(w.layout, "chain %s %t\n", name, hook != nil)
+	}
 	return w.conn.AddChain(c)
 }
 
 func (w *writer) rule(c *nftables.Chain, exprs ...expr.Any) {
+	if w.layout != nil {
+		for _, e := range exprs {
+			b, err := expr.Marshal(unix.NFPROTO_INET, e)
+			w.note(err)
+			fmt.Fprintf(w.layout, "%x ", b)
+		}
+		fmt.Fprintf(w.layout, "in %s\n", c.Name)
+	}
 	w.conn.AddRule(&nftables.Rule{Table: w.table, Chain: c, Exprs: exprs})
 }
 
