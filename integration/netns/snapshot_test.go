@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 
+	"guywire/mesh"
+
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/spf13/cobra"
@@ -235,6 +237,10 @@ func filters() (lines []string, err error) {
 		return nil, err
 	}
 	for _, c := range chains {
+		// It tells of the handles of all else, which are new after every repair.
+		if c.Table.Name == mesh.FilterTable && strings.HasPrefix(c.Name, "mark-") {
+			continue
+		}
 		found, err := conn.GetRules(c.Table, c)
 		if err != nil {
 			return nil, err
