@@ -112,6 +112,7 @@ func BenchmarkFollower(b *testing.B) {
 				b.Fatal(err)
 			}
 			two.Plane = nil
+			eventually(b, "nobody follows", func() bool { return len(one.Status().Followers) == 0 })
 			before := heap()
 			two.run(Open(two.config))
 			eventually(b, "it follows", func() bool { return !two.Status().Source.IsZero() && two.State().Index >= index })
