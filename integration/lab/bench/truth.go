@@ -143,7 +143,7 @@ func (b *bench) writesAt(ctx context.Context, rtt time.Duration) (err error) {
 	row(fmt.Sprintf("%d clients at the leader", manyWrites), many, manyMs)
 	figures = append(figures,
 		figure{What: fmt.Sprintf("writes of %d clients", manyWrites) + between, Value: many, Unit: "/s"},
-		figure{What: "their p99" + between, Value: quantile(manyMs, 0.99), Unit: "ms"},
+		figure{What: "their p99" + between, Value: quantile(manyMs, 0.99), Unit: "ms", Samples: manyMs},
 		figure{What: "writes / appends with fsync" + between, Value: many * quantile(syncs, 0.5) / 1000},
 	)
 	for _, at := range []struct {
@@ -164,7 +164,10 @@ func (b *bench) writesAt(ctx context.Context, rtt time.Duration) (err error) {
 		return err
 	}
 	row("joins, 20 at a time", rate, ms)
-	figures = append(figures, figure{What: "joins" + between, Value: rate, Unit: "/s"}, figure{What: "their p99" + between, Value: quantile(ms, 0.99), Unit: "ms"})
+	figures = append(figures,
+		figure{What: "joins" + between, Value: rate, Unit: "/s"},
+		figure{What: "their p99" + between, Value: quantile(ms, 0.99), Unit: "ms", Samples: ms},
+	)
 	t.Print(b.screen)
 	b.screen.Say("")
 	b.tell(figures...)
