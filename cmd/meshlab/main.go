@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -99,7 +100,7 @@ func newRoot() *cobra.Command {
 	flows := &cobra.Command{Use: "flow", Short: "Generate and measure traffic, inside a node", Hidden: true}
 	flows.AddCommand(flow.Commands()...)
 	root.AddCommand(flows)
-	root.AddCommand(demo.Command(), bench.Command(), chaos.Command(), world.InsideCommand(append(chaos.InsideCommands(), peers.InsideCommand())...))
+	root.AddCommand(demo.Command(), bench.Command(), chaos.Command(), world.InsideCommand(slices.Concat(bench.InsideCommands(), chaos.InsideCommands(), []*cobra.Command{peers.InsideCommand()})...))
 	return root
 }
 

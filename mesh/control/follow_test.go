@@ -264,7 +264,7 @@ func (r *raw) read() error {
 }
 
 // to reads until the state is at index.
-func (r *raw) to(t *testing.T, index uint64) {
+func (r *raw) to(t testing.TB, index uint64) {
 	t.Helper()
 	for r.state.Index < index {
 		if err := r.read(); err != nil {

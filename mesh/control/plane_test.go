@@ -30,7 +30,7 @@ var quick = raftstore.Timing{Heartbeat: 400 * time.Millisecond, Election: 400 * 
 // plane while it runs.
 type machine struct {
 	*Plane
-	t      *testing.T
+	t      testing.TB
 	path   string
 	config Config
 	stop   context.CancelFunc
@@ -38,7 +38,7 @@ type machine struct {
 	offset atomic.Int64 // of its clock, nanoseconds
 }
 
-func newMachine(t *testing.T) *machine {
+func newMachine(t testing.TB) *machine {
 	t.Helper()
 	m := &machine{t: t, path: filepath.Join(t.TempDir(), "state")}
 	m.config = Config{
@@ -58,7 +58,7 @@ func newMachine(t *testing.T) *machine {
 
 // freePort gives a loopback address of its own, so that no outgoing connection
 // of another test can take its port in between.
-func freePort(t *testing.T) string {
+func freePort(t testing.TB) string {
 	t.Helper()
 	n, pid := ports.Add(1), os.Getpid()
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, byte(1 + pid%250), byte(pid / 250), byte(n)}), uint16(20000+n)).String()
@@ -137,7 +137,7 @@ func (m *machine) restart() {
 	m.run(Open(m.config))
 }
 
-func founded(t *testing.T) *machine {
+func founded(t testing.TB) *machine {
 	t.Helper()
 	m := newMachine(t)
 	return m.run(Init(t.Context(), m.config, initRequest))
@@ -174,7 +174,7 @@ func (m *machine) admitted(name string, request TokenRequest) *machine {
 // machine.
 const patient = 50 * time.Second
 
-func eventually(t *testing.T, what string, done func() bool) {
+func eventually(t testing.TB, what string, done func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(patient)
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -231,7 +231,7 @@ func (m *machine) grant(n int) store.Command {
 	}}
 }
 
-func sameState(t *testing.T, all []*machine, index uint64) {
+func sameState(t testing.TB, all []*machine, index uint64) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("all are at %d", index), func() bool {
 		for _, m := range all {

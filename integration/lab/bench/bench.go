@@ -37,17 +37,21 @@ type part struct {
 	name, title string
 	run         func(*bench, context.Context) error
 	wide        bool // asks how much goes through
+	faults      bool // breaks disks
 }
 
 var parts = []part{
-	{"throughput", "Throughput", (*bench).throughput, true},
-	{"failover", "Failover in the demo network", (*bench).failover, false},
-	{"peers", "Failover beside other routing systems", (*bench).peers, false},
-	{"carrier", "A lost carrier, and the other end's word", (*bench).carrier, false},
-	{"grey", "Grey failures", (*bench).grey, false},
-	{"falsealarms", "False alarms", (*bench).falseAlarms, false},
-	{"uplinks", "Two uplinks", (*bench).uplinks, true},
-	{"idle", "Idle traffic", (*bench).idle, false},
+	{"throughput", "Throughput", (*bench).throughput, true, false},
+	{"failover", "Failover in the demo network", (*bench).failover, false, false},
+	{"peers", "Failover beside other routing systems", (*bench).peers, false, false},
+	{"carrier", "A lost carrier, and the other end's word", (*bench).carrier, false, false},
+	{"grey", "Grey failures", (*bench).grey, false, false},
+	{"falsealarms", "False alarms", (*bench).falseAlarms, false, false},
+	{"uplinks", "Two uplinks", (*bench).uplinks, true, false},
+	{"idle", "Idle traffic", (*bench).idle, false, false},
+	{"writes", "Writes and joins", (*bench).writes, true, false},
+	{"leader", "Death of the leader", (*bench).leader, false, false},
+	{"disk", "A disk that stalls", (*bench).disk, false, true},
 }
 
 func names() (out []string) {
@@ -191,7 +195,7 @@ func gaps(what string, ms []float64) (median, p99 figure) {
 
 // labOptions are those of a lab: where throughput is measured, programs use all processors.
 func (b *bench) labOptions(name string) lab.Options {
-	opts := lab.Options{Name: fmt.Sprintf("bench-%s-%d", name, os.Getpid())}
+	opts := lab.Options{Name: fmt.Sprintf("bench-%s-%d", name, os.Getpid()), Faults: b.part.faults}
 	if b.part.wide {
 		opts.Processors = runtime.NumCPU()
 	}

@@ -7,15 +7,17 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Command returns the verb bench. The program must also have what package world asks for, with the commands of package peers.
+// Command returns the verb bench. The program must also have what package world asks for, with InsideCommands and the commands
+// of package peers.
 func Command() *cobra.Command {
 	o := options{}
 	c := &cobra.Command{
 		Use:   "bench",
-		Short: "Measure gaps, throughput, false alarms and idle traffic, beside other routing systems",
+		Short: "Measure gaps, throughput, false alarms, idle traffic and the log, beside other routing systems",
 		Long: "Measure real processes and print each figure with its target: throughput through one link of the mesh against the\n" +
 			"same devices configured by hand; gaps of silent cuts in the demo network, and beside FRR, BIRD and babeld on tunnels of\n" +
-			"the same kind; lost carriers; grey failures; false alarms on a busy machine; two uplinks against one; idle traffic.\n\n" +
+			"the same kind; lost carriers; grey failures; false alarms on a busy machine; two uplinks against one; idle traffic;\n" +
+			"writes and joins with three voters, and the time without writes when the leader dies or its disk stalls.\n\n" +
 			"Benchmarks: " + strings.Join(names(), ", ") + ".",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -28,7 +30,7 @@ func Command() *cobra.Command {
 	f.StringSliceVar(&o.only, "only", nil, "only these benchmarks")
 	f.IntVar(&o.rounds, "rounds", 5, "rounds of transfers, each one both ways of doing it")
 	f.DurationVar(&o.transfer, "transfer", 3*time.Second, "length of each transfer")
-	f.IntVar(&o.cuts, "cuts", 20, "events of each kind: silent cuts, lost carriers")
+	f.IntVar(&o.cuts, "cuts", 20, "events of each kind: silent cuts, lost carriers, dead leaders")
 	f.Float64Var(&o.minutes, "minutes", 10, "how long to watch for false alarms")
 	f.StringSliceVar(&o.systems, "systems", nil, "of the routing systems of the peers benchmark only these: "+strings.Join(systems(), ", "))
 	f.StringVar(&o.logs, "logs", "", "keep the logs of all labs here")
