@@ -4,23 +4,25 @@ import "time"
 
 // Timing is how patient the voters are with each other.
 type Timing struct {
-	Heartbeat time.Duration // silence of the leader before a follower campaigns (up to twice this, at random)
+	Heartbeat time.Duration // silence of the leader before a follower campaigns, looked for once in this to twice this
 	Election  time.Duration // a campaign without majority is repeated after this, up to twice
 	Lease     time.Duration // a leader without majority steps down
 	Commit    time.Duration // an idle leader tells followers the commit index
 }
 
-// WAN is the timing of a mesh. A dead leader is noticed after 1.5 to 3 s, the
-// campaign costs a round trip and a disk write, and one split vote costs
-// another 1.5 to 3 s, so writes are back within 5 s in all but the rarest
-// case. Heartbeats go out every tenth of the timeout, so nine in a row must be
-// lost, or the path must stand still for 1.5 s, before anyone campaigns over
-// an intercontinental path; pre-vote makes a campaign against a living leader
-// harmless. The lease is shorter than the heartbeat timeout, so an isolated
-// leader has stepped down before another can be elected.
+// WAN is the timing of a mesh. A voter looks once in 1.2 to 2.4 s, at random,
+// whether the leader has been silent for 1.2 s, so it notices a dead one after
+// 1.2 to 3.6 s; and a pre-vote is refused by who has not noticed yet, so the later
+// of those that make the majority counts. The campaign costs a round trip and a
+// disk write, and a split vote another 1.2 to 2.4 s: writes are back within 5 s in
+// all but the rarest case. Heartbeats go out every tenth of the timeout, so nine in
+// a row must be lost, or the path must stand still for 1.2 s, before anyone
+// campaigns over an intercontinental path; pre-vote makes a campaign against a
+// living leader harmless. The lease is shorter than the heartbeat timeout, so an
+// isolated leader has stepped down before another can be elected.
 var WAN = Timing{
-	Heartbeat: 1500 * time.Millisecond,
-	Election:  1500 * time.Millisecond,
+	Heartbeat: 1200 * time.Millisecond,
+	Election:  1200 * time.Millisecond,
 	Lease:     time.Second,
 	Commit:    150 * time.Millisecond,
 }
