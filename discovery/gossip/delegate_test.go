@@ -69,7 +69,7 @@ func TestPublish(t *testing.T) {
 	if err := g.Publish(discovery.Signed{Body: []byte{1}}); err == nil {
 		t.Error("a torn statement was published")
 	}
-	g.Forget(mesh.NodeID{2})
+	g.Forget(discovery.Subject{Node: mesh.NodeID{2}})
 	if got := d.LocalState(false); len(got) != 0 {
 		t.Errorf("forgotten, but still told: %x", got)
 	}
