@@ -390,7 +390,7 @@ func refusedBy(e *control.Error) api.Code {
 	switch e.Code {
 	case control.CodeNoCertificate, control.CodeExpired:
 		return api.CodeForbidden
-	case control.CodeRemoved:
+	case control.CodeRemoved, control.CodeBanned:
 		return api.CodeRevoked
 	case control.CodeUnknownNode:
 		return api.CodeNotFound

@@ -20,6 +20,13 @@ const (
 	saveEvery = time.Second
 	// factsEvery is how often members of whom nothing is known are asked.
 	factsEvery = time.Second
+	// insistEvery is how often an operator's word that the log does not have yet
+	// is tried again, insistAfter how old it is then at least: who said it waits
+	// for the log himself first.
+	insistEvery = 2 * time.Second
+	insistAfter = 20 * time.Second
+	// weighEvery is how often bans are looked at whose time may be over.
+	weighEvery = time.Minute
 	// surveyEvery is how often the NAT of each uplink is measured anew.
 	surveyEvery = 10 * time.Minute
 	// surveyRetry is the same while too few servers are known, surveyTick how
