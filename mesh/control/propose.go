@@ -245,6 +245,9 @@ func (p *Plane) servePropose(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), callTimeout-time.Second)
 	defer cancel()
 	result, err := p.submit(ctx, command)
+	if hasCode(err, CodeRemoved) { // the leader means this node, perhaps by this very command: another voter is to be asked
+		err = p.notVoter()
+	}
 	if err != nil {
 		Fail(w, err)
 		return
