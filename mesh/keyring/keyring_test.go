@@ -197,8 +197,8 @@ func edit(path string, change func([]byte) []byte) error {
 	return os.WriteFile(path, change(b), 0o600)
 }
 
-// B5, B23: no verb, handler or encoder shows a private key.
-func TestNothingPrintsKeys(t *testing.T) {
+// TestB05NothingPrintsKeys: no verb, handler or encoder shows a private key.
+func TestB05NothingPrintsKeys(t *testing.T) {
 	r := newRing(t, stateDir(t, filepath.Join(t.TempDir(), "state")))
 	if _, err := r.Generate(1); err != nil {
 		t.Fatal(err)
