@@ -97,3 +97,58 @@ func TestB18Names(t *testing.T) {
 		}
 	}
 }
+
+// TestB30NameIsNotIdentity: who has a name later has nothing of who had it
+// before, and the other way round.
+func TestB30NameIsNotIdentity(t *testing.T) {
+	w := newWorld(t)
+	first, second := newJoiner("oslo", "oslo", "172.16.0.0/16"), newJoiner("oslo", "oslo#2")
+	bergen := newJoiner("bergen", "bergen")
+	w.join(bergen)
+	old := w.join(first)
+	w.refused(CodeNameTaken, second.join(w.addToken(1)))
+	for _, c := range []Command{
+		{SetRoles: &SetRoles{first.id(), []NodeRole{NodeOperator}}},
+		{SetNode: &SetNode{Node: first.id(), Tags: &[]string{"hub"}, Site: new("north"), MaxDegree: new(8)}},
+		{SetPairs: &SetPairs{Pin: []Pair{MakePair(first.id(), bergen.id())}}},
+		{SetDrain: &SetDrain{Node: first.id(), Drain: true}},
+		{SetVoter: &SetVoter{first.id(), true}},
+	} {
+		if c.SetVoter != nil {
+			w.must(w.as(w.root, c))
+			continue
+		}
+		w.must(w.by(c))
+	}
+	change := func(j *joiner) Command { return w.as(j, Command{RevokeToken: &RevokeToken{"none"}}) }
+	w.refused(CodeNotFound, change(first)) // it may
+	w.must(w.by(Command{RemoveNode: &RemoveNode{Node: first.id(), Revoke: true}}))
+
+	now := w.join(second)
+	if now.ID == old.ID || now.Addr4 == old.Addr4 || now.Addr6 == old.Addr6 {
+		t.Errorf("the next oslo is %+v, and the last was %+v", now, old)
+	}
+	if len(now.Roles)+len(now.Tags)+len(now.Prefixes)+len(now.Drains)+now.MaxDegree != 0 || now.Site != "" || now.Voter || now.EverVoted {
+		t.Errorf("the next oslo inherits: %+v", now)
+	}
+	if _, pinned := w.s.Owner(old.Addr4); pinned || len(w.s.Mesh.Topology.Pinned) > 0 {
+		t.Errorf("rules of the last oslo are left: %+v", w.s.Mesh.Topology)
+	}
+	w.refused(CodeForbidden, change(second))
+	w.refused(CodeForbidden, change(first))
+	w.refused(CodeForbidden, w.as(first, Command{RemoveNode: &RemoveNode{Node: second.id()}}))
+	w.refused(CodeRevoked, first.join(w.addToken(2))) // by no other name either
+	first.name = "narvik"
+	w.refused(CodeRevoked, first.join(w.addToken(3)))
+	if n, found := w.s.NodeByName("oslo"); !found || n.ID != second.id() {
+		t.Errorf("oslo is %+v", n)
+	}
+
+	// An operator's name neither: nor that of a node makes one.
+	anna, other := newJoiner("", "anna"), newJoiner("", "another anna")
+	w.must(w.by(Command{SetOperator: &SetOperator{"anna", Operator{Key: anna.identity, Right: RightChange}}}))
+	w.must(w.by(Command{RemoveOperator: &RemoveOperator{"anna"}}))
+	w.must(w.by(Command{SetOperator: &SetOperator{"anna", Operator{Key: other.identity, Right: RightRead}}}))
+	w.refused(CodeForbidden, change(anna))
+	w.refused(CodeForbidden, change(other))
+}
