@@ -139,6 +139,43 @@ func TestBanAheadOfTheLog(t *testing.T) {
 	}
 }
 
+// The configured site comes into the log, from a node that may change no more
+// of itself.
+func TestConfiguredSite(t *testing.T) {
+	founded, config := planeConfig(t), planeConfig(t)
+	p, err := control.Init(t.Context(), founded, control.InitRequest{
+		Mesh: "lab", Name: "one", Pool4: netip.MustParsePrefix("10.86.0.0/16"), Pool6: netip.MustParsePrefix("fd12:3456:789a::/48"),
+	})
+	one := runPlane(t, p, err)
+	text, _, err := one.CreateToken(t.Context(), control.TokenRequest{Name: "two", Site: "north"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err = control.Join(t.Context(), config, text, control.JoinRequest{Name: "two"}, nil)
+	two := memberOf(t, runPlane(t, p, err), config)
+	for i, want := range []string{"north", "south", "south"} {
+		if i > 0 {
+			two.agent.config.Site = want
+		}
+		if err := two.saySite(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it is in the "+want, func() bool { return two.plane.State().Nodes[two.self].Site == want })
+	}
+	said := 0
+	for _, r := range two.plane.State().Audit.Recent {
+		if r.Action == "set_node" {
+			said++
+		}
+	}
+	if said != 1 {
+		t.Errorf("said %d times: by no configuration, and what was known", said)
+	}
+	if _, err := two.plane.Operate(t.Context(), store.Command{SetNode: &store.SetNode{Node: two.self, Tags: &[]string{"hub"}}}); err == nil {
+		t.Error("it may change its tags, too")
+	}
+}
+
 func TestBanFindings(t *testing.T) {
 	s := lookedAt()
 	word := discovery.Ban{Node: mesh.NodeID{3}, Author: mesh.IdentityKey{1}, Time: time.Now()}

@@ -25,6 +25,9 @@ const (
 	// for the log himself first.
 	insistEvery = 2 * time.Second
 	insistAfter = 20 * time.Second
+	// siteEvery is how often the mesh is told anew where this node is, until it
+	// could be.
+	siteEvery = 10 * time.Second
 	// weighEvery is how often bans are looked at whose time may be over.
 	weighEvery = time.Minute
 	// surveyEvery is how often the NAT of each uplink is measured anew.

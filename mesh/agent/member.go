@@ -186,6 +186,7 @@ func (m *member) run(ctx context.Context, stop context.CancelFunc) error {
 	}
 	start("state", m.followState)
 	start("bans", m.insist)
+	start("site", m.saySite)
 	start("tunnels", m.count)
 	m.countEvery.Store(int64(time.Second)) // until the core says more
 	start("counters", m.countBytes)

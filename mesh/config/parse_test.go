@@ -77,7 +77,7 @@ func TestReference(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := config.Config{
-		Name: "berlin-1", State: "/srv/guywire", Socket: "/run/guywire/berlin.sock",
+		Name: "berlin-1", Site: "berlin", State: "/srv/guywire", Socket: "/run/guywire/berlin.sock",
 		Dataplane: config.Userspace, DataplaneSocket: "/run/guywire/berlin-dataplane.sock",
 		Control: config.Control{
 			Listen: netip.MustParseAddr("198.18.0.10"), Port: 8700,
