@@ -116,7 +116,7 @@ func TestFaults(t *testing.T) {
 		name, src, want string // want: the whole error
 	}{
 		{
-			"unknown setting", "nmae: x", "line 1, column 1: unknown setting \"nmae\" in the file; there are: name, state, socket, " +
+			"unknown setting", "nmae: x", "line 1, column 1: unknown setting \"nmae\" in the file; there are: name, site, state, socket, " +
 				"dataplane, dataplane_socket, control, ports, uplinks, prefixes, tags, mtu, log_level\n    nmae: x\n    ^",
 		},
 		{
