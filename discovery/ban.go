@@ -13,7 +13,8 @@ import (
 )
 
 // BanLife is how long a ban holds against a log that goes on and still has the
-// node.
+// node. It is measured by the clocks of the author and of the log's leader: who
+// holds a ban may have just started, with a clock that stands at 1970.
 const BanLife = 24 * time.Hour
 
 // banVersion is the first byte of a ban, where facts have their version.
@@ -32,7 +33,20 @@ type Ban struct {
 	Author mesh.IdentityKey
 	// Generation and Index are of the state that the author saw.
 	Generation, Index uint64
-	Time              time.Time // the author's clock, in whole microseconds since 1970
+	// Time is the author's clock, or that of the newest entry of his state, if
+	// that is later; whole microseconds since 1970.
+	Time time.Time
+}
+
+// NewBan is a ban by an author who sees state at the time now.
+func NewBan(now time.Time, state *store.State, node mesh.NodeID, author mesh.IdentityKey) Ban {
+	if at := state.Audit.Time(); at.After(now) {
+		now = at
+	}
+	return Ban{
+		Mesh: state.Mesh.ID, Node: node, Author: author,
+		Generation: state.Mesh.Generation, Index: state.Index, Time: now.Truncate(time.Microsecond).UTC(),
+	}
 }
 
 // Encode gives the one encoding of b: its version, mesh, node, time in
@@ -116,9 +130,7 @@ func (b Ban) holds(now time.Time, state *store.State) error {
 		return fmt.Errorf("ban of %s in mesh %s: %w", b.Node, b.Mesh, ErrForeign)
 	case !state.RoleOf(b.Author, now).Has(store.RoleOperator):
 		return fmt.Errorf("ban of %s by %s: %w", b.Node, b.Author.NodeID(), ErrForbidden)
-	case b.Time.After(now.Add(MaxAhead)):
-		return fmt.Errorf("ban of %s: %w: dated more than %s ahead of the clock here; set the clock of one of the two", b.Node, ErrExpired, MaxAhead)
-	case newer && b.Time.Before(now.Add(-BanLife)):
+	case newer && state.Audit.Time().After(b.Time.Add(BanLife)):
 		return fmt.Errorf("ban of %s: %w: the log went on and did not remove it in %s", b.Node, ErrExpired, BanLife)
 	}
 	return nil

@@ -82,17 +82,14 @@ func (m *member) heardBan(s discovery.Signed) {
 }
 
 // ban cuts a node off ahead of the log, by the word of the operator here, if the
-// log would let him remove it. It reports whether it did; else what is to be said is the
-// log's to say.
+// log would let him remove it. It reports whether it is cut off; if not, why is
+// for the log to say.
 func (m *member) ban(node mesh.NodeID) bool {
 	state := m.plane.State()
 	if _, member := state.Nodes[node]; !member || m.plane.Check(removal(node)) != nil {
 		return false
 	}
-	ban := discovery.Ban{
-		Mesh: state.Mesh.ID, Node: node, Author: m.agent.ring.Identity(),
-		Generation: state.Mesh.Generation, Index: state.Index, Time: time.Now().Truncate(time.Microsecond),
-	}
+	ban := discovery.NewBan(time.Now(), state, node, m.agent.ring.Identity())
 	signed, err := ban.Sign(m.agent.ring.Sign)
 	if err != nil {
 		m.log.Error("a ban cannot be stated", mesh.LogError, err)
@@ -122,8 +119,7 @@ func (m *member) insist(ctx context.Context) error {
 			return nil
 		}
 		for _, b := range m.standing.Load().bans {
-			waits := b.Author == m.agent.ring.Identity() && time.Since(b.Time) >= insistAfter
-			if !waits || m.plane.Status().Leader.IsZero() {
+			if b.Author != m.agent.ring.Identity() || m.revoking.Load() > 0 || m.plane.Status().Leader.IsZero() {
 				continue
 			}
 			if _, err := m.plane.Operate(ctx, removal(b.Node)); err != nil {

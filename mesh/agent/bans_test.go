@@ -126,16 +126,18 @@ func TestBanAheadOfTheLog(t *testing.T) {
 
 	again, err := control.Open(founded)
 	runPlane(t, again, err)
-	eventually(t, "the log removes it", func() bool {
-		_, err := operator.plane.Operate(t.Context(), removal(gone.self))
-		return err == nil
-	})
+	ctx, stop = context.WithCancel(t.Context())
+	go func() { ended <- operator.insist(ctx) }()
 	for _, m := range []*member{operator, plain} {
 		eventually(t, "the word is not needed any more", func() bool {
 			now := m.weigh()
 			_, removed := m.plane.State().Removed[gone.self]
 			return removed && len(now.bans) == 0 && len(now.names) == 0 && now.state == m.plane.State()
 		})
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 

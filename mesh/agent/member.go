@@ -36,6 +36,8 @@ type member struct {
 	self  mesh.NodeID
 	done  <-chan struct{} // closed when the member ends
 
+	revoking atomic.Int32 // calls that wait for the log to remove a node
+
 	parting atomic.Bool // the neighbours are told at the end: the kernel is cleared next
 
 	node     *core.Node // owned by loop
@@ -220,16 +222,10 @@ func (m *member) close() {
 
 // followState feeds newer states of the log, and what operators say ahead of it.
 func (m *member) followState(ctx context.Context) error {
-	tick := time.NewTicker(weighEvery)
-	defer tick.Stop()
 	for {
 		select {
 		case <-m.plane.Updates():
 		case <-m.words:
-		case <-tick.C:
-			if len(m.standing.Load().bans) == 0 {
-				continue
-			}
 		case <-ctx.Done():
 			return nil
 		}

@@ -262,21 +262,28 @@ func anyName(s *store.State, id mesh.NodeID) string {
 
 // Revoke implements api.Backend.
 func (a *Agent) Revoke(ctx context.Context, node string) (api.Done, error) {
-	name, banned := "", false
-	_, err := a.operate(ctx, func(m *running, s *store.State) (store.Command, error) {
-		id, err := resolveAny(s, node)
-		if err == nil && id == m.self {
-			err = api.Errorf(api.CodeInvalid, "run meshctl leave here, or revoke it from another node", "%s is this node", nodeName(s, id))
-		}
-		name = anyName(s, id)
-		banned = err == nil && m.ban(id)
-		return removal(id), err
-	})
-	if e, ok := errors.AsType[*api.Error](err); ok && banned && e.Code == api.CodeNoLeader {
-		return api.Done{}, api.Errorf(e.Code, "nothing is left to do: this node writes it into the log when a majority of the voters answers; until then meshctl status shows it",
+	m, err := a.member()
+	if err != nil {
+		return api.Done{}, err
+	}
+	s := m.plane.State()
+	id, err := resolveAny(s, node)
+	if err != nil {
+		return api.Done{}, err
+	}
+	name := anyName(s, id)
+	if id == m.self {
+		return api.Done{}, api.Errorf(api.CodeInvalid, "run meshctl leave here, or revoke it from another node", "%s is this node", name)
+	}
+	m.revoking.Add(1)
+	defer m.revoking.Add(-1)
+	banned := m.ban(id)
+	_, err = m.plane.Operate(ctx, removal(id))
+	if _, refused := errors.AsType[*store.Refusal](err); banned && err != nil && !refused {
+		return api.Done{}, api.Errorf(api.CodeNoLeader, "nothing is left to do: this node writes it into the log when a majority of the voters answers; until then meshctl status shows it",
 			"%s is cut off by all nodes that hear of it from this one, but it is not in the log yet: no majority of the voters answers", name)
 	}
-	return api.Done{Sentence: name + " is revoked: its tunnels and connections end wherever this is known, and it is never let in again"}, err
+	return api.Done{Sentence: name + " is revoked: its tunnels and connections end wherever this is known, and it is never let in again"}, convert(err)
 }
 
 // resolveAny finds a node by name or id, also one that is gone.
