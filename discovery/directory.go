@@ -36,10 +36,11 @@ func NewDirectory(id mesh.MeshID, limit int) *Directory {
 // the directory changed; an old or repeated statement is no error. The
 // directory keeps s; the caller does not change it afterwards.
 func (d *Directory) Merge(now time.Time, s Signed, key mesh.IdentityKey) (changed bool, err error) {
-	node, serial, err := s.Claimed()
+	about, serial, err := s.Claimed()
 	if err != nil {
 		return false, err
 	}
+	node := about.Node
 	old, known := d.nodes[node]
 	if known && serial <= old.facts.Serial {
 		return false, nil // before the signature: repetition is the common case in gossip

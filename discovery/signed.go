@@ -9,8 +9,8 @@ import (
 	"guywire/mesh"
 )
 
-// Signed is a node's Facts with its signature, as it travels and is kept.
-// Callers do not change its slices.
+// Signed is a statement with its signature, as it travels and is kept: a node's
+// Facts, or an operator's Ban. Callers do not change its slices.
 type Signed struct {
 	Body      []byte `json:"body"`
 	Signature []byte `json:"signature"`
@@ -44,18 +44,44 @@ func (s Signed) Open(key mesh.IdentityKey) (Facts, error) {
 	return f, nil
 }
 
-// Claimed gives the node that s claims to be about and its serial, without
-// verifying anything: good for finding the key, or for skipping what is
-// already known.
-func (s Signed) Claimed() (node mesh.NodeID, serial uint64, err error) {
-	r := &reader{b: s.Body}
-	r.byte()
-	r.take(8)
-	node, serial = mesh.NodeID(r.take(8)), r.uint64()
-	if r.err != nil {
-		return mesh.NodeID{}, 0, fmt.Errorf("facts: %w", r.err)
+// A Subject is what a statement is about. Of each, the newest statement counts.
+type Subject struct {
+	Node mesh.NodeID
+	Ban  bool // an operator's Ban of the node; else its own Facts
+}
+
+// Compare orders subjects by node, facts first.
+func (s Subject) Compare(t Subject) int {
+	order := s.Node.Compare(t.Node)
+	switch {
+	case order == 0 && t.Ban && !s.Ban:
+		return -1
+	case order == 0 && s.Ban && !t.Ban:
+		return 1
+	default:
+		return order
 	}
-	return node, serial, nil
+}
+
+// String gives the subject as a key for logs and queues.
+func (s Subject) String() string {
+	if s.Ban {
+		return "ban of " + s.Node.String()
+	}
+	return s.Node.String()
+}
+
+// Claimed gives what s claims to be about and its serial, without verifying
+// anything: good for finding the key, or for skipping what is already known.
+func (s Signed) Claimed() (about Subject, serial uint64, err error) {
+	r := &reader{b: s.Body}
+	about.Ban = r.byte() == banVersion
+	r.take(8)
+	about.Node, serial = mesh.NodeID(r.take(8)), r.uint64()
+	if r.err != nil {
+		return Subject{}, 0, fmt.Errorf("statement: %w", r.err)
+	}
+	return about, serial, nil
 }
 
 // AppendSigned appends the encoding of s: a two-byte length, body, signature.
@@ -70,12 +96,12 @@ func AppendSigned(b []byte, s Signed) []byte {
 // result shares memory with b. Only its shape is checked.
 func CutSigned(b []byte) (s Signed, rest []byte, err error) {
 	if len(b) < 2 {
-		return Signed{}, nil, fmt.Errorf("signed facts: %w: %d bytes", ErrMalformed, len(b))
+		return Signed{}, nil, fmt.Errorf("signed statement: %w: %d bytes", ErrMalformed, len(b))
 	}
 	n := int(binary.BigEndian.Uint16(b))
 	b = b[2:]
 	if n == 0 || n > MaxFacts || len(b) < n+ed25519.SignatureSize {
-		return Signed{}, nil, fmt.Errorf("signed facts: %w: body of %d bytes in %d", ErrMalformed, n, len(b))
+		return Signed{}, nil, fmt.Errorf("signed statement: %w: body of %d bytes in %d", ErrMalformed, n, len(b))
 	}
 	end := n + ed25519.SignatureSize
 	return Signed{Body: b[:n:n], Signature: b[n:end:end]}, b[end:], nil

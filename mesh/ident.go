@@ -145,7 +145,8 @@ type Epoch uint32
 // and terminals without quoting.
 func CheckName(s string) error {
 	if len(s) == 0 || len(s) > 32 {
-		return fmt.Errorf("name %q must have 1 to 32 characters", s)
+		// It is not repeated: a token that came into the wrong place is as long.
+		return fmt.Errorf("a name must have 1 to 32 characters, not %d", len(s))
 	}
 	for i, c := range []byte(s) {
 		switch {

@@ -345,13 +345,31 @@ func (s *State) removeNode(c RemoveNode, by mesh.NodeID, now time.Time) (*Node, 
 	if n.Voter && len(s.Nodes) > 1 && !slices.ContainsFunc(slices.Collect(maps.Values(s.Nodes)), func(o Node) bool { return o.Voter && o.ID != n.ID }) {
 		return nil, refuse(CodeLastVoter, "%s is the only voter and the mesh would lose its log; let another node that is reachable from outside become a voter first (meshctl raft status)", n.Name)
 	}
-	s.Nodes = maps.Clone(s.Nodes)
-	delete(s.Nodes, n.ID)
-	s.forget(n.ID)
-	s.bury(n.ID, Tombstone{Name: n.Name, Identity: n.Identity, Keys: n.Keys, Addr4: n.Addr4, Addr6: n.Addr6, Revoked: c.Revoke, At: now, EverVoted: n.EverVoted})
+	s.remove(n, c.Revoke, now)
 	// Who leaves by itself is trusted to destroy its copy of the key.
 	s.Mesh.CADue = s.Mesh.CADue || n.EverVoted && by != n.ID
 	return &n, nil
+}
+
+// remove puts a tombstone in the place of a node.
+func (s *State) remove(n Node, revoked bool, now time.Time) {
+	s.Nodes = maps.Clone(s.Nodes)
+	delete(s.Nodes, n.ID)
+	s.forget(n.ID)
+	s.bury(n.ID, Tombstone{Name: n.Name, Identity: n.Identity, Keys: n.Keys, Addr4: n.Addr4, Addr6: n.Addr6, Revoked: revoked, At: now, EverVoted: n.EverVoted})
+}
+
+// Without gives the state as it would be without some members, for who must
+// treat them as revoked before the log can say so. It is no state of the log
+// itself: it has the index and the head of s.
+func (s *State) Without(members ...mesh.NodeID) *State {
+	next := *s
+	for _, id := range members {
+		if n, member := next.Nodes[id]; member {
+			next.remove(n, true, time.Time{})
+		}
+	}
+	return &next
 }
 
 // node is what can still be said about a node that is gone.

@@ -47,6 +47,14 @@ func (a Audit) Count() uint64 {
 	return a.Recent[len(a.Recent)-1].N
 }
 
+// Time is when the newest record was made, by its leader's clock; zero: not known.
+func (a Audit) Time() time.Time {
+	if len(a.Recent) == 0 {
+		return time.Time{}
+	}
+	return a.Recent[len(a.Recent)-1].Time
+}
+
 // IsZero reports whether there is no trail: before version 3.
 func (a Audit) IsZero() bool { return a.Head.IsZero() && len(a.Recent) == 0 }
 

@@ -191,7 +191,8 @@ type (
 		Pin    []Pair `json:"pin,omitempty"`
 		Forbid []Pair `json:"forbid,omitempty"`
 	}
-	// SetNode changes what an operator may decide about one node; nil stays as it is.
+	// SetNode changes what an operator may decide about one node; nil stays as it
+	// is. Where it is, the node may say itself.
 	SetNode struct {
 		Node      mesh.NodeID `json:"node"`
 		Transit   *bool       `json:"transit,omitempty"`

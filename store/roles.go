@@ -111,7 +111,8 @@ func (s *State) permit(c Command) *Refusal {
 		return allowIf(self(c.DropKey.Node), "only the node itself may change its keys; run meshctl on that node")
 	case c.Recover != nil:
 		return refuse(CodeForbidden, "a mesh that has its log is not recovered; see meshctl raft status")
-	case c.RemoveNode != nil && !c.RemoveNode.Revoke && self(c.RemoveNode.Node), c.SetDrain != nil && self(c.SetDrain.Node):
+	case c.RemoveNode != nil && !c.RemoveNode.Revoke && self(c.RemoveNode.Node), c.SetDrain != nil && self(c.SetDrain.Node),
+		c.SetNode != nil && self(c.SetNode.Node) && *c.SetNode == (SetNode{Node: c.SetNode.Node, Site: c.SetNode.Site}):
 		return nil
 	case role == RoleNobody:
 		return refuse(CodeForbidden, "only a member of the mesh or an operator may do this; join first: meshctl join TOKEN")

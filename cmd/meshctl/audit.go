@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"slices"
 	"strings"
 
@@ -22,14 +23,9 @@ func (a *app) auditCommand() *cobra.Command {
 			"what came of it. The records are a chain of hashes; it checks that each continues the one before,\n" +
 			"up to the newest that this node knows, and exits with 7 at a break.",
 		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			client, err := a.dial()
-			if err != nil {
-				return err
-			}
-			defer client.Close()
+		RunE: a.asking(func(ctx context.Context, client *api.Client) error {
 			var first, last api.AuditRecord
-			err = client.Audit(c.Context(), q, func(r api.AuditRecord) error {
+			err := client.Audit(ctx, q, func(r api.AuditRecord) error {
 				if first.N == 0 {
 					first = r
 				} else if r.Prev != last.Head || r.N != last.N+1 {
@@ -45,7 +41,7 @@ func (a *app) auditCommand() *cobra.Command {
 				sayTo(a.err, "The records %d to %d are whole; the head of the last is %s.\n", first.N, last.N, last.Head)
 			}
 			return err
-		},
+		}),
 	})
 	c.Flags().BoolVar(&whole, "all", false, "also what nodes say of themselves: where they are reached, which copy of the log they run")
 	c.Flags().Uint64Var(&q.From, "from", 0, "number of the first record (default: the oldest that is kept)")

@@ -17,7 +17,8 @@ func (a *app) revokeCommand() *cobra.Command {
 		Use:   "revoke NODE",
 		Short: "remove a node for ever: lost, stolen or taken over",
 		Long: "Revoke removes a node: every other one cuts it off when it hears of that, and its identity is never\n" +
-			"let in again. When it knew the key that certificates are made with, the mesh changes to another one.\n" +
+			"let in again. When no majority of the voters can be reached, those that can be cut it off all the same.\n" +
+			"When it knew the key that certificates are made with, the mesh changes to another one.\n" +
 			"A node that is to go in good order leaves: meshctl leave.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {

@@ -111,13 +111,8 @@ func (a *app) jsonFlag(c *cobra.Command) *cobra.Command {
 // listing makes the body of a command that prints one document: as JSON, or as
 // text makes of it.
 func listing[D any](a *app, get func(context.Context, *api.Client) (D, error), text func(D)) func(*cobra.Command, []string) error {
-	return func(c *cobra.Command, _ []string) error {
-		client, err := a.dial()
-		if err != nil {
-			return err
-		}
-		defer client.Close()
-		doc, err := get(c.Context(), client)
+	return a.asking(func(ctx context.Context, client *api.Client) error {
+		doc, err := get(ctx, client)
 		if err != nil {
 			return err
 		}
@@ -126,6 +121,18 @@ func listing[D any](a *app, get func(context.Context, *api.Client) (D, error), t
 		}
 		text(doc)
 		return nil
+	})
+}
+
+// asking is what a command without arguments does that asks meshd.
+func (a *app) asking(do func(ctx context.Context, client *api.Client) error) func(*cobra.Command, []string) error {
+	return func(c *cobra.Command, _ []string) error {
+		client, err := a.dial()
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		return do(c.Context(), client)
 	}
 }
 

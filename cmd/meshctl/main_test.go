@@ -418,6 +418,17 @@ func TestDrainedRows(t *testing.T) {
 	}
 }
 
+// Who is cut off by an operator's word alone is shown as such.
+func TestBannedRow(t *testing.T) {
+	b := apitest.New()
+	n := &b.NodesDoc.Nodes[1]
+	n.Reach, n.Banned = api.ReachNone, &api.Ban{By: "paris-1", Since: apitest.Now.Add(-2 * time.Minute)}
+	out := meshctl(t.Context(), apitest.Serve(t, b), "", "nodes").out
+	if want := "banned since 2 min by word of paris-1, not yet in the log"; !strings.Contains(out, want) {
+		t.Errorf("no %q in\n%s", want, out)
+	}
+}
+
 // Only what was named is asked for.
 func TestNodeSet(t *testing.T) {
 	for args, want := range map[string]api.NodeRequest{

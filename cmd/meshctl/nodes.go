@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -61,6 +62,9 @@ func (a *app) nodesTable(nodes []api.Node, wide bool) *table {
 		r := row{cells: cells, paint: p}
 		if n.Drain != nil {
 			r.notes = []string{a.sinceDrain(n.Drain)}
+		}
+		if n.Banned != nil {
+			r.notes = append(r.notes, fmt.Sprintf("banned since %s by word of %s, not yet in the log", a.since(&n.Banned.Since), n.Banned.By))
 		}
 		t.add(r)
 	}

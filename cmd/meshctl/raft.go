@@ -120,13 +120,8 @@ func (a *app) raftRecoverCommand() *cobra.Command {
 			"Two or more voters of the old mesh that come back and meet nobody of the new one could go on with\n" +
 			"the old mesh: wipe or revoke those that are gone.",
 		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			client, err := a.dial()
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			plan, err := client.Recover(c.Context(), api.RecoverRequest{})
+		RunE: a.asking(func(ctx context.Context, client *api.Client) error {
+			plan, err := client.Recover(ctx, api.RecoverRequest{})
 			if err != nil {
 				return err
 			}
@@ -134,7 +129,7 @@ func (a *app) raftRecoverCommand() *cobra.Command {
 				a.plan(plan)
 			}
 			if yes {
-				if plan, err = client.Recover(c.Context(), api.RecoverRequest{Plan: plan.Plan}); err != nil {
+				if plan, err = client.Recover(ctx, api.RecoverRequest{Plan: plan.Plan}); err != nil {
 					return err
 				}
 			}
@@ -147,7 +142,7 @@ func (a *app) raftRecoverCommand() *cobra.Command {
 				a.say("\nNothing was changed.\n    next: meshctl raft recover --yes\n")
 			}
 			return nil
-		},
+		}),
 	})
 	c.Flags().BoolVar(&yes, "yes", false, "do it")
 	return c

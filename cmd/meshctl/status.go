@@ -24,27 +24,22 @@ func (a *app) statusCommand() *cobra.Command {
 			"degraded or down. --check live exits with 0 when meshd answers, --check ready when the node is\n" +
 			"in a mesh and its tunnels and routes are in the kernel, else with 7.",
 		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			client, err := a.dial()
-			if err != nil {
-				return err
-			}
-			defer client.Close()
+		RunE: a.asking(func(ctx context.Context, client *api.Client) error {
 			switch check {
 			case "":
-				return a.status(c.Context(), client)
+				return a.status(ctx, client)
 			case "live":
-				if _, err := client.Version(c.Context()); err != nil {
+				if _, err := client.Version(ctx); err != nil {
 					return err
 				}
 				a.say("live\n")
 				return nil
 			case "ready":
-				return a.ready(c.Context(), client)
+				return a.ready(ctx, client)
 			default:
 				return &usageError{fmt.Errorf("--check is %q but must be live or ready", check)}
 			}
-		},
+		}),
 	})
 	c.Flags().StringVar(&check, "check", "", "only check: live or ready")
 	return c

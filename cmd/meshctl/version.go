@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+
 	"github.com/spf13/cobra"
 
 	"guywire/mesh/api"
@@ -18,14 +20,9 @@ func (a *app) versionCommand() *cobra.Command {
 		Use:   "version",
 		Short: "versions of meshctl and of the meshd that runs here",
 		Args:  cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
+		RunE: a.asking(func(ctx context.Context, client *api.Client) error {
 			v := versions{Meshctl: api.BuildVersion()}
-			client, err := a.dial()
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			daemon, err := client.Version(c.Context())
+			daemon, err := client.Version(ctx)
 			if err == nil {
 				v.Meshd = &daemon
 			}
@@ -39,6 +36,6 @@ func (a *app) versionCommand() *cobra.Command {
 				a.say("meshd    %s\n", daemon.String())
 			}
 			return nil
-		},
+		}),
 	})
 }

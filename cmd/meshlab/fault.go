@@ -143,13 +143,9 @@ func (a *app) pauseCommand() *cobra.Command {
 		Long:    "Stop a process that `start` or `up` started, as if its machine were suspended. Without PROCESS that is the site's agent; its data plane lives on.",
 		Example: "  meshlab pause fra --for 5s\n  meshlab heal --node fra",
 		Args:    wants(1, 2, "a node and at most one process"),
-		RunE: func(c *cobra.Command, args []string) error {
-			l, err := a.attach()
-			if err != nil {
-				return err
-			}
+		RunE: a.inLab(func(c *cobra.Command, l *lab.Lab, args []string) error {
 			return l.Pause(c.Context(), args[0], strings.Join(args[1:], ""), d)
-		},
+		}),
 	}
 	c.Flags().DurationVar(&d, "for", 0, forHelp)
 	return c
@@ -214,17 +210,13 @@ func (a *app) partitionCommand() *cobra.Command {
 		Long:    "Cut, silently, every link between nodes of different groups. Each group is a list with commas.",
 		Example: "  meshlab partition core,isp1,isp2 isp3,isp4",
 		Args:    wants(2, -1, "at least two groups"),
-		RunE: func(c *cobra.Command, args []string) error {
-			l, err := a.attach()
-			if err != nil {
-				return err
-			}
+		RunE: a.inLab(func(c *cobra.Command, l *lab.Lab, args []string) error {
 			var groups [][]string
 			for _, g := range args {
 				groups = append(groups, strings.Split(g, ","))
 			}
 			return l.Partition(c.Context(), groups...)
-		},
+		}),
 	}
 }
 
@@ -235,13 +227,9 @@ func (a *app) rebootCommand() *cobra.Command {
 		Short: "Switch a router or NAT off and on again",
 		Long:  "Switch a router or NAT off and on again, and return when it is back. Its neighbours lose their carrier, a NAT forgets its mappings.",
 		Args:  wants(1, 1, "one node"),
-		RunE: func(c *cobra.Command, args []string) error {
-			l, err := a.attach()
-			if err != nil {
-				return err
-			}
+		RunE: a.inLab(func(c *cobra.Command, l *lab.Lab, args []string) error {
 			return l.Reboot(c.Context(), args[0], down)
-		},
+		}),
 	}
 	c.Flags().DurationVar(&down, "down", time.Second, "how long it is off")
 	return c

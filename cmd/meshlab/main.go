@@ -138,6 +138,17 @@ func (a *app) attach() (*lab.Lab, error) {
 	return lab.Attach(name)
 }
 
+// inLab is what a command does that works in the lab that is meant.
+func (a *app) inLab(do func(c *cobra.Command, l *lab.Lab, args []string) error) func(*cobra.Command, []string) error {
+	return func(c *cobra.Command, args []string) error {
+		l, err := a.attach()
+		if err != nil {
+			return err
+		}
+		return do(c, l, args)
+	}
+}
+
 func version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {

@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"guywire/integration/lab"
 )
 
 func (a *app) execCommand() *cobra.Command {
@@ -54,18 +56,14 @@ func (a *app) startCommand() *cobra.Command {
 		Long:    "Start meshd with the site's settings, or COMMAND, and leave it running. Its output goes to a log file that `meshlab status` names.",
 		Example: "  meshlab start fra\n  meshlab start fra-host --as web -- python3 -m http.server",
 		Args:    wants(1, -1, "a node"),
-		RunE: func(c *cobra.Command, args []string) error {
-			l, err := a.attach()
-			if err != nil {
-				return err
-			}
+		RunE: a.inLab(func(c *cobra.Command, l *lab.Lab, args []string) error {
 			pid, err := l.Start(c.Context(), args[0], as, args[1:])
 			if err != nil {
 				return err
 			}
 			fmt.Fprintf(c.OutOrStdout(), "Process %d.\n", pid)
 			return nil
-		},
+		}),
 	}
 	c.Flags().StringVar(&as, "as", "", "call the process so (default: the program's name)")
 	return c

@@ -20,11 +20,7 @@ func (a *app) statusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "Show nodes, addresses, processes, links and faults",
 		Args:  wants(0, 0, "no arguments"),
-		RunE: func(c *cobra.Command, _ []string) error {
-			l, err := a.attach()
-			if err != nil {
-				return err
-			}
+		RunE: a.inLab(func(c *cobra.Command, l *lab.Lab, _ []string) error {
 			st, err := l.Status(c.Context())
 			if err != nil {
 				return err
@@ -38,7 +34,7 @@ func (a *app) statusCommand() *cobra.Command {
 				}{statusSchema, st})
 			}
 			return printStatus(c.OutOrStdout(), st)
-		},
+		}),
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c

@@ -13,7 +13,6 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"guywire/discovery"
-	"guywire/mesh"
 )
 
 // An EventKind says what an Event is about.
@@ -43,7 +42,7 @@ type Event struct {
 // facts are the statements that the owner believes and we pass on.
 type facts struct {
 	mu      sync.Mutex
-	nodes   map[mesh.NodeID]held
+	held    map[discovery.Subject]held
 	queue   memberlist.TransmitLimitedQueue
 	dropped atomic.Uint64
 }
@@ -54,59 +53,60 @@ type held struct {
 }
 
 func (f *facts) init(members func() int) {
-	f.nodes = make(map[mesh.NodeID]held)
+	f.held = make(map[discovery.Subject]held)
 	f.queue = memberlist.TransmitLimitedQueue{NumNodes: members, RetransmitMult: retransmits}
 }
 
 // stale reports whether s says nothing newer than what is held, or nothing
 // that can be read.
 func (f *facts) stale(s discovery.Signed) bool {
-	node, serial, err := s.Claimed()
+	about, serial, err := s.Claimed()
 	if err != nil {
 		return true
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	h, ok := f.nodes[node]
+	h, ok := f.held[about]
 	return ok && serial <= h.serial
 }
 
 // Publish spreads statements: our own, and those of others that the owner has
-// verified. A statement older than what is held of its node is ignored. The
+// verified. A statement older than what is held of its subject is ignored. The
 // caller does not change s afterwards. Statements too large for one packet
 // travel only with the exchange of full state, about every minute.
 func (g *Gossip) Publish(statements ...discovery.Signed) error {
 	var errs []error
 	for _, s := range statements {
-		node, serial, err := s.Claimed()
+		about, serial, err := s.Claimed()
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		g.facts.mu.Lock()
-		h, ok := g.facts.nodes[node]
+		h, ok := g.facts.held[about]
 		switch {
 		case ok && serial <= h.serial:
 			s = discovery.Signed{}
-		case !ok && len(g.facts.nodes) >= maxNodes:
-			errs = append(errs, fmt.Errorf("publish facts about %s: %d nodes are the limit", node, maxNodes))
+		case !ok && len(g.facts.held) >= maxStatements:
+			errs = append(errs, fmt.Errorf("publish %s: %d statements are the limit", about, maxStatements))
 			s = discovery.Signed{}
 		default:
-			g.facts.nodes[node] = held{serial, s}
+			g.facts.held[about] = held{serial, s}
 		}
 		g.facts.mu.Unlock()
 		if !s.IsZero() {
-			g.facts.queue.QueueBroadcast(broadcast{node, discovery.AppendSigned(nil, s)})
+			g.facts.queue.QueueBroadcast(broadcast{about, discovery.AppendSigned(nil, s)})
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// Forget stops passing on what a node said, because it is no member any more.
-func (g *Gossip) Forget(node mesh.NodeID) {
+// Forget stops passing on what was said of a subject, because its node is no
+// member any more, or the statement has no effect any more.
+func (g *Gossip) Forget(about discovery.Subject) {
 	g.facts.mu.Lock()
 	defer g.facts.mu.Unlock()
-	delete(g.facts.nodes, node)
+	delete(g.facts.held, about)
 }
 
 // Dropped counts the events that the owner was too slow for.
@@ -120,20 +120,20 @@ func (g *Gossip) emit(ev Event) {
 	}
 }
 
-// broadcast is one statement on its way; a newer one of the same node
+// broadcast is one statement on its way; a newer one of the same subject
 // replaces it.
 type broadcast struct {
-	node    mesh.NodeID
+	about   discovery.Subject
 	message []byte
 }
 
 var _ memberlist.NamedBroadcast = broadcast{}
 
-func (b broadcast) Name() string { return b.node.String() }
+func (b broadcast) Name() string { return b.about.String() }
 
 func (b broadcast) Invalidates(other memberlist.Broadcast) bool {
 	o, ok := other.(broadcast)
-	return ok && o.node == b.node
+	return ok && o.about == b.about
 }
 
 func (b broadcast) Message() []byte { return b.message }
@@ -164,8 +164,8 @@ func (d *delegate) LocalState(bool) []byte {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var b []byte
-	for _, id := range slices.SortedFunc(maps.Keys(f.nodes), mesh.NodeID.Compare) {
-		b = discovery.AppendSigned(b, f.nodes[id].signed)
+	for _, about := range slices.SortedFunc(maps.Keys(f.held), discovery.Subject.Compare) {
+		b = discovery.AppendSigned(b, f.held[about].signed)
 	}
 	if d.g.cfg.Announcements == nil {
 		return b
@@ -179,7 +179,7 @@ func (d *delegate) LocalState(bool) []byte {
 }
 
 func (d *delegate) MergeRemoteState(b []byte, _ bool) {
-	rest := d.deliver(b, maxNodes)
+	rest := d.deliver(b, maxStatements)
 	if len(rest) < 2 || rest[0] != 0 || rest[1] != 0 {
 		return
 	}
@@ -236,10 +236,11 @@ func (d *delegate) NotifyJoin(n *memberlist.Node) {
 	d.notify(MemberUp, n)
 	f := &d.g.facts
 	f.mu.Lock()
-	own, ok := f.nodes[d.g.cfg.Name]
+	about := discovery.Subject{Node: d.g.cfg.Name}
+	own, ok := f.held[about]
 	f.mu.Unlock()
 	if ok {
-		f.queue.QueueBroadcast(broadcast{d.g.cfg.Name, discovery.AppendSigned(nil, own.signed)})
+		f.queue.QueueBroadcast(broadcast{about, discovery.AppendSigned(nil, own.signed)})
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"net/netip"
 	"testing"
+	"time"
 
 	"guywire/discovery"
 	"guywire/mesh"
@@ -69,9 +70,39 @@ func TestPublish(t *testing.T) {
 	if err := g.Publish(discovery.Signed{Body: []byte{1}}); err == nil {
 		t.Error("a torn statement was published")
 	}
-	g.Forget(mesh.NodeID{2})
+	g.Forget(discovery.Subject{Node: mesh.NodeID{2}})
 	if got := d.LocalState(false); len(got) != 0 {
 		t.Errorf("forgotten, but still told: %x", got)
+	}
+}
+
+// A ban of a node and its own words stand beside each other.
+func TestBanBesideFacts(t *testing.T) {
+	g := testGossip(t)
+	d := &delegate{g}
+	facts := testSigned(t, 2, 5)
+	ban, err := discovery.Ban{Mesh: mesh.MeshID{7}, Node: mesh.NodeID{2}, Author: mesh.IdentityKey{9}, Time: time.Unix(1, 0)}.Sign(
+		func([]byte) []byte { return make([]byte, ed25519.SignatureSize) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.NotifyMsg(discovery.AppendSigned(nil, ban))
+	if ev := <-g.events; len(ev.Facts) != 1 || !ev.Facts[0].Equal(ban) {
+		t.Errorf("heard: %+v", ev)
+	}
+	if err := g.Publish(facts, ban); err != nil {
+		t.Fatal(err)
+	}
+	both := discovery.AppendSigned(discovery.AppendSigned(nil, facts), ban)
+	if got := d.LocalState(false); !bytes.Equal(got, both) {
+		t.Errorf("local state: %x, want %x", got, both)
+	}
+	if b := d.GetBroadcasts(3, packetSize); len(b) != 2 {
+		t.Errorf("%d broadcasts", len(b))
+	}
+	g.Forget(discovery.Subject{Node: mesh.NodeID{2}})
+	if got := d.LocalState(false); !bytes.Equal(got, discovery.AppendSigned(nil, ban)) {
+		t.Errorf("without its words: %x", got)
 	}
 }
 

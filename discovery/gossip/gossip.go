@@ -21,8 +21,8 @@ import (
 
 // Limits and times.
 const (
-	maxEvents = 256  // waiting for the owner; more are dropped
-	maxNodes  = 2048 // facts kept and passed on
+	maxEvents     = 256      // waiting for the owner; more are dropped
+	maxStatements = 2 * 2048 // kept and passed on: of each node its facts, and a ban
 	// maxAnnouncements of at most maxAnnouncement bytes are taken at once.
 	maxAnnouncements = 16384
 	maxAnnouncement  = 4 << 10

@@ -106,8 +106,8 @@ func (c *cluster) handle(nd *node, ev gossip.Event) {
 		delete(nd.ups, ev.Member.Node)
 	case gossip.FactsReceived:
 		for _, s := range ev.Facts {
-			id, _, _ := s.Claimed()
-			if from := c.keys[id]; from != nil {
+			about, _, _ := s.Claimed()
+			if from := c.keys[about.Node]; from != nil {
 				if changed, _ := nd.dir.Merge(time.Now(), s, from.key); changed {
 					_ = nd.gossip.Publish(s)
 				}

@@ -198,8 +198,35 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
-// B23: no way of printing reveals the secret, its hex, or the text.
-func TestNothingPrintsTheSecret(t *testing.T) {
+// TestB23RefusedTextIsNotRepeated: an error about a token's text, which may be
+// but a slip away from a good one, goes into logs and tickets.
+func TestB23RefusedTextIsNotRepeated(t *testing.T) {
+	text := testToken(t).Text()
+	tries := []string{text + "a", text + text, text[1:], "x" + text, text[:len(prefix)] + "!" + text[len(prefix):]}
+	for i := len(prefix); i < len(text); i++ {
+		tries = append(tries, text[:i], text[:i]+swap(text[i])+text[i+1:], text[:i]+"\x00"+text[i:], text[:i]+"é"+text[i:])
+	}
+	refused := 0
+	for _, try := range tries {
+		_, err := Parse(try)
+		if err == nil {
+			continue // without what is left out when reading, such as spaces
+		}
+		refused++
+		for i := len(prefix); i+8 <= len(text); i++ {
+			if strings.Contains(err.Error(), text[i:i+8]) {
+				t.Fatalf("%q repeats %q", err, text[i:i+8])
+			}
+		}
+	}
+	if refused < 2*len(text) {
+		t.Errorf("only %d texts were refused", refused)
+	}
+}
+
+// TestB23NothingPrintsTheSecret: no way of printing reveals the secret, its hex,
+// or the text.
+func TestB23NothingPrintsTheSecret(t *testing.T) {
 	tok := testToken(t)
 	challenge := NewChallenge([32]byte([]byte("CANARY-canary-CANARY-canary-1234")))
 	var out bytes.Buffer

@@ -1,13 +1,10 @@
 package netns
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 	"testing"
 
 	"github.com/spf13/cobra"
@@ -54,10 +51,5 @@ func inside(args []string) int {
 	root.AddCommand(flow.Commands()...)
 	root.AddCommand(snapshotCommand(), harmCommand(), plantCommand(), holdCommand(), killCommand(), withoutCommand())
 	root.SetArgs(args)
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	if err := root.ExecuteContext(ctx); err != nil {
-		return 1
-	}
-	return 0
+	return flow.Run(root)
 }

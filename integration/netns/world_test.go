@@ -228,21 +228,10 @@ func changes(before, after []string) string {
 // it from holding.
 func (w *world) until(what string, check func() string) {
 	w.Helper()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(patience)
-	for {
-		state := check()
-		if state == "" {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-deadline:
-			w.Fatalf("%s does not happen; last: %s", what, state)
-		case <-w.Context().Done():
-			w.Fatalf("%s: %v", what, context.Cause(w.Context()))
-		}
+	ctx, cancel := context.WithTimeout(w.Context(), patience)
+	defer cancel()
+	if last := lab.Poll(ctx, 50*time.Millisecond, check); last != "" {
+		w.Fatalf("%s does not happen; last: %s", what, last)
 	}
 }
 

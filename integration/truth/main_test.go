@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 
@@ -66,10 +64,5 @@ func inside(args []string) int {
 	root.AddCommand(flow.Commands()...)
 	root.AddCommand(foundCommand(), joinCommand(), clientCommand(), askCommand(), walkCommand(), revokeCommand())
 	root.SetArgs(args)
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	if err := root.ExecuteContext(ctx); err != nil {
-		return 1
-	}
-	return 0
+	return flow.Run(root)
 }

@@ -210,19 +210,10 @@ func (w *world) ask(site, what string, into any) error {
 // it from holding.
 func (w *world) until(what string, check func() string) {
 	w.Helper()
-	tick := time.NewTicker(200 * time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(patience)
-	for {
-		state := check()
-		if state == "" {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-deadline:
-			w.Fatalf("%s does not happen; last: %s", what, state)
-		}
+	ctx, cancel := context.WithTimeout(w.Context(), patience)
+	defer cancel()
+	if last := lab.Poll(ctx, 200*time.Millisecond, check); last != "" {
+		w.Fatalf("%s does not happen; last: %s", what, last)
 	}
 }
 

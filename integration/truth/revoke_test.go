@@ -26,7 +26,11 @@ import (
 // it (CLOCK_MONOTONIC).
 func revokeCommand() *cobra.Command {
 	var c client
+	var here bool
 	cmd := &cobra.Command{Use: "revoke", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) (err error) {
+		if here {
+			return revokeHere(cmd, args[0])
+		}
 		config, closeState, err := c.config(c.Dir, ":18686", slog.New(slog.DiscardHandler))
 		if err != nil {
 			return err
@@ -55,6 +59,7 @@ func revokeCommand() *cobra.Command {
 	cmd.Flags().StringVar(&c.Name, "name", "", "of the operator's node")
 	cmd.Flags().StringVar(&c.Dir, "state", "", "its state directory")
 	cmd.Flags().StringVar(&c.Token, "token", "", "that admits it")
+	cmd.Flags().BoolVar(&here, "here", false, "by the meshd of this node, which finds no voter")
 	return cmd
 }
 

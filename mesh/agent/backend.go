@@ -34,6 +34,7 @@ var stateWords = map[link.State]api.LinkState{
 type view struct {
 	*running
 	state   *store.State
+	bans    *standing
 	control control.Status
 	links   []core.LinkView
 	routes  []core.RouteView
@@ -46,7 +47,7 @@ func (a *Agent) view(ctx context.Context) (view, error) {
 	if err != nil {
 		return view{}, err
 	}
-	v := view{running: r, state: r.plane.State(), control: r.plane.Status()}
+	v := view{running: r, state: r.plane.State(), bans: r.standing.Load(), control: r.plane.Status()}
 	err = r.query(ctx, func(n *core.Node) {
 		v.links, v.routes, v.host, v.settled = n.Links(), n.Routes(), n.Host(), n.Settled()
 	})
@@ -105,10 +106,11 @@ func (v view) findings() []api.Finding {
 	}
 	var lost, transit []string
 	for _, n := range v.nodes() {
-		switch n.Reach {
-		case api.ReachNone:
+		switch {
+		case n.Banned != nil:
+		case n.Reach == api.ReachNone:
 			lost = append(lost, n.Name)
-		case api.ReachTransit:
+		case n.Reach == api.ReachTransit:
 			transit = append(transit, n.Name+" via "+n.Via)
 		}
 	}
@@ -147,6 +149,7 @@ func (v view) findings() []api.Finding {
 		add(api.Degraded, "", "The kernel is not as wanted: %s", r.Error)
 	}
 	out = append(out, truthFindings(v.state, v.control, v.plane.ClockOffset(), time.Now())...)
+	out = append(out, banFindings(v.state, v.self, v.bans.bans)...)
 	out = append(out, drainFindings(v.state, v.self)...)
 	seen := map[string]bool{}
 	return slices.DeleteFunc(out, func(f api.Finding) bool {
@@ -272,6 +275,9 @@ func (v view) nodes() []api.Node {
 			Voter: n.Voter, Joined: n.Joined, Reach: api.ReachNone,
 			Shared: n.Shared, Roles: rolesOf[string](n.Roles), Site: n.Site,
 			Transit: !n.NoTransit, MaxDegree: n.MaxDegree, Drain: drainOfNode(v.state, id),
+		}
+		if b, banned := v.bans.ban(id); banned {
+			node.Banned = &api.Ban{By: authorName(v.state, b.Author), Since: b.Time}
 		}
 		for _, l := range v.links {
 			if l.Record.Link.Peer != id || !l.Tunnel {

@@ -37,7 +37,7 @@ func (a *Agent) Init(ctx context.Context, r api.InitRequest) (api.Enrolled, erro
 	rand.Read(seed[:]) // never fails since Go 1.24
 	request := control.InitRequest{
 		Mesh: cmp.Or(r.Mesh, "mesh"), Name: a.name(r.Name), Prefixes: a.prefixes(r.Prefixes),
-		Pool4: defaultPool4, Pool6: store.RandomULA(seed), Site: r.Site,
+		Pool4: defaultPool4, Pool6: store.RandomULA(seed), Site: cmp.Or(r.Site, a.config.Site),
 	}
 	if r.Pool4 != nil {
 		request.Pool4 = *r.Pool4
@@ -390,7 +390,7 @@ func refusedBy(e *control.Error) api.Code {
 	switch e.Code {
 	case control.CodeNoCertificate, control.CodeExpired:
 		return api.CodeForbidden
-	case control.CodeRemoved:
+	case control.CodeRemoved, control.CodeBanned:
 		return api.CodeRevoked
 	case control.CodeUnknownNode:
 		return api.CodeNotFound

@@ -22,23 +22,28 @@ import (
 // maxDirectory bounds the nodes of which facts are kept.
 const maxDirectory = 4096
 
-// factsBody is what two nodes tell each other about themselves and those they
-// know.
+// factsBody is what two nodes tell each other: facts about themselves and those
+// they know, and operators' bans.
 type factsBody struct {
 	Facts []discovery.Signed `json:"facts"`
 }
 
 // heard takes a statement from anywhere: gossip, a call, an offer.
 func (m *member) heard(s discovery.Signed) {
-	node, serial, err := s.Claimed()
+	about, serial, err := s.Claimed()
 	if err != nil {
 		return
 	}
-	if node == m.self {
+	node := about.Node
+	switch {
+	case about.Ban:
+		m.heardBan(s)
+		return
+	case node == m.self:
 		m.outdo(s, serial)
 		return
 	}
-	member, ok := m.plane.State().Nodes[node]
+	member, ok := m.standing.Load().state.Nodes[node]
 	if !ok {
 		return // not, or not yet, in the log: it will be said again
 	}
@@ -127,7 +132,7 @@ func (m *member) spread(s discovery.Signed) {
 func (m *member) known() factsBody {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	b := factsBody{Facts: m.directory.Signed()}
+	b := factsBody{Facts: append(m.directory.Signed(), m.bans.Signed()...)}
 	if len(m.own.Body) > 0 {
 		b.Facts = append([]discovery.Signed{m.own}, b.Facts...)
 	}
@@ -142,7 +147,7 @@ func (m *member) spreadFacts(ctx context.Context) error {
 	tick := time.NewTicker(factsEvery)
 	defer tick.Stop()
 	for {
-		for id, node := range m.plane.State().Nodes {
+		for id, node := range m.standing.Load().state.Nodes {
 			m.mu.Lock()
 			_, known := m.directory.Get(id)
 			m.mu.Unlock()
@@ -169,6 +174,8 @@ func (m *member) spreadFacts(ctx context.Context) error {
 
 // saveFacts keeps what is known for a start without anybody.
 func (m *member) saveFacts() {
+	m.saving.Lock()
+	defer m.saving.Unlock()
 	m.mu.Lock()
 	changed := m.newFacts
 	m.newFacts = false
@@ -199,13 +206,16 @@ func (m *member) loadFacts() {
 	}
 	state := m.plane.State()
 	for _, s := range b.Facts {
-		id, _, err := s.Claimed()
+		about, _, err := s.Claimed()
 		if err != nil {
 			continue
 		}
+		id := about.Node
 		node, ok := state.Nodes[id]
 		switch {
 		case !ok:
+		case about.Ban:
+			_, _ = m.bans.Merge(time.Now(), s, state)
 		case id != m.self:
 			_, _ = m.directory.Merge(time.Now(), s, node.Identity)
 		default:
@@ -286,7 +296,7 @@ func (m *member) learned(list [][]byte) {
 // seeds are the overlay addresses of all other members.
 func (m *member) seeds() map[mesh.NodeID]netip.Addr {
 	out := map[mesh.NodeID]netip.Addr{}
-	for id, n := range m.plane.State().Nodes {
+	for id, n := range m.standing.Load().state.Nodes {
 		if id != m.self && n.Addr6.IsValid() {
 			out[id] = n.Addr6
 		}
@@ -294,9 +304,9 @@ func (m *member) seeds() map[mesh.NodeID]netip.Addr {
 	return out
 }
 
-// admit reports whether the log knows a gossiping node at its address.
+// admit reports whether a gossiping node at its address is a member.
 func (m *member) admit(node mesh.NodeID, addr netip.Addr) bool {
-	n, ok := m.plane.State().Nodes[node]
+	n, ok := m.standing.Load().state.Nodes[node]
 	return ok && n.Addr6 == addr
 }
 

@@ -20,6 +20,12 @@ const (
 	saveEvery = time.Second
 	// factsEvery is how often members of whom nothing is known are asked.
 	factsEvery = time.Second
+	// insistEvery is how often an operator's word that the log does not have yet
+	// is tried again.
+	insistEvery = 2 * time.Second
+	// siteEvery is how often the mesh is told anew where this node is, until it
+	// could be.
+	siteEvery = 10 * time.Second
 	// surveyEvery is how often the NAT of each uplink is measured anew.
 	surveyEvery = 10 * time.Minute
 	// surveyRetry is the same while too few servers are known, surveyTick how

@@ -36,6 +36,8 @@ type member struct {
 	self  mesh.NodeID
 	done  <-chan struct{} // closed when the member ends
 
+	revoking atomic.Int32 // calls that wait for the log to remove a node
+
 	parting atomic.Bool // the neighbours are told at the end: the kernel is cleared next
 
 	node     *core.Node // owned by loop
@@ -54,9 +56,11 @@ type member struct {
 
 	hostChanged chan struct{}
 	save        chan struct{}
+	words       chan struct{} // an operator's word came; see weigh
 	records     atomic.Pointer[[]core.Record]
 	host        atomic.Pointer[core.Host]
 	flooded     atomic.Pointer[[][]byte] // announcements, for repair by gossip
+	standing    atomic.Pointer[standing] // whom this node deals with
 	applied     atomic.Uint64            // newest revision that is wholly in the kernel
 	completeAt  atomic.Uint64            // first complete revision
 	wanted      atomic.Uint64
@@ -66,12 +70,15 @@ type member struct {
 
 	mu        sync.Mutex // guards the rest
 	directory *discovery.Directory
+	bans      *discovery.Bans
 	surveys   map[string]discovery.Uplink // by uplink
 	own       discovery.Signed
 	ownFacts  discovery.Facts
 	newFacts  bool // since the directory was saved
 	// distances is what this node last said of how far others are.
 	distances coordinate.Report
+
+	saving sync.Mutex // held while what is known is written
 }
 
 // open builds a member on an open control plane. Nothing runs and nothing in
@@ -84,7 +91,9 @@ func (a *Agent) open(plane *control.Plane) (_ *member, err error) {
 		queries:     make(chan func(*core.Node)),
 		hostChanged: make(chan struct{}, 1),
 		save:        make(chan struct{}, 1),
+		words:       make(chan struct{}, 1),
 		directory:   discovery.NewDirectory(state.Mesh.ID, maxDirectory),
+		bans:        discovery.NewBans(),
 		surveys:     map[string]discovery.Uplink{},
 		devices:     newDevices(a.outside.Devices),
 	}
@@ -104,6 +113,7 @@ func (a *Agent) open(plane *control.Plane) (_ *member, err error) {
 		return nil, err
 	}
 	m.loadFacts()
+	m.weigh()
 	records, err := m.loadRecords(a.ctx)
 	if err != nil {
 		return nil, err
@@ -145,7 +155,7 @@ func (m *member) run(ctx context.Context, stop context.CancelFunc) error {
 	// The mind is fed before it runs: what is known of the world comes first.
 	var first []core.Event
 	if !m.plane.Expired() {
-		first = append(first, core.StateChanged{State: m.plane.State()})
+		first = append(first, m.weigh().event())
 	}
 	if host, err := m.observe(ctx); err == nil {
 		first = append(first, core.HostChanged{Host: host})
@@ -177,6 +187,8 @@ func (m *member) run(ctx context.Context, stop context.CancelFunc) error {
 		start("gossip", m.gossip.Run)
 	}
 	start("state", m.followState)
+	start("bans", m.insist)
+	start("site", m.saySite)
 	start("tunnels", m.count)
 	m.countEvery.Store(int64(time.Second)) // until the core says more
 	start("counters", m.countBytes)
@@ -208,33 +220,32 @@ func (m *member) close() {
 	}
 }
 
-// followState feeds newer states of the log.
+// followState feeds newer states of the log, and what operators say ahead of it.
 func (m *member) followState(ctx context.Context) error {
 	for {
 		select {
 		case <-m.plane.Updates():
-			state := m.plane.State()
-			m.mu.Lock()
-			for id := range state.Removed {
-				m.directory.Remove(id)
-				if m.gossip != nil {
-					m.gossip.Forget(id)
-				}
-			}
-			known := m.directory.All()
-			m.mu.Unlock()
-			if m.plane.Expired() {
-				continue
-			}
-			m.post(core.StateChanged{State: state})
-			for _, f := range known {
-				// Facts about a new member may have come before its record.
-				m.post(core.FactsChanged{Facts: f})
-			}
-			m.publish() // our control addresses may have been found reachable
+		case <-m.words:
 		case <-ctx.Done():
 			return nil
 		}
+		now := m.weigh()
+		m.mu.Lock()
+		for id := range now.state.Removed {
+			m.directory.Remove(id)
+			m.forget(discovery.Subject{Node: id})
+		}
+		known := m.directory.All()
+		m.mu.Unlock()
+		if m.plane.Expired() {
+			continue
+		}
+		m.post(now.event())
+		for _, f := range known {
+			// Facts about a new member may have come before its record.
+			m.post(core.FactsChanged{Facts: f})
+		}
+		m.publish() // our control addresses may have been found reachable
 	}
 }
 

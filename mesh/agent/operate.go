@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"guywire/discovery"
 	"guywire/mesh"
 	"guywire/mesh/api"
 	"guywire/mesh/control"
@@ -260,16 +262,28 @@ func anyName(s *store.State, id mesh.NodeID) string {
 
 // Revoke implements api.Backend.
 func (a *Agent) Revoke(ctx context.Context, node string) (api.Done, error) {
-	name := ""
-	_, err := a.operate(ctx, func(m *running, s *store.State) (store.Command, error) {
-		id, err := resolveAny(s, node)
-		if err == nil && id == m.self {
-			err = api.Errorf(api.CodeInvalid, "run meshctl leave here, or revoke it from another node", "%s is this node", nodeName(s, id))
-		}
-		name = anyName(s, id)
-		return store.Command{RemoveNode: &store.RemoveNode{Node: id, Revoke: true}}, err
-	})
-	return api.Done{Sentence: name + " is revoked: its tunnels and connections end wherever this is known, and it is never let in again"}, err
+	m, err := a.member()
+	if err != nil {
+		return api.Done{}, err
+	}
+	s := m.plane.State()
+	id, err := resolveAny(s, node)
+	if err != nil {
+		return api.Done{}, err
+	}
+	name := anyName(s, id)
+	if id == m.self {
+		return api.Done{}, api.Errorf(api.CodeInvalid, "run meshctl leave here, or revoke it from another node", "%s is this node", name)
+	}
+	m.revoking.Add(1)
+	defer m.revoking.Add(-1)
+	banned := m.ban(id)
+	_, err = m.plane.Operate(ctx, removal(id))
+	if _, refused := errors.AsType[*store.Refusal](err); banned && err != nil && !refused {
+		return api.Done{}, api.Errorf(api.CodeNoLeader, "nothing is left to do: this node writes it into the log when a majority of the voters answers; until then meshctl status shows it",
+			"%s is cut off by all nodes that hear of it from this one, but it is not in the log yet: no majority of the voters answers", name)
+	}
+	return api.Done{Sentence: name + " is revoked: its tunnels and connections end wherever this is known, and it is never let in again"}, convert(err)
 }
 
 // resolveAny finds a node by name or id, also one that is gone.
@@ -533,6 +547,25 @@ func truthFindings(s *store.State, st control.Status, offset time.Duration, now 
 		for _, h := range r.Silent {
 			add(api.Degraded, "meshctl raft status", "%s keeps the log and does not answer since %s", nodeName(s, h.Node), now.Sub(h.Since).Round(time.Second))
 		}
+	}
+	return out
+}
+
+// banFindings tell of who is cut off by an operator's word alone.
+func banFindings(s *store.State, self mesh.NodeID, bans []discovery.Ban) (out []api.Finding) {
+	for _, b := range bans {
+		by, since := authorName(s, b.Author), b.Time.Local().Format(time.DateTime)
+		f := api.Finding{
+			Level: api.Degraded, Sentence: fmt.Sprintf("%s is banned by word of %s since %s, not yet in the log", nodeName(s, b.Node), by, since),
+			Next: "wait: " + by + " writes it into the log when a majority of the voters answers",
+		}
+		switch {
+		case b.Node == self:
+			f.Level, f.Next = api.Down, "ask the operator of "+by
+		case b.Author.NodeID() == self:
+			f.Next = "wait: this node writes it into the log when a majority of the voters answers"
+		}
+		out = append(out, f)
 	}
 	return out
 }

@@ -100,7 +100,7 @@ type GossipConfig struct {
 	Bind  netip.Addr
 	Seeds func() map[mesh.NodeID]netip.Addr // overlay addresses of all other members
 	Admit func(node mesh.NodeID, addr netip.Addr) bool
-	// Facts receives statements of other nodes; it must not block.
+	// Facts receives what other nodes said, and operators; it must not block.
 	Facts func(discovery.Signed)
 	// Announcements gives the routing announcements to pass on, Learned
 	// receives those of others; neither may block.
@@ -113,5 +113,5 @@ type Gossip interface {
 	Run(ctx context.Context) error
 	// Publish spreads statements that were verified.
 	Publish(statements ...discovery.Signed) error
-	Forget(node mesh.NodeID)
+	Forget(about discovery.Subject)
 }

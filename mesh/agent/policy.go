@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -101,6 +102,33 @@ func (a *Agent) operate(ctx context.Context, ask func(m *running, s *store.State
 		_, err = m.plane.Operate(ctx, command)
 	}
 	return m, convert(err)
+}
+
+// saySite tells the mesh once where this node is, if its configuration says so:
+// what an operator sets later stays until the next start.
+func (m *member) saySite(ctx context.Context) error {
+	site := m.agent.config.Site
+	if site == "" {
+		return nil
+	}
+	tick := time.NewTicker(siteEvery)
+	defer tick.Stop()
+	for m.plane.State().Nodes[m.self].Site != site {
+		_, err := m.plane.Operate(ctx, store.Command{SetNode: &store.SetNode{Node: m.self, Site: &site}})
+		if err == nil {
+			return nil
+		}
+		if _, refused := errors.AsType[*store.Refusal](err); refused {
+			m.log.Warn("the mesh does not take the configured site", "site", site, mesh.LogReason, err)
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	return nil
 }
 
 // SetTopology implements api.Backend.

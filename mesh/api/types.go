@@ -139,6 +139,7 @@ type Node struct {
 	Transit    bool               `json:"transit"`    // others may be reached through it
 	MaxDegree  int                `json:"max_degree"` // bound of its neighbours; 0: the default
 	Drain      *Drain             `json:"drain"`      // of the whole node; null: it is in use
+	Banned     *Ban               `json:"banned"`     // null: it is not
 	Reach      string             `json:"reach" enum:"self,direct,transit,none"`
 	Via        string             `json:"via"`     // first neighbour on the best path, with transit
 	CostMs     *float64           `json:"cost_ms"` // of the best path
@@ -146,6 +147,12 @@ type Node struct {
 	Links      Count              `json:"links"`   // ours to this node
 	LastChange *time.Time         `json:"last_change"`
 	Joined     time.Time          `json:"joined"`
+}
+
+// A Ban is an operator's word that a node is cut off, which the log does not have yet.
+type Ban struct {
+	By    string    `json:"by"`
+	Since time.Time `json:"since"`
 }
 
 // A LinkState is where one link is in its life.

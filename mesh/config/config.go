@@ -11,6 +11,7 @@ import (
 // A Config is the content of one file, with the defaults filled in.
 type Config struct {
 	Name            string // of the node; empty: the host name
+	Site            string // where the node is; empty: what the mesh has
 	State           string // directory of keys, log and cache; absolute
 	Socket          string // of the API; absolute
 	Dataplane       Dataplane

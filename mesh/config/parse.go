@@ -41,6 +41,7 @@ func (d *decoder) file(n ast.Node, c *Config) {
 	d.mapping(
 		n, "the file",
 		field{"name", d.text(&c.Name, "name", mesh.CheckName)},
+		field{"site", d.text(&c.Site, "site", mesh.CheckName)},
 		field{"state", d.text(&c.State, "state", checkPath)},
 		field{"socket", d.text(&c.Socket, "socket", checkSocket)},
 		field{"dataplane", oneOf(d, &c.Dataplane, "dataplane", Auto, Kernel, Userspace)},

@@ -77,7 +77,7 @@ func TestReference(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := config.Config{
-		Name: "berlin-1", State: "/srv/guywire", Socket: "/run/guywire/berlin.sock",
+		Name: "berlin-1", Site: "berlin", State: "/srv/guywire", Socket: "/run/guywire/berlin.sock",
 		Dataplane: config.Userspace, DataplaneSocket: "/run/guywire/berlin-dataplane.sock",
 		Control: config.Control{
 			Listen: netip.MustParseAddr("198.18.0.10"), Port: 8700,
@@ -116,7 +116,7 @@ func TestFaults(t *testing.T) {
 		name, src, want string // want: the whole error
 	}{
 		{
-			"unknown setting", "nmae: x", "line 1, column 1: unknown setting \"nmae\" in the file; there are: name, state, socket, " +
+			"unknown setting", "nmae: x", "line 1, column 1: unknown setting \"nmae\" in the file; there are: name, site, state, socket, " +
 				"dataplane, dataplane_socket, control, ports, uplinks, prefixes, tags, mtu, log_level\n    nmae: x\n    ^",
 		},
 		{

@@ -316,3 +316,37 @@ func TestOutdated(t *testing.T) {
 		}
 	}
 }
+
+// TestB30SameNameAnotherMachine: a machine that comes with the name of one that
+// is gone is somebody else, to whoever calls it and for what it asks.
+func TestB30SameNameAnotherMachine(t *testing.T) {
+	t.Parallel()
+	one := founded(t)
+	old := one.admitted("oslo", TokenRequest{Roles: []store.NodeRole{store.NodeNoVote, store.NodeOperator}})
+	was := old.ID()
+	if _, err := Join(t.Context(), newMachine(t).config, one.token(TokenRequest{}), JoinRequest{Name: "oslo"}, nil); !hasCode(err, store.CodeNameTaken) {
+		t.Errorf("a second oslo beside the first: %v", err)
+	}
+	one.propose(store.Command{RemoveNode: &store.RemoveNode{Node: was}})
+	if err := old.ended(); !errors.Is(err, ErrRemoved) {
+		t.Fatal(err)
+	}
+	next := one.admitted("oslo", TokenRequest{Roles: []store.NodeRole{store.NodeNoVote}})
+	eventually(t, "it follows", func() bool { _, gone := next.State().Removed[was]; return gone })
+	if next.ID() == was {
+		t.Fatal("two machines are one")
+	}
+	for id, want := range map[mesh.NodeID]bool{was: false, next.ID(): true} {
+		c, err := one.dialer.DialNode(t.Context(), next.Addr(), id, transport.Control)
+		if (err == nil) != want {
+			t.Errorf("called as %s, the next oslo (%s) answers: %v", id, next.ID(), err)
+		}
+		if err == nil {
+			_ = c.Close()
+		}
+	}
+	_, err := next.Operate(t.Context(), store.Command{Unreserve: &store.Unreserve{Name: "x"}})
+	if r, ok := errors.AsType[*store.Refusal](err); !ok || r.Code != store.CodeForbidden {
+		t.Errorf("with the role of the last oslo: %v", err)
+	}
+}

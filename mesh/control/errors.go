@@ -30,6 +30,7 @@ const (
 	CodeNoCertificate = "certificate-needed"
 	CodeExpired       = "certificate-expired"
 	CodeRemoved       = "removed"
+	CodeBanned        = "banned" // by an operator's word; the log does not have it yet
 	CodeUnknownNode   = "unknown-node"
 	CodeNotVoter      = "not-a-voter"
 	CodeNotLeader     = "not-leader"

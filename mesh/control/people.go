@@ -53,6 +53,9 @@ func (p *Plane) Principal(c net.Conn) Principal {
 		return who // whose certificate is their own
 	}
 	who.Stale = peer.Stale
+	if p.isBanned(peer.ID) {
+		who.Role = store.RoleRevoked
+	}
 	return who
 }
 

@@ -42,8 +42,9 @@ type Plane struct {
 	cancel context.CancelCauseFunc
 	tasks  sync.WaitGroup // all goroutines of the plane
 
-	confirmed atomic.Int64 // Unix time in seconds when a voter last knew of nothing newer; 0: never
-	expired   atomic.Bool  // see Expired
+	confirmed atomic.Int64                         // Unix time in seconds when a voter last knew of nothing newer; 0: never
+	expired   atomic.Bool                          // see Expired
+	banned    atomic.Pointer[map[mesh.NodeID]bool] // see Ban
 
 	certificate atomic.Pointer[tls.Certificate]
 	state       atomic.Pointer[store.State]
@@ -74,6 +75,7 @@ func newPlane(config Config, f files) (*Plane, error) {
 	}
 	p.life, p.cancel = context.WithCancelCause(context.Background())
 	p.state.Store(store.New())
+	p.banned.Store(&map[mesh.NodeID]bool{})
 	if p.clock.now = config.now; p.clock.now == nil {
 		p.clock.now = time.Now
 	}

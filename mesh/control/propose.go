@@ -72,6 +72,20 @@ func (p *Plane) sign(command store.Command) (store.Command, error) {
 	return store.SignCommand(command, id, p.config.Ring.Sign)
 }
 
+// Check tells whether the log would refuse what an operator decides, by all that
+// is known here, and does nothing. The error is a *store.Refusal.
+func (p *Plane) Check(command store.Command) error {
+	command.By.Operator = true
+	signed, err := p.sign(command)
+	if err != nil {
+		return err
+	}
+	if refused := refusal(p.State(), signed, p.clock.now()); refused != nil {
+		return refused
+	}
+	return nil
+}
+
 // Operate is Propose for what operators decide, with a refusal as the error.
 func (p *Plane) Operate(ctx context.Context, command store.Command) (store.Result, error) {
 	command.By.Operator = true
@@ -181,8 +195,8 @@ func (p *Plane) retry(ctx context.Context, attempt func() (again bool, err error
 	}
 }
 
-// voters are those that the state names, the leader or the one followed first,
-// the others in random order, without this node.
+// voters are those that the state names, without this node: the leader or the
+// one followed first, those that are banned last, the others in random order.
 func (p *Plane) voters() []mesh.NodeID {
 	state := p.State()
 	var ids []mesh.NodeID
@@ -195,7 +209,7 @@ func (p *Plane) voters() []mesh.NodeID {
 	random.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
 	first := p.following.source()
 	slices.SortStableFunc(ids, func(a, b mesh.NodeID) int {
-		return cmp.Compare(rank(a == first), rank(b == first))
+		return cmp.Or(cmp.Compare(rank(!p.isBanned(a)), rank(!p.isBanned(b))), cmp.Compare(rank(a == first), rank(b == first)))
 	})
 	return ids
 }
@@ -231,6 +245,9 @@ func (p *Plane) servePropose(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), callTimeout-time.Second)
 	defer cancel()
 	result, err := p.submit(ctx, command)
+	if hasCode(err, CodeRemoved) { // the leader means this node, perhaps by this very command: another voter is to be asked
+		err = p.notVoter()
+	}
 	if err != nil {
 		Fail(w, err)
 		return

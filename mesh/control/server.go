@@ -100,6 +100,9 @@ func (p *Plane) authorise(r *http.Request, role Role) (mesh.NodeID, error) {
 	if gone, removed := state.Removed[peer.ID]; removed {
 		return mesh.NodeID{}, newError(http.StatusForbidden, CodeRemoved, "%s was removed from the mesh; to come back, empty its state directory and join with a new token", gone.Name)
 	}
+	if p.isBanned(peer.ID) {
+		return mesh.NodeID{}, newError(http.StatusForbidden, CodeBanned, "%s is banned by the word of an operator, which the log does not have yet", nameIn(state, peer.ID))
+	}
 	node, member := state.Nodes[peer.ID]
 	if !member || node.Identity != peer.Key {
 		return mesh.NodeID{}, newError(http.StatusForbidden, CodeUnknownNode, "%s does not know the node %s; it may be behind: try again", nameIn(state, p.id), peer.ID)

@@ -73,8 +73,8 @@ func (s *safeBuffer) String() string {
 	return s.b.String()
 }
 
-// TestSecretsStayInside: at debug level, in the state and in errors.
-func TestSecretsStayInside(t *testing.T) {
+// TestB23SecretsStayInside: at debug level, in the state and in errors.
+func TestB23SecretsStayInside(t *testing.T) {
 	t.Parallel()
 	var logs safeBuffer
 	logger := slog.New(slog.NewTextHandler(&logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -98,6 +98,21 @@ func TestSecretsStayInside(t *testing.T) {
 	_, err := Join(t.Context(), newMachine(t).config, tokens[0], JoinRequest{Name: "late"}, nil)
 	if err == nil {
 		t.Fatal("a used token was accepted")
+	}
+	fmt.Fprintln(&said, err)
+	short := all[0].token(TokenRequest{Name: "short"})
+	tokens = append(tokens, short)
+	for what, text := range map[string]string{
+		"cut off": short[:len(short)-3], "with a slip": short[:60] + string(short[60]^1) + short[61:], "of other words": "token: " + short, "twice": short + short,
+	} {
+		_, err := Join(t.Context(), newMachine(t).config, text, JoinRequest{Name: "late"}, nil)
+		if err == nil {
+			t.Fatalf("a token %s was accepted", what)
+		}
+		fmt.Fprintln(&said, err)
+	}
+	if _, err = Join(t.Context(), newMachine(t).config, short, JoinRequest{Name: short}, nil); err == nil {
+		t.Fatal("a token's text was taken as a name")
 	}
 	fmt.Fprintln(&said, err)
 	snapshot, err := store.Snapshot(all[1].State())

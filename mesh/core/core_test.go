@@ -219,6 +219,50 @@ func TestRemovedNodeLosesItsTunnelAndIsRevoked(t *testing.T) {
 	}
 }
 
+// A ban is a removal that the log does not know yet, and may be over again.
+func TestBannedNodeIsCutOff(t *testing.T) {
+	log := state(3, 1, 2, 3)
+	cut := StateChanged{State: log.Without(id(2)), Banned: map[mesh.NodeID]string{id(2): "n3"}}
+	said := func(r Ready) string {
+		if len(r.Facts) == 0 {
+			return ""
+		}
+		f := r.Facts[0]
+		return string(f.Kind) + ": " + f.Sentence + ": " + f.Cause
+	}
+	confirmed := *log.Without(id(2))
+	confirmed.Index = 2
+	for what, end := range map[string]struct {
+		event StateChanged
+		says  string
+		back  bool
+	}{
+		"confirmed": {StateChanged{State: &confirmed}, "node-removed: n2 is no member any more: the log confirms the word of n3", false},
+		"lapsed":    {StateChanged{State: log}, "ban-ended: n2 is a member again: the log did not confirm the word of n3", true},
+	} {
+		n := node(log)
+		made(n, 2)
+		if got, want := said(n.Step(start, cut)), "node-banned: n2 is cut off: banned by word of n3, not yet in the log"; got != want {
+			t.Errorf("%s: %q, want %q", what, got, want)
+		}
+		if want := n.Desired(); len(want.Tunnels) > 0 || !slices.Contains(want.Revoked, mesh.WireGuardKey{2}) {
+			t.Errorf("%s: tunnels %v, revoked %v", what, want.Tunnels, want.Revoked)
+		}
+		if got := said(n.Step(start, cut)); got != "" {
+			t.Errorf("%s: the same again says %q", what, got)
+		}
+		if got := said(n.Step(start, end.event)); got != end.says {
+			t.Errorf("%s: %q, want %q", what, got, end.says)
+		}
+		if revoked := n.Desired().Revoked; slices.Contains(revoked, mesh.WireGuardKey{2}) == end.back {
+			t.Errorf("%s: revoked are %v", what, revoked)
+		}
+	}
+	if _, still := log.Nodes[id(2)]; !still || len(log.Removed) > 0 {
+		t.Error("the state of the log was changed")
+	}
+}
+
 func TestOlderStateIsIgnored(t *testing.T) {
 	at := func(nodes int, generation, index uint64) *store.State {
 		s := state(nodes, 1)

@@ -17,8 +17,14 @@ type Event interface{ isEvent() }
 type (
 	// Tick says only that time has passed.
 	Tick struct{}
-	// StateChanged brings a newer committed (or cached) state.
-	StateChanged struct{ State *store.State }
+	// StateChanged brings a newer committed (or cached) state, or the same with
+	// others banned.
+	StateChanged struct {
+		State *store.State
+		// Banned are members that State is without ahead of the log, each with the
+		// name of the operator whose word that is.
+		Banned map[mesh.NodeID]string
+	}
 	// HostChanged brings the machine's uplinks and attached prefixes.
 	HostChanged struct{ Host Host }
 	// FactsChanged brings verified facts about another node.
@@ -154,6 +160,8 @@ const (
 	RouteFound    FactKind = "route-found"
 	NodeJoined    FactKind = "node-joined"
 	NodeRemoved   FactKind = "node-removed"
+	NodeBanned    FactKind = "node-banned"
+	BanEnded      FactKind = "ban-ended"
 	UplinkUp      FactKind = "uplink-up"
 	UplinkDown    FactKind = "uplink-down"
 	Starved       FactKind = "agent-starved"

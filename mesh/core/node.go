@@ -72,6 +72,7 @@ type Node struct {
 	phase   time.Duration // of our probes, different from node to node
 
 	state  *store.State
+	banned map[mesh.NodeID]string // whom state is without ahead of the log, and by whose word
 	host   Host
 	facts  map[mesh.NodeID]discovery.Facts
 	pools  []netip.Prefix // of the whole mesh, aggregated; nil: to be gathered
@@ -157,7 +158,7 @@ func (n *Node) Step(now time.Time, ev Event) Ready {
 	switch ev := ev.(type) {
 	case Tick:
 	case StateChanged:
-		n.setState(ev.State)
+		n.setState(ev.State, ev.Banned)
 	case HostChanged:
 		n.setHost(ev.Host)
 	case FactsChanged:
@@ -423,25 +424,14 @@ func (n *Node) agreed() bool {
 }
 
 // setState takes a newer view of the log.
-func (n *Node) setState(s *store.State) {
+func (n *Node) setState(s *store.State, banned map[mesh.NodeID]string) {
 	if n.state != nil && n.state.Newer(s) {
 		return
 	}
 	if n.state != nil {
-		for id, node := range s.Nodes {
-			if _, known := n.state.Nodes[id]; !known {
-				n.fact(Fact{Kind: NodeJoined, Node: id, Sentence: node.Name + " joined the mesh"})
-			}
-		}
+		n.membersChanged(s, banned)
 	}
-	if n.state != nil {
-		for id, node := range n.state.Nodes {
-			if _, still := s.Nodes[id]; !still {
-				n.fact(Fact{Kind: NodeRemoved, Node: id, Sentence: node.Name + " is no member any more"})
-			}
-		}
-	}
-	n.state = s
+	n.state, n.banned = s, banned
 	for id := range s.Removed {
 		delete(n.facts, id)
 	}
@@ -457,6 +447,37 @@ func (n *Node) setState(s *store.State) {
 	}
 	n.plan()
 	n.pools, n.routes.stale, n.ready.Dirty = nil, true, true
+}
+
+// membersChanged says who came, who went, and who is cut off by an operator's
+// word and not yet by the log.
+func (n *Node) membersChanged(s *store.State, banned map[mesh.NodeID]string) {
+	for id, node := range s.Nodes {
+		_, known := n.state.Nodes[id]
+		by, was := n.banned[id]
+		switch {
+		case was:
+			n.fact(Fact{Kind: BanEnded, Node: id, Sentence: node.Name + " is a member again", Cause: "the log did not confirm the word of " + by})
+		case !known:
+			n.fact(Fact{Kind: NodeJoined, Node: id, Sentence: node.Name + " joined the mesh"})
+		}
+	}
+	for id, node := range n.state.Nodes {
+		_, still := s.Nodes[id]
+		by, ban := banned[id]
+		switch {
+		case ban:
+			n.fact(Fact{Kind: NodeBanned, Node: id, Sentence: node.Name + " is cut off", Cause: "banned by word of " + by + ", not yet in the log"})
+		case !still:
+			n.fact(Fact{Kind: NodeRemoved, Node: id, Sentence: node.Name + " is no member any more"})
+		}
+	}
+	for id, by := range n.banned {
+		gone, removed := s.Removed[id]
+		if _, still := banned[id]; removed && !still {
+			n.fact(Fact{Kind: NodeRemoved, Node: id, Sentence: gone.Name + " is no member any more", Cause: "the log confirms the word of " + by})
+		}
+	}
 }
 
 func hostPrefixes(node store.Node) []netip.Prefix {
@@ -566,6 +587,9 @@ func (n *Node) name(id mesh.NodeID) string {
 	if n.state != nil {
 		if node, ok := n.state.Nodes[id]; ok {
 			return node.Name
+		}
+		if gone, ok := n.state.Removed[id]; ok {
+			return gone.Name
 		}
 	}
 	return id.String()

@@ -9,6 +9,8 @@ package host
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"net/netip"
 	"os"
 	"slices"
@@ -103,6 +105,7 @@ func uplinks(links map[int]*link, routes []route) []mesh.Uplink {
 	for _, index := range order {
 		out = append(out, *found[index])
 	}
+	nameApart(out)
 	return out
 }
 
@@ -116,6 +119,23 @@ func uplinkName(device string) string {
 		return '-'
 	}, strings.ToLower(device))
 	return strings.Trim(name, "-")
+}
+
+// nameApart gives a name of its own to each uplink whose interface leaves none,
+// or the same as another's: "enp3s0.100" beside "enp3s0-100" becomes
+// "enp3s0-100-" and some digits of a hash of "enp3s0.100".
+func nameApart(uplinks []mesh.Uplink) {
+	count := map[string]int{}
+	for _, u := range uplinks {
+		count[u.Name]++
+	}
+	for i, u := range uplinks {
+		if u.Name == u.Interface || u.Name != "" && count[u.Name] == 1 {
+			continue
+		}
+		sum := sha256.Sum256([]byte(u.Interface))
+		uplinks[i].Name = cmp.Or(u.Name, "uplink") + "-" + hex.EncodeToString(sum[:3])
+	}
 }
 
 // attached finds the prefixes that lie on interfaces.

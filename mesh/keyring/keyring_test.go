@@ -197,15 +197,25 @@ func edit(path string, change func([]byte) []byte) error {
 	return os.WriteFile(path, change(b), 0o600)
 }
 
-// B5, B23: no verb, handler or encoder shows a private key.
-func TestNothingPrintsKeys(t *testing.T) {
+// TestB05NothingPrintsKeys: no verb, handler or encoder shows a private key.
+func TestB05NothingPrintsKeys(t *testing.T) {
 	r := newRing(t, stateDir(t, filepath.Join(t.TempDir(), "state")))
 	if _, err := r.Generate(1); err != nil {
 		t.Fatal(err)
 	}
 	wg, _ := r.Private(1)
+	out := printed(r, []*Ring{r}, struct{ R *Ring }{r}, r.Signer())
+	hides(t, out, r.identity.Seed())
+	hides(t, out, wg[:])
+	if !strings.Contains(out, r.Identity().String()) {
+		t.Error("the public identity was not printed")
+	}
+}
+
+// printed is what every verb, handler and encoder makes of values.
+func printed(values ...any) string {
 	var out bytes.Buffer
-	for _, v := range []any{r, []*Ring{r}, struct{ R *Ring }{r}, r.Signer()} {
+	for _, v := range values {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
 			fmt.Fprintf(&out, verb+"\n", v)
 		}
@@ -214,18 +224,19 @@ func TestNothingPrintsKeys(t *testing.T) {
 		slog.New(slog.NewTextHandler(&out, nil)).Info("m", "v", v)
 		slog.New(slog.NewJSONHandler(&out, nil)).Info("m", "v", v)
 	}
-	for _, secret := range [][]byte{r.identity.Seed(), wg[:]} {
-		for _, form := range []string{
-			string(secret), hex.EncodeToString(secret), base64.StdEncoding.EncodeToString(secret),
-			strings.Trim(fmt.Sprint(secret), "[]"), strings.TrimSuffix(strings.TrimPrefix(fmt.Sprintf("%#v", secret), "[]byte{"), "}"),
-		} {
-			if strings.Contains(out.String(), form) {
-				t.Errorf("a private key was printed as %s", form)
-			}
+	return out.String()
+}
+
+// hides fails when a secret is in a text, however it is written.
+func hides(t *testing.T, text string, secret []byte) {
+	t.Helper()
+	for _, form := range []string{
+		string(secret), hex.EncodeToString(secret), base64.StdEncoding.EncodeToString(secret),
+		strings.Trim(fmt.Sprint(secret), "[]"), strings.TrimSuffix(strings.TrimPrefix(fmt.Sprintf("%#v", secret), "[]byte{"), "}"),
+	} {
+		if strings.Contains(text, form) {
+			t.Errorf("a private key was printed as %s", form)
 		}
-	}
-	if !strings.Contains(out.String(), r.Identity().String()) {
-		t.Error("the public identity was not printed")
 	}
 }
 

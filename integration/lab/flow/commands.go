@@ -22,6 +22,16 @@ func Commands() []*cobra.Command {
 	return []*cobra.Command{udpSend(), udpRecv(), tcpSend(), tcpRecv(), echo(), ping()}
 }
 
+// Run runs a command with the arguments that it was given until SIGINT or SIGTERM comes, and returns the exit code.
+func Run(root *cobra.Command) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := root.ExecuteContext(ctx); err != nil {
+		return 1
+	}
+	return 0
+}
+
 // command makes a command that runs run until the signal or the duration, if any, and prints its report.
 func command[T any](use, short string, duration *time.Duration, run func(ctx context.Context, cmd *cobra.Command) (T, error)) *cobra.Command {
 	return &cobra.Command{
