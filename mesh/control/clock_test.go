@@ -3,6 +3,9 @@ package control
 import (
 	"testing"
 	"time"
+
+	"guywire/mesh/transport"
+	"guywire/store"
 )
 
 // TestClockBehindTheLog: a leader whose clock was set back does not write; one
@@ -54,6 +57,29 @@ func TestClockStepsAhead(t *testing.T) {
 			t.Errorf("entry %d is from %s", r.Index, r.Time)
 		}
 	}
+}
+
+// TestCAOfAWrongClock: the only voter finds its CA to be old, since its clock is
+// wrong, and makes another. The mesh lives with that one, and gets one with a
+// right date.
+func TestCAOfAWrongClock(t *testing.T) {
+	t.Parallel()
+	one := founded(t)
+	two := one.joined("two")
+	one.offset.Store(int64(30 * 365 * 24 * time.Hour))
+	made := func() time.Time {
+		ca, _ := inState(one.State(), store.CACurrent)
+		at, err := transport.Made(ca.Root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return at
+	}
+	eventually(t, "a CA from the future", func() bool { return time.Until(made()) > maxClockOffset })
+	two.propose(store.Command{SetDrain: &store.SetDrain{Node: two.ID()}})
+	one.offset.Store(0)
+	eventually(t, "a CA of today", func() bool { return time.Until(made()) < maxClockOffset })
+	two.propose(store.Command{SetDrain: &store.SetDrain{Node: two.ID()}})
 }
 
 func TestMedian(t *testing.T) {
