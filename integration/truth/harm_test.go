@@ -140,13 +140,17 @@ func (b *breaker) again(site string) {
 
 func (b *breaker) cut(site string, d time.Duration) {
 	b.say("%s is cut off", site)
-	b.ok(b.lab.Cut(b.Context(), b.uplink(site), ""))
+	for _, link := range b.uplinks(site) {
+		b.ok(b.lab.Cut(b.Context(), link, ""))
+	}
 	b.rest(d)
 }
 
 func (b *breaker) deafen(site string, d time.Duration) {
 	b.say("%s hears and is not heard", site)
-	b.ok(b.lab.Cut(b.Context(), b.uplink(site), site))
+	for _, link := range b.uplinks(site) {
+		b.ok(b.lab.Cut(b.Context(), link, site))
+	}
 	b.rest(d)
 }
 
@@ -231,8 +235,8 @@ func (w *world) leader() string {
 	return ""
 }
 
-// uplink names the link of a site to its router.
-func (w *world) uplink(site string) string {
+// uplinks names the links of a site to routers.
+func (w *world) uplinks(site string) (names []string) {
 	w.Helper()
 	st, err := w.lab.Status(w.Context())
 	if err != nil {
@@ -241,9 +245,11 @@ func (w *world) uplink(site string) string {
 	n, _ := st.Node(site)
 	for _, i := range n.Interfaces {
 		if i.Name != "lan" {
-			return site + ":" + i.Name
+			names = append(names, site+":"+i.Name)
 		}
 	}
-	w.Fatalf("%s has no uplink", site)
-	return ""
+	if len(names) == 0 {
+		w.Fatalf("%s has no uplink", site)
+	}
+	return names
 }
