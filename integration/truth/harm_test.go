@@ -162,9 +162,7 @@ func (b *breaker) part(_ string, d time.Duration) {
 
 func (b *breaker) killAll(string, time.Duration) {
 	b.say("all are killed")
-	for _, site := range b.sites {
-		b.ok(b.lab.Kill(b.Context(), site, "", syscall.SIGKILL))
-	}
+	b.world.killAll()
 	for _, site := range b.sites {
 		b.start(site)
 	}

@@ -1,6 +1,7 @@
 package truth
 
 import (
+	"fmt"
 	"syscall"
 	"testing"
 
@@ -40,32 +41,31 @@ func TestI07VotersGone(t *testing.T) {
 		}
 	}
 	w.until("all talk", talking)
-	for _, site := range w.sites {
-		must(w.lab.Kill(t.Context(), site, "", syscall.SIGKILL))
-	}
+	w.killAll()
 	w.until("all talk without voters", talking)
 
-	for _, link := range w.uplinks("five") {
-		must(w.lab.Cut(t.Context(), link, ""))
-		w.until("traffic goes around "+link, func() string { return w.talk("five", "six") + w.talk("six", "five") })
-		must(w.lab.Heal(t.Context(), link))
+	around := func(site string) {
+		for _, link := range w.uplinks(site) {
+			must(w.lab.Cut(t.Context(), link, ""))
+			w.until("traffic goes around "+link, func() string { return w.talk("five", "six") + w.talk("six", "five") })
+			must(w.lab.Heal(t.Context(), link))
+		}
 	}
-	for name, kill := range map[string]func() error{
-		"its agent": func() error { return w.lab.Kill(t.Context(), "six", "", syscall.SIGKILL) },
-		"it":        func() error { return w.lab.KillAll(t.Context(), "six", syscall.SIGKILL) },
-	} {
-		must(kill())
+	around("five")
+	for _, tunnels := range []bool{true, false} { // whether they outlive the agent
+		must(w.lab.Kill(t.Context(), "six", "", syscall.SIGKILL))
+		if !tunnels {
+			must(w.lab.KillAll(t.Context(), "six", syscall.SIGKILL))
+		}
 		w.start("six")
-		w.until("six is back, after "+name+" was killed", func() string {
+		w.until(fmt.Sprintf("six is back, with its tunnels: %v", tunnels), func() string {
 			var st api.Status
 			if err := w.ask("six", "status", &st); err != nil {
 				return err.Error()
 			}
-			if !st.Ready {
-				return "it is not ready"
-			}
 			return w.talk("six", "five") + w.talk("five", "six") + w.talk("six", "one")
 		})
+		around("six")
 	}
 
 	for _, site := range w.sites {
