@@ -22,7 +22,7 @@ const (
 	// not seen yet.
 	part = 75 * time.Second
 	// life bounds how long a mesh is broken; a longer span is several meshes.
-	life = 4 * part
+	life = 6 * part
 	// tail is the shortest part that is worth while.
 	tail = 10 * time.Second
 )
