@@ -33,6 +33,7 @@ import (
 // A record is one line of what a client saw.
 type record struct {
 	Op    *operation  `json:"op,omitempty"`
+	Read  *reading    `json:"read,omitempty"`
 	Seen  *sighting   `json:"seen,omitempty"`
 	Leads *leadership `json:"leads,omitempty"`
 }
@@ -60,12 +61,32 @@ const (
 	unknown = "unknown"
 )
 
-// A sighting is a state that a follower showed.
-type sighting struct {
-	Client     int          `json:"client"`
+// A position is where in the history a state is.
+type position struct {
 	Generation uint64       `json:"generation"`
 	Index      uint64       `json:"index"`
 	Head       store.Digest `json:"head"`
+}
+
+func positionOf(s *store.State) position {
+	generation, index, head := s.Head()
+	return position{generation, index, head}
+}
+
+// A reading is a linearizable read of the whole mesh.
+type reading struct {
+	position
+	Call   int64 `json:"call"` // as of an operation
+	Return int64 `json:"return"`
+}
+
+// A sighting is a state that a node showed: the client's own, or one of the
+// voters.
+type sighting struct {
+	position
+	Client int         `json:"client"`
+	Node   mesh.NodeID `json:"node,omitzero"` // zero: the client's own
+	Call   int64       `json:"call"`
 }
 
 // A leadership is a voter that said that it leads.
@@ -77,6 +98,7 @@ type leadership struct {
 // An order says what a client shall do.
 type order struct {
 	Number  int
+	Part    int    // how often the client ran before; it joins the first time
 	Name    string // of its node, one of Holders
 	Token   string
 	Dir     string // its state directory
@@ -138,6 +160,10 @@ func (c *client) run(ctx context.Context, said io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeState()) }()
+	c.plane, err = control.Open(config)
+	if err != nil && !errors.Is(err, control.ErrNotEnrolled) {
+		return err
+	}
 	for c.plane == nil { // the token names one server, which may be broken just now
 		c.plane, err = control.Join(ctx, config, c.Token, control.JoinRequest{Name: c.Name}, nil)
 		if err != nil && (outcome(err) != unknown || ctx.Err() != nil) {
@@ -155,9 +181,9 @@ func (c *client) run(ctx context.Context, said io.Writer) (err error) {
 	var work, watch sync.WaitGroup
 	watching, stopWatching := context.WithCancel(ctx)
 	watch.Go(func() { c.watchState(watching) })
-	watch.Go(func() { c.watchLeader(watching) })
+	watch.Go(func() { c.watchVoters(watching) })
 	for worker := range workers {
-		work.Go(func() { c.work(ctx, rand.New(rand.NewPCG(c.Seed, uint64(c.Number*workers+worker)))) })
+		work.Go(func() { c.work(ctx, rand.New(rand.NewPCG(c.Seed, uint64((c.Part<<8|c.Number)*workers+worker)))) })
 	}
 	work.Wait()
 	stopWatching()
@@ -188,16 +214,16 @@ func (c *client) watchState(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		generation, index, head := c.plane.State().Head()
-		c.tell(record{Seen: &sighting{c.Number, generation, index, head}})
+		c.tell(record{Seen: &sighting{position: positionOf(c.plane.State()), Client: c.Number, Call: monotonic()}})
 	}
 }
 
-// watchLeader tells of every voter that says that it leads.
-func (c *client) watchLeader(ctx context.Context) {
+// watchVoters tells of every voter that says that it leads, and of the states
+// that the voters show.
+func (c *client) watchVoters(ctx context.Context) {
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
-	told := map[leadership]bool{}
+	told, shown := map[leadership]bool{}, map[mesh.NodeID]position{}
 	for {
 		select {
 		case <-tick.C:
@@ -205,8 +231,9 @@ func (c *client) watchLeader(ctx context.Context) {
 			return
 		}
 		var all sync.WaitGroup
-		answers := make(chan leadership, len(c.plane.State().Nodes))
-		for id, n := range c.plane.State().Nodes {
+		nodes := c.plane.State().Nodes
+		answers, seen := make(chan leadership, len(nodes)), make(chan sighting, len(nodes))
+		for id, n := range nodes {
 			if !n.Voter {
 				continue
 			}
@@ -217,10 +244,22 @@ func (c *client) watchLeader(ctx context.Context) {
 				if c.plane.Do(ctx, id, http.MethodGet, "/v1/raft", nil, &st) == nil && st.Leads() {
 					answers <- leadership{st.Term, id}
 				}
+				call := monotonic()
+				var at head
+				if c.plane.Do(ctx, id, http.MethodGet, "/v1/head", nil, &at) == nil {
+					seen <- sighting{at.position, c.Number, id, call}
+				}
 			})
 		}
 		all.Wait()
 		close(answers)
+		close(seen)
+		for s := range seen {
+			if shown[s.Node] != s.position {
+				shown[s.Node] = s.position
+				c.tell(record{Seen: &s})
+			}
+		}
 		for l := range answers {
 			if !told[l] {
 				told[l] = true
@@ -228,6 +267,15 @@ func (c *client) watchLeader(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// A head is what a node says of its state.
+type head struct {
+	position
+	Leader  mesh.NodeID `json:"leader"`
+	Verdict any         `json:"verdict"`
+	Version int         `json:"version"`
+	Time    time.Time   `json:"time"`
 }
 
 func (c *client) work(ctx context.Context, random *rand.Rand) {
@@ -359,7 +407,7 @@ func (c *client) join(ctx context.Context, random *rand.Rand) {
 	defer func() { _ = closeState() }()
 	node := config.Ring.Identity().NodeID()
 	c.do(operation{Key: "token/" + id, Do: "join", Arg: node.String()}, func(o *operation) error {
-		p, err := control.Join(ctx, config, text, control.JoinRequest{Name: fmt.Sprintf("j-%d-%d", c.Number, number)}, nil)
+		p, err := control.Join(ctx, config, text, control.JoinRequest{Name: fmt.Sprintf("j-%d-%d-%d", c.Part, c.Number, number)}, nil)
 		if err != nil {
 			return err
 		}
@@ -438,6 +486,7 @@ func (c *client) read(ctx context.Context, random *rand.Rand) bool {
 	if err != nil {
 		return false // what was not read says nothing
 	}
+	c.tell(record{Read: &reading{positionOf(state), call, monotonic()}})
 	tell := func(key, value string) {
 		c.tell(record{Op: &operation{Client: c.Number, Key: key, Do: "read", Call: call, Return: monotonic(), Outcome: ok, Value: value}})
 	}
@@ -486,7 +535,7 @@ func (c *client) share(kind, name, text string) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		panic(err)
 	}
-	part := filepath.Join(c.Shared, fmt.Sprintf("part-%d-%s", c.Number, name))
+	part := filepath.Join(c.Shared, fmt.Sprintf("unfinished-%d-%s", c.Number, name))
 	if err := errors.Join(os.WriteFile(part, []byte(text), 0o600), os.Rename(part, filepath.Join(dir, name))); err != nil {
 		panic(err)
 	}

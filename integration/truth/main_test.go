@@ -62,7 +62,7 @@ func run(m *testing.M) int {
 func inside(args []string) int {
 	root := &cobra.Command{Use: insideVerb, SilenceUsage: true, CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true}}
 	root.AddCommand(flow.Commands()...)
-	root.AddCommand(foundCommand(), joinCommand(), clientCommand(), askCommand(), walkCommand(), revokeCommand())
+	root.AddCommand(foundCommand(), joinCommand(), clientCommand(), askCommand(), changeCommand(), sniffCommand(), usageCommand(), walkCommand(), revokeCommand())
 	root.SetArgs(args)
 	return flow.Run(root)
 }

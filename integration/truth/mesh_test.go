@@ -11,7 +11,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -43,6 +46,9 @@ type world struct {
 	sites  []string
 	shared string // a folder that all nodes see
 	tokens tokens
+
+	mu     sync.Mutex         // guards starts
+	starts map[string][]int64 // of meshd on each site, by CLOCK_MONOTONIC
 }
 
 // tokens admit what a test needs: further sites, and clients that may change
@@ -52,7 +58,7 @@ type tokens struct {
 }
 
 // network describes sites behind two routers, so that there are links of single
-// sites to cut, and one between halves. The fourth site is no member at first.
+// sites to cut, and one between halves. The last two have a way around that one.
 const network = `
 nodes:
   west: {kind: router}
@@ -61,15 +67,23 @@ nodes:
   two: {kind: site, uplinks: [{to: west}], lan: 10.2.0.0/24, meshd: {log_level: debug}}
   three: {kind: site, uplinks: [{to: east}], lan: 10.3.0.0/24, meshd: {log_level: debug}}
   four: {kind: site, uplinks: [{to: east}], lan: 10.4.0.0/24, meshd: {log_level: debug}}
+  five: {kind: site, uplinks: [{to: west}, {to: east}], lan: 10.5.0.0/24, meshd: {log_level: debug}}
+  six: {kind: site, uplinks: [{to: west}, {to: east}], lan: 10.6.0.0/24, meshd: {log_level: debug}}
 links:
   - {ends: [west, east]}
 `
 
 var labs atomic.Int32
 
-// build makes a mesh of all sites; path has the programs. The first site's
-// state is made outside of meshd, since its API makes no tokens with roles.
+// build makes a mesh of the first three sites; path has the programs.
 func build(t testing.TB, opts lab.Options) *world {
+	t.Helper()
+	return buildOf(t, opts, "one", "two", "three")
+}
+
+// buildOf makes a mesh in which all of an odd number of sites vote. The first
+// site's state is made outside of meshd, since its API makes no tokens with roles.
+func buildOf(t testing.TB, opts lab.Options, sites ...string) *world {
 	t.Helper()
 	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
 	if err != nil {
@@ -92,7 +106,7 @@ func build(t testing.TB, opts lab.Options) *world {
 	if err != nil {
 		t.Fatal(errors.Join(err, l.Close()))
 	}
-	w := &world{TB: t, lab: l, sites: []string{"one", "two", "three"}, shared: shared}
+	w := &world{TB: t, lab: l, sites: sites, shared: shared, starts: map[string][]int64{}}
 	t.Cleanup(func() {
 		if t.Failed() {
 			kept := filepath.Join(os.TempDir(), "guywire-failed-"+l.Name())
@@ -108,19 +122,52 @@ func build(t testing.TB, opts lab.Options) *world {
 	for _, site := range w.sites[1:] {
 		w.enter(site)
 	}
-	w.until("three voters", func() string {
+	if len(w.sites) > 3 {
+		w.must("one", "", "change", "voters", fmt.Sprint(len(w.sites)))
+	}
+	w.settled()
+	return w
+}
+
+// settled waits until the mesh is as it should be without faults: all sites vote
+// for one leader, none is drained, and no change of the CA is under way.
+func (w *world) settled() {
+	w.Helper()
+	w.until("a mesh at rest", func() string {
+		leader := ""
 		for _, site := range w.sites {
 			var st api.Status
-			if err := w.ask(site, "status", &st); err != nil {
+			var drains api.Drains
+			var cas api.Authorities
+			var raft api.RaftStatus
+			err := w.ask(site, "status", &st)
+			if err == nil {
+				err = errors.Join(w.ask(site, "drains", &drains), w.ask(site, "ca", &cas), w.ask(site, "raft", &raft))
+			}
+			voters := 0
+			for _, m := range raft.Members {
+				if m.Voter {
+					voters++
+				}
+			}
+			switch {
+			case err != nil:
 				return err.Error()
+			case st.Node.Role != "voter" || st.Node.Leader == "":
+				return fmt.Sprintf("%s is a %s led by %q", site, st.Node.Role, st.Node.Leader)
+			case leader != "" && leader != st.Node.Leader:
+				return fmt.Sprintf("%s is led by %q, the one before by %q", site, st.Node.Leader, leader)
+			case voters != len(w.sites):
+				return fmt.Sprintf("%s says that %d vote", site, voters)
+			case len(drains.Drains) > 0:
+				return site + " says that something is drained"
+			case slices.ContainsFunc(cas.Authorities, func(ca api.Authority) bool { return ca.State == "next" }):
+				return site + " says that the CA changes"
 			}
-			if st.Node.Role != "voter" || st.Node.Leader == "" {
-				return site + " is a " + st.Node.Role
-			}
+			leader = st.Node.Leader
 		}
 		return ""
 	})
-	return w
 }
 
 // enter makes a site a member.
@@ -157,9 +204,19 @@ func (w *world) addr(site string) netip.Addr {
 
 func (w *world) start(site string) {
 	w.Helper()
+	w.mu.Lock()
+	w.starts[site] = append(w.starts[site], monotonic())
+	w.mu.Unlock()
 	if _, err := w.lab.Start(w.Context(), site, "", nil); err != nil {
 		w.Fatal(err)
 	}
+}
+
+// started reports whether meshd on a site was started in a time.
+func (w *world) started(site string, from, to int64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.ContainsFunc(w.starts[site], func(at int64) bool { return from < at && at < to })
 }
 
 // inside runs the test binary on a node.
@@ -316,6 +373,10 @@ func asked(ctx context.Context, what string) (any, error) {
 		return c.Topology(ctx)
 	case "drains":
 		return c.Drains(ctx)
+	case "ca":
+		return c.Authorities(ctx)
+	case "raft":
+		return c.Raft(ctx)
 	case "version":
 		return c.Version(ctx)
 	case "events":
@@ -327,6 +388,30 @@ func asked(ctx context.Context, what string) (any, error) {
 		return all, err
 	}
 	return nil, fmt.Errorf("nobody knows how to ask for %q", what)
+}
+
+// changeCommand changes the mesh by the meshd of this node.
+func changeCommand() *cobra.Command {
+	return &cobra.Command{Use: "change", Args: cobra.RangeArgs(1, 2), RunE: func(cmd *cobra.Command, args []string) (err error) {
+		c := api.Dial(socket)
+		defer c.Close()
+		switch about := args[len(args)-1]; args[0] {
+		case "drain":
+			_, err = c.Drain(cmd.Context(), api.DrainRequest{Target: about})
+		case "undrain":
+			_, err = c.Undrain(cmd.Context(), about)
+		case "rotate":
+			_, err = c.RotateCA(cmd.Context())
+		case "voters":
+			var n int
+			if n, err = strconv.Atoi(about); err == nil {
+				_, err = c.SetSettings(cmd.Context(), api.SettingsRequest{Voters: &n})
+			}
+		default:
+			err = fmt.Errorf("nobody knows how to %s", args[0])
+		}
+		return err
+	}}
 }
 
 // walkCommand lists all below a folder, with modes.

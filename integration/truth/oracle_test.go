@@ -1,9 +1,7 @@
 package truth
 
 import (
-	"bufio"
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -30,6 +28,15 @@ type replay struct {
 	requests map[store.Nonce]uint64  // where each was decided first
 	joins    map[mesh.NodeID]uint64  // where each node was admitted
 	tokens   map[string]bool         // ever made
+	given    map[netip.Addr]mesh.NodeID
+}
+
+func newReplay() *replay {
+	return &replay{
+		state: store.New(), results: map[uint64]store.Result{}, heads: map[uint64]store.Digest{},
+		requests: map[store.Nonce]uint64{}, joins: map[mesh.NodeID]uint64{}, tokens: map[string]bool{},
+		given: map[netip.Addr]mesh.NodeID{},
+	}
 }
 
 // outcome is what the log says about an operation; false: it never happened.
@@ -56,8 +63,19 @@ func (l *replay) outcome(o operation) (string, bool) {
 type remains struct {
 	site    string
 	found   raftstore.Inspection
-	entries []raft.Log // from 1
+	first   uint64     // index of the first of entries: those before are in a snapshot
+	entries []raft.Log // in order, without gaps
 	audit   []store.AuditRecord
+}
+
+func (r remains) last() uint64 { return r.first + uint64(len(r.entries)) - 1 }
+
+// term is that of an entry; 0: it is not there.
+func (r remains) term(index uint64) uint64 {
+	if index < r.first || index > r.last() {
+		return 0
+	}
+	return r.entries[index-r.first].Term
 }
 
 // dig reads what a dead voter left, from a copy.
@@ -74,9 +92,10 @@ func (w *world) dig(site string) remains {
 	}
 	first, err1 := bolt.FirstIndex()
 	last, err2 := bolt.LastIndex()
-	if err := errors.Join(err1, err2); err != nil || first > 1 {
-		w.Fatalf("the log of %s begins with %d (%v): a round is too long to be replayed", site, first, err)
+	if err := errors.Join(err1, err2); err != nil {
+		w.Fatalf("the log of %s: %v", site, err)
 	}
+	r.first = first
 	for i := first; i <= last; i++ {
 		var entry raft.Log
 		if err := bolt.GetLog(i, &entry); err != nil {
@@ -90,78 +109,91 @@ func (w *world) dig(site string) remains {
 	if r.found, err = raftstore.Inspect(filepath.Join(dir, "raft")); err != nil {
 		w.Fatalf("the log of %s: %v", site, err)
 	}
-	files, err := filepath.Glob(filepath.Join(dir, "audit", "*.jsonl"))
-	if err != nil {
-		w.Fatal(err)
-	}
-	for _, file := range files { // their names sort as their content
-		b, err := os.ReadFile(file)
-		if err != nil {
-			w.Fatal(err)
-		}
-		whole := b[:bytes.LastIndexByte(b, '\n')+1] // the rest was being written when it was killed
-		for line := range bytes.Lines(whole) {
-			record, err := store.DecodeAuditRecord(bytes.TrimSuffix(line, []byte("\n")))
-			if err != nil {
-				w.Fatalf("%s of %s: %v", file, site, err)
-			}
-			r.audit = append(r.audit, record)
-		}
+	if r.audit, err = trail(filepath.Join(dir, "audit")); err != nil {
+		w.Fatalf("the audit trail of %s: %v", site, err)
 	}
 	return r
 }
 
-// judge holds the history of a round against what the voters left.
-func (w *world) judge(history []record) {
-	w.Helper()
-	var all []remains
-	for _, site := range w.sites {
-		all = append(all, w.dig(site))
+// trail reads a voter's audit trail, which may be written to meanwhile.
+func trail(dir string) (all []store.AuditRecord, err error) {
+	files, err := filepath.Glob(filepath.Join(dir, "*.jsonl"))
+	if err != nil {
+		return nil, err
 	}
-	longest, last := committed(all)
-	l := w.again(longest, last)
-	for _, r := range all {
-		w.agrees(r, l)
-	}
-	w.owners(l)
-	var operations []operation
-	counts := map[string]int{}
-	leaders := map[uint64]mesh.NodeID{}
-	newest := map[int]sighting{}
-	for _, r := range history {
-		switch {
-		case r.Op != nil:
-			operations = append(operations, *r.Op)
-			w.acknowledged(*r.Op, l)
-			switch {
-			case r.Op.Outcome == unknown:
-				counts["unknown"]++
-			case r.Op.Do == "read":
-				counts["reads"]++
-			case r.Op.Outcome == ok:
-				counts["writes"]++
-			default:
-				counts["refused"]++
+	for _, file := range files { // their names sort as their content
+		b, err := os.ReadFile(file)
+		if errors.Is(err, os.ErrNotExist) { // it was the oldest
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		whole := b[:bytes.LastIndexByte(b, '\n')+1] // the rest is being written, or was when it was killed
+		for line := range bytes.Lines(whole) {
+			record, err := store.DecodeAuditRecord(bytes.TrimSuffix(line, []byte("\n")))
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", file, err)
 			}
-		case r.Leads != nil: // I13
-			if other, known := leaders[r.Leads.Term]; known && other != r.Leads.Node {
-				w.Errorf("term %d has two leaders: %s and %s", r.Leads.Term, other, r.Leads.Node)
-			}
-			leaders[r.Leads.Term] = r.Leads.Node
-		case r.Seen != nil: // I5: what a follower shows is a part of the one history, and never an earlier one than before
-			if head, known := l.heads[r.Seen.Index]; known && head != r.Seen.Head {
-				w.Errorf("client %d was shown a state at %d that the log never had", r.Seen.Client, r.Seen.Index)
-			}
-			if before := newest[r.Seen.Client]; r.Seen.Generation < before.Generation || r.Seen.Index < before.Index {
-				w.Errorf("client %d was shown the state at %d after that at %d", r.Seen.Client, r.Seen.Index, before.Index)
-			}
-			newest[r.Seen.Client] = *r.Seen
+			all = append(all, record)
 		}
 	}
-	linearizable(w, operations, l)
-	w.Logf("%d entries, %d terms with a leader seen, %d addresses given; %v", len(l.entries), len(leaders), len(l.state.Nodes)+len(l.state.Removed), counts)
+	return all, nil
+}
+
+// chains cuts an audit trail where it has gaps, since the voter was away: each
+// part is a chain of its own.
+func chains(records []store.AuditRecord) (parts [][]store.AuditRecord) {
+	for len(records) > 0 {
+		n := 1
+		for n < len(records) && records[n].N == records[n-1].N+1 {
+			n++
+		}
+		parts = append(parts, records[:n])
+		records = records[n:]
+	}
+	return parts
+}
+
+// judge holds all that was seen of the mesh against what the voters left.
+func (o *oracle) judge(all []remains) {
+	o.Helper()
+	longest, last := committed(all)
+	o.extend(longest, last)
+	l := o.log
+	for _, r := range all {
+		o.agrees(r)
+	}
+	o.owners()
+	for index, head := range o.heads { // I5: every state that anybody saw is one of the one history
+		if want, known := l.heads[index]; !known || want != head {
+			o.Errorf("somebody was shown a state at %d that the log never had", index)
+		}
+	}
+	for addr, node := range o.holders { // I3
+		if want := l.given[addr]; want.String() != node {
+			o.Errorf("%s was said to be of %s, and is of %s", addr, node, want)
+		}
+	}
+	counts := map[string]int{}
+	for _, op := range o.operations {
+		o.acknowledged(op)
+		switch {
+		case op.Outcome == unknown:
+			counts["unknown"]++
+		case op.Do == "read":
+			counts["reads"]++
+		case op.Outcome == ok:
+			counts["writes"]++
+		default:
+			counts["refused"]++
+		}
+	}
+	linearizable(o, o.operations, l)
+	o.Logf("%d entries from %d on, %d terms with a leader seen, %d states seen, %d addresses given; %v",
+		len(l.entries), longest.first, len(o.leaders), len(o.heads), len(l.given)/2, counts)
 	if counts["writes"] < 20 || counts["reads"] < 20 {
-		w.Errorf("the clients did too little to prove anything: %v", counts)
+		o.Errorf("the clients did too little to prove anything: %v", counts)
 	}
 }
 
@@ -172,17 +204,14 @@ func committed(all []remains) (longest remains, last uint64) {
 	for _, r := range all {
 		last = max(last, r.found.Committed)
 	}
-	has := func(r remains, index, term uint64) bool {
-		return uint64(len(r.entries)) >= index && r.entries[index-1].Term == term
-	}
 	for _, r := range all {
-		if uint64(len(r.entries)) >= last && len(longest.entries) == 0 {
+		if r.last() >= last && len(longest.entries) == 0 {
 			longest = r
 		}
-		for index := last + 1; index <= uint64(len(r.entries)); index++ {
+		for index := last + 1; index <= r.last(); index++ {
 			n := 0
 			for _, other := range all {
-				if has(other, index, r.entries[index-1].Term) {
+				if other.term(index) == r.term(index) {
 					n++
 				}
 			}
@@ -195,15 +224,15 @@ func committed(all []remains) (longest remains, last uint64) {
 	return longest, last
 }
 
-// again applies a log up to its last committed entry to a fresh state.
-func (w *world) again(r remains, last uint64) *replay {
-	w.Helper()
-	l := &replay{
-		state: store.New(), results: map[uint64]store.Result{}, heads: map[uint64]store.Digest{},
-		requests: map[store.Nonce]uint64{}, joins: map[mesh.NodeID]uint64{}, tokens: map[string]bool{},
+// extend applies what is new in a log, up to its last committed entry, to the
+// state as it was before.
+func (o *oracle) extend(r remains, last uint64) {
+	o.Helper()
+	l := o.log
+	if r.first > uint64(len(l.entries))+1 {
+		o.Fatalf("the log of %s begins with %d, and only those up to %d were seen: a part is too long to be replayed", r.site, r.first, len(l.entries))
 	}
-	given := map[netip.Addr]mesh.NodeID{}
-	for _, entry := range r.entries {
+	for _, entry := range r.entries[uint64(len(l.entries))+1-r.first:] {
 		if entry.Index > last {
 			break
 		}
@@ -213,7 +242,7 @@ func (w *world) again(r remains, last uint64) *replay {
 		}
 		command, err := store.DecodeCommand(entry.Data)
 		if err != nil {
-			w.Fatalf("entry %d of %s: %v", entry.Index, r.site, err)
+			o.Fatalf("entry %d of %s: %v", entry.Index, r.site, err)
 		}
 		next, result := store.Apply(l.state, entry.Index, command)
 		l.state, l.results[entry.Index] = next, result
@@ -229,28 +258,27 @@ func (w *world) again(r remains, last uint64) *replay {
 		}
 		if n := result.Node; n != nil { // I3: no address is ever given twice
 			for _, addr := range []netip.Addr{n.Addr4, n.Addr6} {
-				if other, known := given[addr]; known && other != n.ID {
-					w.Errorf("entry %d gives %s to %s, which %s had", entry.Index, addr, n.ID, other)
+				if other, known := l.given[addr]; known && other != n.ID {
+					o.Errorf("entry %d gives %s to %s, which %s had", entry.Index, addr, n.ID, other)
 				}
-				given[addr] = n.ID
+				l.given[addr] = n.ID
 			}
 			if command.Join != nil {
 				l.joins[n.ID] = entry.Index
 			}
 		}
-		w.owners(l)
+		o.owners()
 	}
-	return l
 }
 
 // owners checks that nothing has two live owners (I3).
-func (w *world) owners(l *replay) {
-	w.Helper()
+func (o *oracle) owners() {
+	o.Helper()
 	owner := map[netip.Prefix]string{}
-	for _, n := range l.state.Nodes {
+	for _, n := range o.log.state.Nodes {
 		for _, p := range n.Prefixes {
 			if other, known := owner[p]; known {
-				w.Errorf("at %d %s belongs to %s and %s", l.state.Index, p, other, n.Name)
+				o.Errorf("at %d %s belongs to %s and %s", o.log.state.Index, p, other, n.Name)
 			}
 			owner[p] = n.Name
 		}
@@ -259,91 +287,73 @@ func (w *world) owners(l *replay) {
 
 // agrees checks that a voter has the one log, the state that follows from it,
 // and the audit trail of it.
-func (w *world) agrees(r remains, l *replay) {
-	w.Helper()
-	for i, entry := range r.entries {
+func (o *oracle) agrees(r remains) {
+	o.Helper()
+	l := o.log
+	for _, entry := range r.entries {
 		if entry.Index > r.found.Committed {
 			break
 		}
-		want := l.entries[i]
+		want := l.entries[entry.Index-1]
 		if entry.Term != want.Term || entry.Type != want.Type || !bytes.Equal(entry.Data, want.Data) {
-			w.Errorf("%s has another entry %d than the others", r.site, entry.Index)
+			o.Errorf("%s has another entry %d than the others", r.site, entry.Index)
 		}
 	}
 	_, index, head := r.found.State.Head()
 	if want := l.heads[index]; head != want {
-		w.Errorf("%s has head %x at %d, not %x", r.site, head, index, want)
+		o.Errorf("%s has head %x at %d, not %x", r.site, head, index, want)
 	}
 	if index == l.state.Index && store.Hash(r.found.State) != store.Hash(l.state) {
-		w.Errorf("%s has another state at %d than its log gives", r.site, index)
+		o.Errorf("%s has another state at %d than its log gives", r.site, index)
 	}
-	for len(r.audit) > 0 { // it may have gaps where the voter was away; each part is a chain of its own
-		n := 1
-		for n < len(r.audit) && r.audit[n].N == r.audit[n-1].N+1 {
-			n++
-		}
-		part := r.audit[:n]
-		r.audit = r.audit[n:]
+	for _, part := range chains(r.audit) {
 		head, err := store.VerifyAudit(part[0].Prev, part)
-		last := part[n-1]
+		last := part[len(part)-1]
 		if err != nil {
-			w.Errorf("audit trail of %s: %v", r.site, err)
+			o.Errorf("audit trail of %s: %v", r.site, err)
 		} else if want, known := l.heads[last.Index]; known && want != store.Digest(head) {
-			w.Errorf("audit trail of %s leads to another history at %d", r.site, last.Index)
+			o.Errorf("audit trail of %s leads to another history at %d", r.site, last.Index)
 		}
 	}
 }
 
 // acknowledged checks that what a client was told is in the log (I4).
-func (w *world) acknowledged(o operation, l *replay) {
-	w.Helper()
-	if o.Outcome != ok || o.Do == "read" {
+func (o *oracle) acknowledged(op operation) {
+	o.Helper()
+	l := o.log
+	if op.Outcome != ok || op.Do == "read" {
 		return
 	}
-	kind, id, _ := strings.Cut(o.Key, "/")
+	kind, id, _ := strings.Cut(op.Key, "/")
 	lost := ""
 	switch {
-	case o.Do == "join":
-		node, err := mesh.ParseNodeID(o.Arg)
+	case op.Do == "join":
+		node, err := mesh.ParseNodeID(op.Arg)
 		if err != nil {
-			w.Fatal(err)
+			o.Fatal(err)
 		}
-		if at, found := l.joins[node]; !found || l.results[at].Node.Addr4 != o.Addr {
-			lost = "the join, or its address " + o.Addr.String()
+		if at, found := l.joins[node]; !found || l.results[at].Node.Addr4 != op.Addr {
+			lost = "the join, or its address " + op.Addr.String()
 		}
-	case kind == "token" && o.Do == "create":
+	case kind == "token" && op.Do == "create":
 		if !l.tokens[id] {
 			lost = "the token"
 		}
-	case !o.Request.IsZero():
-		if at, found := l.requests[o.Request]; !found || at != o.Index || l.results[at].Refused != nil {
-			lost = fmt.Sprintf("entry %d", o.Index)
+	case !op.Request.IsZero():
+		if at, found := l.requests[op.Request]; !found || at != op.Index || l.results[at].Refused != nil {
+			lost = fmt.Sprintf("entry %d", op.Index)
 		}
 	}
 	if lost != "" {
-		w.Errorf("acknowledged and lost: %s %s %s of client %d: %s", o.Do, o.Key, o.Arg, o.Client, lost)
+		o.Errorf("acknowledged and lost: %s %s %s of client %d: %s", op.Do, op.Key, op.Arg, op.Client, lost)
 	}
-}
-
-// records reads the lines of a client.
-func (w *world) records(out string) (all []record) {
-	w.Helper()
-	lines := bufio.NewScanner(strings.NewReader(out))
-	for lines.Scan() {
-		var r record
-		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
-			w.Fatalf("%v in %s", err, lines.Text())
-		}
-		all = append(all, r)
-	}
-	return all
 }
 
 // TestCommitted: what only a minority has is not taken for committed, and what
 // nobody was told of is, where a majority has it.
 func TestCommitted(t *testing.T) {
 	voter := func(known uint64, terms ...uint64) remains {
-		r := remains{found: raftstore.Inspection{Committed: known}}
+		r := remains{first: 1, found: raftstore.Inspection{Committed: known}}
 		for i, term := range terms {
 			r.entries = append(r.entries, raft.Log{Index: uint64(i + 1), Term: term})
 		}
@@ -353,6 +363,7 @@ func TestCommitted(t *testing.T) {
 		all  []remains
 		want uint64
 	}{
+		"a snapshot before it":    {[]remains{{first: 3, entries: []raft.Log{{Index: 3, Term: 1}, {Index: 4, Term: 1}}, found: raftstore.Inspection{Committed: 3}}, voter(3, 1, 1, 1, 1), voter(3, 1, 1, 1)}, 4},
 		"all agree":               {[]remains{voter(2, 1, 1), voter(2, 1, 1), voter(1, 1, 1)}, 2},
 		"nobody was told":         {[]remains{voter(1, 1, 1, 2), voter(1, 1, 1, 2), voter(1, 1)}, 3},
 		"one leader is alone":     {[]remains{voter(2, 1, 1, 1, 1), voter(2, 1, 1), voter(2, 1, 1)}, 2},
@@ -360,7 +371,7 @@ func TestCommitted(t *testing.T) {
 		"one knows, and was away": {[]remains{voter(3, 1, 1, 1), voter(1, 1), voter(2, 1, 1, 1)}, 3},
 	} {
 		longest, last := committed(tt.all)
-		if last != tt.want || uint64(len(longest.entries)) < last {
+		if last != tt.want || longest.last() < last {
 			t.Errorf("%s: %d is the last one, of %d, want %d", name, last, len(longest.entries), tt.want)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -162,50 +163,76 @@ func (s *stream) stop() (received []uint64, last []time.Duration) {
 // of a WireGuard session.
 const revoked = 10 * time.Second
 
+// talk reports whether the LANs of two sites reach each other: "" if so.
+func (w *world) talk(from, to string) string {
+	ctx, cancel := context.WithTimeout(w.Context(), patience)
+	defer cancel()
+	out, err := w.inside(ctx, from+"-host", "", "ping", "--count", "2", "--timeout", "500ms", "--target", to+"="+w.host(to).String())
+	if err != nil {
+		return err.Error()
+	}
+	var r flow.PingReport
+	w.decode(&r, out)
+	for _, c := range r.Cells {
+		if !c.Reached {
+			return from + " gets no answer from " + to
+		}
+	}
+	return ""
+}
+
+// watchRevoked revokes a site that sends to the others, and reports how long
+// they took its packets after that.
+func (w *world) watchRevoked(site, at string, meanwhile func()) {
+	w.Helper()
+	w.until(site+" talks to all", func() (silent string) {
+		for _, other := range w.sites {
+			silent += w.talk(site, other)
+		}
+		return silent
+	})
+	s := w.flows(site, w.sites...)
+	rest(time.Second)
+	meanwhile()
+	when := w.revoke(at, site)
+	rest(revoked + time.Second)
+	received, last := s.stop()
+	for i, other := range s.to {
+		if received[i] < packets/4 {
+			w.Errorf("%s got only %d packets before", other, received[i])
+		}
+		if last[i] > when+revoked {
+			w.Errorf("%s took a packet of the revoked node %s after", other, last[i]-when)
+		}
+		w.Logf("%s took the last packet of %s %s after the revocation, of %d", other, site, (last[i] - when).Round(time.Millisecond), received[i])
+	}
+}
+
+func rest(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	<-timer.C
+}
+
 // TestB10RevokedUnderTraffic: a revoked node's packets are accepted nowhere
-// soon after, and not at all by those who heard of it while it was parted from
-// them (I6).
+// soon after, also when the leader dies at that moment, and not at all by those
+// who heard of it while it was parted from them (I6).
 func TestB10RevokedUnderTraffic(t *testing.T) {
 	w := build(t, lab.Options{Path: []string{bin}})
 	w.enter("four")
-	pings := func(from, to string) string {
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
-		defer cancel()
-		out, err := w.inside(ctx, from+"-host", "", "ping", "--count", "2", "--timeout", "500ms", "--target", to+"="+w.host(to).String())
-		if err != nil {
-			return err.Error()
-		}
-		var r flow.PingReport
-		w.decode(&r, out)
-		for _, c := range r.Cells {
-			if !c.Reached {
-				return "no answer"
-			}
-		}
-		return ""
-	}
-	rest := func(d time.Duration) {
-		timer := time.NewTimer(d)
-		defer timer.Stop()
-		<-timer.C
-	}
-	w.until("four talks to all", func() string { return pings("four", "one") + pings("four", "two") + pings("four", "three") })
-	s := w.flows("four", "one", "two", "three")
-	rest(time.Second)
-	at := w.revoke("one", "four")
-	rest(revoked + time.Second)
-	received, last := s.stop()
-	for i, site := range s.to {
-		if received[i] < packets/4 {
-			t.Errorf("%s got only %d packets before", site, received[i])
-		}
-		if last[i] > at+revoked {
-			t.Errorf("%s took a packet of the revoked node %s after", site, last[i]-at)
-		}
-		t.Logf("%s took the last packet %s after the revocation, of %d", site, (last[i] - at).Round(time.Millisecond), received[i])
-	}
+	w.watchRevoked("four", "one", func() {})
 
-	w.until("three talks to one and two", func() string { return pings("three", "one") + pings("three", "two") })
+	w.enter("five")
+	leader := w.leader()
+	at := w.sites[(slices.Index(w.sites, leader)+1)%len(w.sites)]
+	w.watchRevoked("five", at, func() {
+		if err := w.lab.Kill(t.Context(), leader, "", 0); err != nil {
+			t.Fatal(err)
+		}
+		w.start(leader)
+	})
+
+	w.until("three talks to one and two", func() string { return w.talk("three", "one") + w.talk("three", "two") })
 	if err := w.lab.Partition(t.Context(), []string{"west"}, []string{"east"}); err != nil {
 		t.Fatal(err)
 	}
@@ -219,13 +246,13 @@ func TestB10RevokedUnderTraffic(t *testing.T) {
 			return ""
 		})
 	}
-	s = w.flows("three", "one", "two")
+	s := w.flows("three", "one", "two")
 	rest(time.Second)
 	if err := w.lab.Heal(t.Context(), ""); err != nil {
 		t.Fatal(err)
 	}
 	rest(3 * time.Second)
-	received, _ = s.stop()
+	received, _ := s.stop()
 	for i, site := range s.to {
 		if received[i] > 0 {
 			t.Errorf("after the partition %s took %d packets of the node that was revoked in it", site, received[i])

@@ -5,97 +5,171 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"guywire/integration/lab"
-	"guywire/integration/lab/disk"
-	"guywire/mesh/api"
 )
 
-// round bounds how long one mesh is broken, so that its log is not compacted and
-// can be replayed from the first entry; a longer span is several meshes.
-const round = 75 * time.Second
+const (
+	// part bounds how long a mesh is broken before all is killed and what the
+	// dead left is looked at, so that no voter has forgotten entries which were
+	// not seen yet.
+	part = 75 * time.Second
+	// life bounds how long a mesh is broken; a longer span is several meshes.
+	life = 6 * part
+	// tail is the shortest part that is worth while.
+	tail = 10 * time.Second
+)
 
-// TestTruth lets clients change a mesh of three voters while they are cut off,
-// killed, stopped, set wrong and left without a disk, and judges it by what the
-// clients saw and the voters left.
+// TestTruth lets clients change a mesh while its voters are cut off, killed,
+// stopped, set wrong and left without a disk, and judges it by what the clients
+// saw and the voters left. Each third mesh has five voters, all others three.
 func TestTruth(t *testing.T) {
-	for i := 0; time.Duration(i)*round < *span; i++ {
-		part := min(round, *span-time.Duration(i)*round)
-		if part < 10*time.Second && i > 0 {
+	for i := 0; time.Duration(i)*life < *span; i++ {
+		long := min(life, *span-time.Duration(i)*life)
+		if long < tail && i > 0 {
 			break
 		}
 		n := *seed + uint64(i)
 		t.Run(fmt.Sprintf("seed %d", n), func(t *testing.T) {
 			t.Cleanup(func() {
 				if t.Failed() {
-					t.Logf("to repeat it: go test ./integration/truth -run 'TestTruth$' -v -args -span %s -seed %d", part, n)
+					t.Logf("to repeat it: go test ./integration/truth -run 'TestTruth$' -v -args -span %s -seed %d", long, n)
 				}
 			})
-			tell(t, part, n)
+			tell(t, long, n)
 		})
 	}
 }
 
-// tell is one round.
-func tell(t *testing.T, part time.Duration, seed uint64) {
-	w := build(t, lab.Options{Faults: true, Path: []string{clocked}})
-	until := time.Now().Add(part)
-	var holders []string
+// tell is the life of one mesh.
+func tell(t *testing.T, long time.Duration, seed uint64) {
+	sites := []string{"one", "two", "three"}
+	if seed%3 == 0 {
+		sites = append(sites, "four", "five")
+	}
+	w := buildOf(t, lab.Options{Faults: true, Path: []string{clocked}}, sites...)
+	o := newOracle(w)
+	sniffer := w.launch("west", "sniff")
+	for n := 0; n == 0 || long >= tail; n++ {
+		began := time.Now()
+		if len(o.log.entries) > compactable && long >= 3*part && !w.compacted() {
+			w.compact()
+			long -= time.Since(began)
+		}
+		now := min(part, long)
+		if long -= now; t.Failed() {
+			break
+		}
+		w.live(o, now, seed, n)
+	}
+	o.Logf("it was looked at %d times while it lived; no node used more than %+v", o.looks, o.most)
+	w.modes()
+	w.canaries(w.secrets(), map[string][]byte{"packets at west": sniffer()})
+}
+
+// compactable is how many entries make a voter forget some.
+const compactable = 1100
+
+// compact lets the voters run in peace until all have made a snapshot and
+// forgotten entries: those that were seen, since there are no new ones.
+func (w *world) compact() {
+	w.Helper()
 	for _, site := range w.sites {
+		w.start(site)
+	}
+	for deadline := time.Now().Add(2*time.Minute + patience); !w.compacted() && time.Now().Before(deadline); {
+		rest(time.Second)
+	}
+	if !w.compacted() {
+		w.Errorf("not every voter has made a snapshot of more than %d entries", compactable)
+	}
+	w.killAll()
+}
+
+// compacted reports whether every voter has made a snapshot.
+func (w *world) compacted() bool {
+	for _, site := range w.sites {
+		made, err := filepath.Glob(filepath.Join(w.state(site), "control", "raft", "snapshots", "*", "meta.json"))
+		if err != nil || len(made) == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func (w *world) killAll() {
+	w.Helper()
+	for _, site := range w.sites {
+		if err := w.lab.Kill(w.Context(), site, "", 0); err != nil {
+			w.Fatal(err)
+		}
+	}
+}
+
+// live is a part of the life of a mesh, up to the death of all its nodes.
+func (w *world) live(o *oracle, long time.Duration, seed uint64, part int) {
+	w.Helper()
+	if part > 0 { // else it was only just made
+		for _, site := range w.sites {
+			w.start(site)
+		}
+	}
+	until := time.Now().Add(long)
+	beside := w.sites[:3] // of as many sites there are clients
+	var holders []string
+	for _, site := range beside {
 		holders = append(holders, "client-"+site)
 	}
 	var clients sync.WaitGroup
-	histories, failures := make([]string, len(w.sites)), make([]error, len(w.sites))
-	for i, site := range w.sites {
-		o, err := json.Marshal(order{
-			Number: i, Name: holders[i], Token: w.tokens.Client, Holders: holders, Seed: seed,
-			Dir: filepath.Join(w.dir(site), "client"), Shared: w.shared, Until: monotonic() + part.Nanoseconds(),
+	witnesses, failures := make([]*witness, len(beside)), make([]error, len(beside))
+	for i, site := range beside {
+		order, err := json.Marshal(order{
+			Number: i, Part: part, Name: holders[i], Token: w.tokens.Client, Holders: holders, Seed: seed,
+			Dir: filepath.Join(w.dir(site), "client"), Shared: w.shared, Until: monotonic() + long.Nanoseconds(),
 		})
 		if err != nil {
-			t.Fatal(err)
+			w.Fatal(err)
 		}
+		witnesses[i] = &witness{}
 		clients.Go(func() {
-			ctx, cancel := context.WithTimeout(w.Context(), part+lastWait+patience)
+			ctx, cancel := context.WithTimeout(w.Context(), long+lastWait+patience)
 			defer cancel()
-			histories[i], failures[i] = w.client(ctx, site, o)
+			failures[i] = w.client(ctx, site, order, witnesses[i])
 		})
 	}
-	w.harm(until, rand.New(rand.NewPCG(seed, 0)))
+	stop := o.watch(witnesses)
+	w.harm(until, rand.New(rand.NewPCG(seed, uint64(part))))
 	clients.Wait()
+	stop()
 	for i, err := range failures {
 		if err != nil {
-			t.Errorf("client on %s: %v", w.sites[i], err)
+			w.Errorf("client on %s: %v", beside[i], err)
 		}
 	}
-	var history []record
-	for _, out := range histories {
-		history = append(history, w.records(out)...)
-	}
-	w.keep("history.ndjson", histories)
+	w.settled()
+	o.look(witnesses)
+	w.keep(fmt.Sprintf("history-%d.ndjson", part), witnesses)
+	w.killAll()
+	var all []remains
 	for _, site := range w.sites {
-		if err := w.lab.Kill(w.Context(), site, "", 0); err != nil {
-			t.Fatal(err)
-		}
+		all = append(all, w.dig(site))
 	}
-	w.judge(history)
-	w.modes()
-	w.canaries(w.secrets(), nil)
+	o.judge(all)
 }
 
 // keep leaves the history beside the nodes' files, for who looks at a failure.
-func (w *world) keep(name string, parts []string) {
+func (w *world) keep(name string, parts []*witness) {
 	w.Helper()
 	var b bytes.Buffer
 	for _, part := range parts {
-		b.WriteString(part)
+		b.Write(part.all.Bytes())
 	}
 	if err := os.WriteFile(filepath.Join(w.lab.Dir(), "nodes", name), b.Bytes(), 0o600); err != nil {
 		w.Fatal(err)
@@ -103,139 +177,19 @@ func (w *world) keep(name string, parts []string) {
 }
 
 // client runs one, with its log beside that of meshd.
-func (w *world) client(ctx context.Context, site string, order []byte) (string, error) {
+func (w *world) client(ctx context.Context, site string, order []byte, out io.Writer) error {
 	exe, err := os.Executable()
 	if err != nil {
-		return "", err
+		return err
 	}
 	log, err := os.OpenFile(filepath.Join(w.dir(site), "client.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer log.Close()
-	var out bytes.Buffer
-	code, err := w.lab.Exec(ctx, site, []string{exe, insideVerb, "client"}, bytes.NewReader(order), &out, log)
+	code, err := w.lab.Exec(ctx, site, []string{exe, insideVerb, "client"}, bytes.NewReader(order), out, log)
 	if err == nil && code != 0 {
 		err = fmt.Errorf("it ended with code %d; see client.log", code)
 	}
-	return out.String(), err
-}
-
-// harm breaks one thing after the other until the time is over, then mends
-// all.
-func (w *world) harm(until time.Time, random *rand.Rand) {
-	w.Helper()
-	ctx := w.Context()
-	began := time.Now()
-	say := func(format string, args ...any) {
-		w.Logf("%5.1f s: %s", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
-	}
-	must := func(err error) {
-		w.Helper()
-		if err != nil {
-			w.Fatal(err)
-		}
-	}
-	rest := func(d time.Duration) {
-		timer := time.NewTimer(d)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-		}
-	}
-	again := func(site string) {
-		must(w.lab.Kill(ctx, site, "", 0))
-		w.start(site)
-	}
-	faults := []func(site string, d time.Duration){
-		func(site string, d time.Duration) {
-			say("%s is killed", site)
-			must(w.lab.Kill(ctx, site, "", syscall.SIGKILL))
-			rest(d)
-			w.start(site)
-		},
-		func(site string, d time.Duration) {
-			say("%s stands still for %s", site, d)
-			must(w.lab.Pause(ctx, site, "", d))
-		},
-		func(site string, d time.Duration) {
-			offset := []time.Duration{time.Hour, -time.Hour}[random.IntN(2)]
-			say("the clock of %s is off by %s", site, offset)
-			must(w.lab.Clock(ctx, site, offset, d))
-		},
-		func(site string, d time.Duration) {
-			say("the disk of %s stalls for %s", site, d)
-			must(w.lab.Disk(ctx, site, disk.Stall, d))
-			again(site)
-		},
-		func(site string, _ time.Duration) {
-			say("the disk of %s fails", site)
-			must(w.lab.Disk(ctx, site, disk.IO, 2*time.Second))
-			again(site)
-		},
-		func(site string, d time.Duration) {
-			say("%s is cut off", site)
-			must(w.lab.Cut(ctx, w.uplink(site), ""))
-			rest(d)
-		},
-		func(site string, d time.Duration) {
-			say("%s hears and is not heard", site)
-			must(w.lab.Cut(ctx, w.uplink(site), site))
-			rest(d)
-		},
-		func(_ string, d time.Duration) {
-			say("west and east are parted")
-			must(w.lab.Partition(ctx, []string{"west"}, []string{"east"}))
-			rest(d)
-		},
-		func(string, time.Duration) {
-			say("all are killed")
-			for _, site := range w.sites {
-				must(w.lab.Kill(ctx, site, "", syscall.SIGKILL))
-			}
-			for _, site := range w.sites {
-				w.start(site)
-			}
-		},
-	}
-	order := random.Perm(len(faults))
-	for i := 0; time.Now().Before(until) && ctx.Err() == nil; i++ {
-		site := w.sites[random.IntN(len(w.sites))]
-		if led := w.leader(); led != "" && random.IntN(2) == 0 {
-			site = led
-		}
-		faults[order[i%len(order)]](site, time.Duration(3000+random.IntN(4000))*time.Millisecond)
-		must(w.lab.Heal(ctx, ""))
-		rest(time.Duration(1000+random.IntN(3000)) * time.Millisecond)
-	}
-	say("all is mended")
-}
-
-// leader is the site that leads, as far as any knows.
-func (w *world) leader() string {
-	for _, site := range w.sites {
-		var st api.Status
-		if w.ask(site, "status", &st) == nil && st.Node != nil && slices.Contains(w.sites, st.Node.Leader) {
-			return st.Node.Leader
-		}
-	}
-	return ""
-}
-
-// uplink names the link of a site to its router.
-func (w *world) uplink(site string) string {
-	w.Helper()
-	st, err := w.lab.Status(w.Context())
-	if err != nil {
-		w.Fatal(err)
-	}
-	n, _ := st.Node(site)
-	for _, i := range n.Interfaces {
-		if i.Name != "lan" {
-			return site + ":" + i.Name
-		}
-	}
-	w.Fatalf("%s has no uplink", site)
-	return ""
+	return err
 }

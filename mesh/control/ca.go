@@ -135,7 +135,7 @@ func (p *Plane) addAuthority(ctx context.Context, log *raftstore.Store) error {
 	if _, underWay := inState(state, store.CANext); underWay {
 		return nil
 	}
-	ca, err := transport.NewAuthority(state.Mesh.ID, time.Now())
+	ca, err := transport.NewAuthority(state.Mesh.ID, p.clock.now())
 	if err != nil {
 		return err
 	}
@@ -169,7 +169,7 @@ func (p *Plane) tendAuthority(ctx context.Context, log *raftstore.Store) error {
 	if err != nil {
 		return err
 	}
-	if state.Mesh.CADue || time.Since(made) > authorityAge {
+	if age := p.clock.now().Sub(made); state.Mesh.CADue || age > authorityAge || age < -maxClockOffset {
 		err := p.addAuthority(ctx, log)
 		wake(p.voter.kick)
 		return err

@@ -17,8 +17,25 @@ import (
 // leader's clock is in every entry of the log, and decides there when a token
 // has expired.
 type clock struct {
-	now    func() time.Time
-	offset atomic.Int64 // of this clock from the voters', nanoseconds
+	now      func() time.Time
+	offset   atomic.Int64            // of this clock from the voters', nanoseconds
+	compared atomic.Pointer[reading] // when a majority of the voters last told theirs; nil: never
+}
+
+// A reading is what the clock showed at a moment of the monotonic clock, which
+// nobody sets.
+type reading struct{ wall, moment time.Time }
+
+func (c *clock) read() *reading { return &reading{c.now().Round(0), time.Now()} }
+
+// stepped reports whether the clock was set since it was compared, or never
+// was.
+func (c *clock) stepped() bool {
+	before := c.compared.Load()
+	if before == nil {
+		return true
+	}
+	return (c.now().Round(0).Sub(before.wall) - time.Since(before.moment)).Abs() > maxClockOffset
 }
 
 // ClockOffset is how far this voter's clock was ahead of the median of the
@@ -28,42 +45,71 @@ func (p *Plane) ClockOffset() time.Duration { return time.Duration(p.clock.offse
 // keepClock has each voter compare its clock with the others'. A leader whose
 // clock is wrong hands over.
 func (p *Plane) keepClock() {
-	for p.sleep(jitter(clockEvery)) {
+	for pause := voterEvery; p.sleep(jitter(pause)); {
 		log := p.voter.store()
 		if log == nil {
 			p.clock.offset.Store(0)
+			p.clock.compared.Store(nil)
 			continue
 		}
-		if p.compareClocks(p.life, log) > maxClockOffset && log.Status().Leads() {
+		if !p.compareClocks(p.life, log) {
 			p.handOverClock(p.life, log)
+		}
+		if pause = voterEvery; p.clock.compared.Load() != nil {
+			pause = clockEvery
 		}
 	}
 }
 
+// rightClock reports whether this voter's clock is not known to be wrong: the
+// mesh's tokens and certificates live by it. It asks the others when the clock
+// was set since they last told theirs, and when the newest entry is from later
+// than now. The entry alone proves nothing: whoever wrote it may have been
+// wrong, and its time must not stop the mesh until it has come.
+func (p *Plane) rightClock(ctx context.Context, log *raftstore.Store) bool {
+	if p.ClockOffset().Abs() <= maxClockOffset && !p.clock.stepped() && newest(log.State()).Sub(p.clock.now()) <= maxClockOffset {
+		return true
+	}
+	return p.compareClocks(ctx, log)
+}
+
+// dates lets the leader say what time it is: an error, a
+// raftstore.NotLeaderError, tells that its clock is wrong and that it hands
+// over, or that too few voters could be asked to know.
+func (p *Plane) dates(ctx context.Context, log *raftstore.Store) error {
+	if !log.Status().Leads() || p.rightClock(ctx, log) && !p.clock.stepped() {
+		return nil
+	}
+	p.handOverClock(ctx, log)
+	return &raftstore.NotLeaderError{}
+}
+
 // append writes a command into the log, on the leader, unless its clock is
-// wrong: then another one is to lead. It is not enough that the newest entry
-// is from later than now. Whoever wrote that may have been wrong, and its time
-// must not stop the mesh until it has come: the voters' clocks decide.
+// wrong: then another one is to lead.
 func (p *Plane) append(ctx context.Context, log *raftstore.Store, command store.Command) (store.Result, error) {
-	if newest(log.State()).Sub(p.clock.now()) > maxClockOffset && log.Status().Leads() && p.compareClocks(ctx, log) > maxClockOffset {
-		p.handOverClock(ctx, log)
-		return store.Result{}, &raftstore.NotLeaderError{}
+	command.Now = p.clock.now().UTC() // before it is looked at, not after
+	if err := p.dates(ctx, log); err != nil {
+		return store.Result{}, err
 	}
 	return log.Propose(ctx, command)
 }
 
 func (p *Plane) handOverClock(ctx context.Context, log *raftstore.Store) {
+	if p.ClockOffset().Abs() <= maxClockOffset || !log.Status().Leads() {
+		return
+	}
 	p.logger.Error("the clock of this machine is wrong, and another voter is to lead; set the clock", "offset", p.ClockOffset())
 	if err := log.Transfer(ctx, mesh.NodeID{}); err != nil {
 		p.logger.Warn("leadership was not handed over", mesh.LogError, err)
 	}
 }
 
-// compareClocks asks the other voters for their clocks and gives how far this
-// one is from the median, either way.
-func (p *Plane) compareClocks(ctx context.Context, log *raftstore.Store) time.Duration {
+// compareClocks asks the other voters for their clocks and reports whether this
+// one is near the median.
+func (p *Plane) compareClocks(ctx context.Context, log *raftstore.Store) bool {
 	ctx, cancel := context.WithTimeout(ctx, clockTimeout)
 	defer cancel()
+	own := p.clock.read()
 	voters := log.Status().Voters
 	offsets := make(chan time.Duration, len(voters))
 	var calls sync.WaitGroup
@@ -88,7 +134,10 @@ func (p *Plane) compareClocks(ctx context.Context, log *raftstore.Store) time.Du
 	}
 	offset := median(all)
 	p.clock.offset.Store(int64(offset))
-	return offset.Abs()
+	if 2*len(all) > len(voters) {
+		p.clock.compared.Store(own)
+	}
+	return offset.Abs() <= maxClockOffset
 }
 
 // median gives the middle one, of two in the middle the one nearer to zero.

@@ -3,6 +3,9 @@ package control
 import (
 	"testing"
 	"time"
+
+	"guywire/mesh/transport"
+	"guywire/store"
 )
 
 // TestClockBehindTheLog: a leader whose clock was set back does not write; one
@@ -10,19 +13,7 @@ import (
 func TestClockBehindTheLog(t *testing.T) {
 	t.Parallel()
 	all := three(t)
-	leader := func() *machine {
-		var found *machine
-		eventually(t, "one leads", func() bool {
-			for _, m := range all {
-				if st := m.Status(); st.Raft != nil && st.Raft.Leads() {
-					found = m
-				}
-			}
-			return found != nil
-		})
-		return found
-	}
-	wrong := leader()
+	wrong := leaderOf(t, all)
 	wrong.offset.Store(int64(-time.Hour))
 	all[1].propose(all[1].grant(1))
 	eventually(t, "another one leads", func() bool { st := all[1].Status(); return !st.Leader.IsZero() && st.Leader != wrong.ID() })
@@ -35,6 +26,60 @@ func TestClockBehindTheLog(t *testing.T) {
 	for n, m := range all {
 		m.propose(m.grant(10 + n))
 	}
+}
+
+// TestClockStepsAhead: a leader whose clock is set far ahead dates nothing with
+// it, not even the first write after that: the mesh would forget its tokens.
+func TestClockStepsAhead(t *testing.T) {
+	t.Parallel()
+	all := three(t)
+	wrong := leaderOf(t, all)
+	eventually(t, "the leader has compared clocks", func() bool { return wrong.clock.compared.Load() != nil })
+	if _, _, err := wrong.CreateToken(t.Context(), TokenRequest{Uses: 1}); err != nil {
+		t.Fatal(err)
+	}
+	before := len(wrong.State().Tokens)
+	wrong.offset.Store(int64(10 * 365 * 24 * time.Hour))
+	for _, m := range all {
+		if _, _, err := m.CreateToken(t.Context(), TokenRequest{Uses: 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	state, err := wrong.Read(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := len(state.Tokens); got != before+len(all) {
+		t.Errorf("%d tokens are left of %d", got, before+len(all))
+	}
+	for _, r := range state.Audit.Recent {
+		if time.Until(r.Time) > maxClockOffset {
+			t.Errorf("entry %d is from %s", r.Index, r.Time)
+		}
+	}
+}
+
+// TestCAOfAWrongClock: the only voter finds its CA to be old, since its clock is
+// wrong, and makes another. The mesh lives with that one, and gets one with a
+// right date.
+func TestCAOfAWrongClock(t *testing.T) {
+	t.Parallel()
+	one := founded(t)
+	two := one.joined("two")
+	one.offset.Store(int64(30 * 365 * 24 * time.Hour))
+	made := func() time.Time {
+		ca, _ := inState(one.State(), store.CACurrent)
+		at, err := transport.Made(ca.Root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return at
+	}
+	eventually(t, "a CA from the future", func() bool { return time.Until(made()) > maxClockOffset })
+	two.propose(store.Command{SetDrain: &store.SetDrain{Node: two.ID()}})
+	one.offset.Store(0)
+	eventually(t, "a CA of today", func() bool { return time.Until(made()) < maxClockOffset })
+	two.propose(store.Command{SetDrain: &store.SetDrain{Node: two.ID()}})
 }
 
 func TestMedian(t *testing.T) {

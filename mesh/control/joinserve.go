@@ -303,6 +303,10 @@ func (p *Plane) serveCertificate(w http.ResponseWriter, r *http.Request) {
 		Fail(w, newError(http.StatusUnauthorized, CodeNoCertificate, "this call needs the certificate of a member"))
 		return
 	}
+	if log := p.voter.store(); log != nil && !p.rightClock(r.Context(), log) {
+		Fail(w, newError(http.StatusServiceUnavailable, CodeInternal, "the clock of %s is wrong; set it, or let NTP do so", p.name(p.id)))
+		return
+	}
 	leaf, err := authority.Issue(peer.Key, time.Now())
 	if err != nil {
 		Fail(w, err)

@@ -39,6 +39,9 @@ func (p *Plane) tend() {
 	ctx, cancel := context.WithTimeout(p.life, changeTimeout)
 	defer cancel()
 	err := p.registerBoot(ctx, log)
+	if err == nil {
+		err = p.dates(ctx, log) // the age of a CA is told by the clock, too
+	}
 	if err == nil && log.Status().Leads() {
 		err = p.tendVersion(ctx, log)
 		if err == nil && log.State().Mesh.Version > 0 {

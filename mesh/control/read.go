@@ -69,6 +69,9 @@ func (p *Plane) readPoint(ctx context.Context) (point readPoint, err error) {
 
 // pointOf is readPoint on the leader.
 func (p *Plane) pointOf(ctx context.Context, log *raftstore.Store) (point readPoint, err error) {
+	if err := p.dates(ctx, log); err != nil {
+		return point, err
+	}
 	point.Index, err = log.ReadIndex(ctx)
 	point.Generation, point.Time = log.State().Mesh.Generation, p.clock.now()
 	return point, err

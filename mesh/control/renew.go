@@ -11,7 +11,8 @@ import (
 )
 
 // renew replaces the certificate at half of its life, long before it expires,
-// when the mesh has another CA, and when others say that they have.
+// when it is from the future, when the mesh has another CA, and when others say
+// that they have.
 func (p *Plane) renew() {
 	pause, next := renewFirst, time.Time{}
 	for {
@@ -27,6 +28,9 @@ func (p *Plane) renew() {
 				p.logger.Info("certificate renewed", "expires", p.expiry())
 				p.stale.Store(false)
 				pause = renewFirst
+				if p.renewalDue(now) { // one of the clocks is wrong
+					next = now.Add(jitter(renewRetry))
+				}
 			}
 		}
 		if !p.sleep(jitter(renewCheck)) {
@@ -37,7 +41,7 @@ func (p *Plane) renew() {
 
 func (p *Plane) renewalDue(now time.Time) bool {
 	shown := p.certificate.Load()
-	if now.After(shown.Leaf.NotBefore.Add(shown.Leaf.NotAfter.Sub(shown.Leaf.NotBefore) / 2)) {
+	if now.Before(shown.Leaf.NotBefore) || now.After(shown.Leaf.NotBefore.Add(shown.Leaf.NotAfter.Sub(shown.Leaf.NotBefore)/2)) {
 		return true
 	}
 	pin, known := current(p.State())
@@ -48,12 +52,13 @@ func (p *Plane) renewalDue(now time.Time) bool {
 func (p *Plane) expiry() time.Time { return p.certificate.Load().Leaf.NotAfter }
 
 // renewOnce gets a new certificate: on a voter from itself, unless its own log
-// may not know of the newest CA.
+// may not know of the newest CA, or its clock is wrong.
 func (p *Plane) renewOnce() error {
 	ctx, cancel := context.WithTimeout(p.life, changeTimeout)
 	defer cancel()
 	var fresh certificate
-	if ca := p.voter.authority(); ca != nil && !p.stale.Load() {
+	log, ca := p.voter.store(), p.voter.authority()
+	if log != nil && ca != nil && !p.stale.Load() && p.rightClock(ctx, log) {
 		leaf, err := ca.Issue(p.config.Ring.Identity(), time.Now())
 		if err != nil {
 			return err

@@ -7,6 +7,7 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"log/slog"
@@ -242,6 +243,25 @@ func TestStaleLeaf(t *testing.T) {
 			t.Errorf("with the server's clock behind: heard %q", got)
 		}
 	})
+}
+
+// TestCAFromTheFuture: a CA that was made while a clock was wrong vouches for
+// its nodes all the same.
+func TestCAFromTheFuture(t *testing.T) {
+	for _, made := range []time.Time{time.Now().Add(30 * 365 * 24 * time.Hour), time.Unix(0, 0).Add(-authorityLifetime)} {
+		ca, err := NewAuthority(mesh.MeshID{1}, made)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := newNode(t, ca, time.Now())
+		state := &tls.ConnectionState{PeerCertificates: []*x509.Certificate{n.trust.Certificate().Leaf, ca.certificate}}
+		if peer, known := n.trust.Peer(state, time.Now()); !known || peer.Stale {
+			t.Errorf("made in %d: known %v, %+v", made.Year(), known, peer)
+		}
+		if peer, _ := n.trust.Peer(state, time.Now().Add(2*Lifetime)); !peer.Stale {
+			t.Errorf("made in %d: an expired leaf is good", made.Year())
+		}
+	}
 }
 
 // B11, the transport's half: neither another certificate nor another spelling

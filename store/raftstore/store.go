@@ -346,12 +346,15 @@ func (s *Store) notify() {
 	}
 }
 
-// Propose stamps the command with this machine's clock, writes it to the log
-// and waits until it is applied. Only the leader can: others return a
-// NotLeaderError. After ErrUnknownOutcome or the end of ctx the command may
-// still be applied. A refusal is in the result, not an error.
+// Propose writes a command to the log and waits until it is applied. One
+// without a time is stamped with this machine's clock. Only the leader can:
+// others return a NotLeaderError. After ErrUnknownOutcome or the end of ctx the
+// command may still be applied. A refusal is in the result, not an error.
 func (s *Store) Propose(ctx context.Context, command store.Command) (store.Result, error) {
-	command.Version, command.Now = store.Version, time.Now().UTC()
+	command.Version = store.Version
+	if command.Now.IsZero() {
+		command.Now = time.Now().UTC()
+	}
 	b, err := store.EncodeCommand(command)
 	if err != nil {
 		return store.Result{}, fmt.Errorf("encode command: %w", err)
