@@ -2,10 +2,9 @@ package discovery
 
 import (
 	"cmp"
-	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
-	"slices"
 	"time"
 )
 
@@ -74,7 +73,10 @@ type CheckPlan struct {
 	// Local admits the other end to us, Peer us to it. Check itself does not
 	// look at them: its packets have been, or will be, authenticated outside.
 	Local, Peer Credentials
-	Session     [8]byte   // random; begins all our transaction ids
+	// Seed is secret and random: all our transaction ids come from it. Who gets
+	// one of them must not guess another, or a member could answer for an
+	// address that is not its own.
+	Seed     [32]byte
 	Start       time.Time // no packet of our own before
 	Deadline    time.Time // the end, with or without a path
 }
@@ -104,7 +106,7 @@ type Check struct {
 	plan      CheckPlan
 	paths     []*path
 	sentAt    map[Tx]request
-	serial    uint32
+	random    *rand.ChaCha8
 	learned   int
 	sent      int
 	received  int
@@ -147,7 +149,7 @@ type CheckReady struct {
 
 // NewCheck prepares a check; the first Tick starts it.
 func NewCheck(plan CheckPlan) *Check {
-	c := &Check{plan: plan, sentAt: make(map[Tx]request)}
+	c := &Check{plan: plan, sentAt: make(map[Tx]request), random: rand.NewChaCha8(plan.Seed)}
 	for i, cand := range Choose(plan.Remote, MaxCandidates) {
 		c.paths = append(c.paths, &path{cand: cand, next: plan.Start.Add(time.Duration(i) * checkStagger)})
 	}
@@ -184,15 +186,18 @@ func (c *Check) asked(now time.Time, p CheckPacket) {
 		c.paths = append(c.paths, from)
 	}
 	from.heard, from.via = true, p.Via
-	if from.responses < maxResponses {
+	// A nomination is believed once an answer to us has come from there (RFC
+	// 8445 7.3.1.5): WireGuard would send to an address that a member made up.
+	// Until then it is not answered, so that it is repeated.
+	unproven := p.Kind == CheckNominate && !c.plan.Controlling && !from.valid
+	if from.responses < maxResponses && !unproven {
 		from.responses++
 		c.send(CheckPacket{Kind: CheckResponse, Peer: p.Peer, Via: p.Via, Tx: p.Tx, Mapped: p.Peer})
 	}
 	switch {
-	case p.Kind == CheckNominate && !c.plan.Controlling:
-		// The other end had an answer from us on this path before it could
-		// nominate, so both directions work. It repeats itself until it has
-		// this answer too: every repetition renews our patience.
+	case p.Kind == CheckNominate && !c.plan.Controlling && from.valid:
+		// The other end repeats itself until it has this answer: every
+		// repetition renews our patience.
 		c.chosen = from
 		c.next = now.Add(patience(from.rtt))
 	case !from.valid && from.triggered < maxTriggered:
@@ -350,8 +355,9 @@ func (c *Check) send(p CheckPacket) {
 }
 
 func (c *Check) tx() Tx {
-	c.serial++
-	return Tx(binary.BigEndian.AppendUint32(slices.Clone(c.plan.Session[:]), c.serial))
+	var tx Tx
+	_, _ = c.random.Read(tx[:]) // never fails
+	return tx
 }
 
 func (c *Check) find(addr netip.AddrPort) *path {

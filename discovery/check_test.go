@@ -212,7 +212,7 @@ func newWorld(t *testing.T, seed uint64, loss float64, skew time.Duration, a, b 
 	for i, e := range w.ends {
 		start := w.now.Add(time.Duration(i) * skew)
 		e.check = NewCheck(CheckPlan{
-			Controlling: i == 0, Remote: cands[1-i], Session: [8]byte{byte(i)},
+			Controlling: i == 0, Remote: cands[1-i], Seed: [32]byte{byte(i)},
 			Start: start, Deadline: start.Add(CheckTime),
 		})
 		e.timer = start
@@ -380,6 +380,54 @@ func TestCheckLostNomination(t *testing.T) {
 	}
 	if p, err := controlling.Result(); err != nil || p.Confirmed || nominations != maxNominations {
 		t.Fatalf("result %+v, %v after %d nominations", p, err, nominations)
+	}
+}
+
+// A member that nominates an address that is not its own gets nothing: neither
+// an answer there nor a path.
+func TestControlledEndNeedsProof(t *testing.T) {
+	now := time.Unix(1000, 0)
+	peer, victim := ap("203.0.113.9:51800"), ap("203.0.113.66:53")
+	plan := CheckPlan{Remote: []Candidate{{CandidateHost, peer}}, Start: now, Deadline: now.Add(CheckTime)}
+	c := NewCheck(plan)
+	asked := c.Tick(now).Send[0]
+	sent := 0
+	for i := range 50 {
+		now = now.Add(20 * time.Millisecond)
+		// It knows what we asked of its own address, and answers from elsewhere.
+		c.Receive(now, CheckPacket{Kind: CheckResponse, Peer: victim, Tx: asked.Tx})
+		for _, p := range c.Receive(now, CheckPacket{Kind: CheckNominate, Peer: victim, Tx: Tx{byte(i)}}).Send {
+			if p.Peer != victim {
+				continue
+			}
+			if sent++; p.Kind != CheckRequest {
+				t.Fatalf("an unproven address is sent a packet of kind %d", p.Kind)
+			}
+		}
+	}
+	if sent == 0 || sent > maxTriggered {
+		t.Errorf("%d requests to an address that proves nothing, at most %d wanted", sent, maxTriggered)
+	}
+	for ready := c.Tick(now); !ready.Done; ready = c.Tick(now) {
+		now = ready.Deadline
+	}
+	if proof, err := c.Result(); err == nil {
+		t.Errorf("%s is believed", proof.Remote)
+	}
+}
+
+// Who knows some of the transaction ids knows none of the others.
+func TestTransactionsTellNothing(t *testing.T) {
+	c := NewCheck(CheckPlan{Seed: [32]byte{7}})
+	seen := map[[4]byte]bool{}
+	for range 100 {
+		tx := c.tx()
+		for part := range slices.Chunk(tx[:], 4) {
+			if seen[[4]byte(part)] {
+				t.Fatalf("%x has a part of an earlier one", tx)
+			}
+			seen[[4]byte(part)] = true
+		}
 	}
 }
 

@@ -227,7 +227,7 @@ func TestThroughNATs(t *testing.T) {
 				}
 				wg.Go(func() {
 					proofs[i], errs[i] = sockets[i].Check(t.Context(), discovery.CheckPlan{
-						Controlling: i == 0, Remote: cands[1-i], Local: local, Peer: peer, Session: [8]byte{byte(i)},
+						Controlling: i == 0, Remote: cands[1-i], Local: local, Peer: peer, Seed: [32]byte{byte(i)},
 						Start: start, Deadline: start.Add(discovery.CheckTime),
 					})
 					_ = sockets[i].Close()

@@ -112,11 +112,11 @@ func TestPortInUse(t *testing.T) {
 
 func plans(a, b *Socket, start time.Time) (discovery.CheckPlan, discovery.CheckPlan) {
 	pa := discovery.CheckPlan{
-		Controlling: true, Local: left, Peer: right, Session: [8]byte{1}, Start: start, Deadline: start.Add(discovery.CheckTime),
+		Controlling: true, Local: left, Peer: right, Seed: [32]byte{1}, Start: start, Deadline: start.Add(discovery.CheckTime),
 		Remote: []discovery.Candidate{{Kind: discovery.CandidateHost, Addr: at("127.0.0.1", b.Port())}, {Kind: discovery.CandidateReflexive, Addr: at("127.0.0.9", 9)}},
 	}
 	pb := pa
-	pb.Controlling, pb.Local, pb.Peer, pb.Session = false, right, left, [8]byte{2}
+	pb.Controlling, pb.Local, pb.Peer, pb.Seed = false, right, left, [32]byte{2}
 	pb.Remote = []discovery.Candidate{{Kind: discovery.CandidateHost, Addr: at("127.0.0.1", a.Port())}}
 	return pa, pb
 }

@@ -24,7 +24,7 @@ func newAttemptID() (id discovery.AttemptID) {
 	return id
 }
 
-func newSession() (s [8]byte) {
+func newSeed() (s [32]byte) {
 	_, _ = rand.Read(s[:])
 	return s
 }
@@ -141,7 +141,7 @@ func mapped(seen []discovery.Reflexion, limit int) []netip.AddrPort {
 func (a *Attempter) check(ctx context.Context, socket Socket, controlling bool, ours, theirs discovery.Offer, start time.Time) Result {
 	proof, err := socket.Check(ctx, discovery.CheckPlan{
 		Controlling: controlling, Remote: a.acceptable(theirs.Candidates),
-		Local: ours.Credentials, Peer: theirs.Credentials, Session: newSession(),
+		Local: ours.Credentials, Peer: theirs.Credentials, Seed: newSeed(),
 		Start: start, Deadline: start.Add(discovery.CheckTime),
 	})
 	r := Result{
