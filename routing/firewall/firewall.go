@@ -11,8 +11,9 @@
 //
 // The rules know only gw- devices and mesh sources; all else passes, and the
 // host's own tables judge it as before. A change is one transaction that touches
-// only what changes: no packet sees half a table, and none is lost. The table is
-// replaced as a whole only where it is not as one of ours left it.
+// only what changes: no packet sees half a table, and what stays allowed is found
+// all the time. The table is replaced as a whole only where it is not as one of
+// ours left it.
 package firewall
 
 import (
@@ -38,9 +39,10 @@ type Firewall struct {
 	mu      sync.Mutex
 	last    kernel.Filter // as last written, if written
 	written bool
-	gen     uint32            // nftables generation in which that was true
-	sum     *[32]byte         // of the listing in that generation, once taken
-	before  map[string]Counts // of tables that were replaced
+	gen     uint32                // nftables generation in which that was true
+	parts   map[string][]interval // what interval sets are made of, by name, sorted
+	sum     *[32]byte             // of the listing in that generation, once taken
+	before  map[string]Counts     // of tables that were replaced
 }
 
 var _ kernel.Backend = (*Firewall)(nil)
@@ -124,7 +126,7 @@ func (f *Firewall) observe() (kernel.Filter, error) {
 	}
 	filter := t.decode()
 	if !f.written && after == gen && slices.Equal(t.marks, []string{f.markOf(t)}) {
-		f.last, f.written, f.gen, f.sum = filter, true, gen, &t.sum
+		f.last, f.written, f.gen, f.sum, f.parts = filter, true, gen, &t.sum, t.intervals()
 		return filter, nil
 	}
 	filter.Foreign = true

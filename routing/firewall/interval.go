@@ -28,6 +28,39 @@ func intervals(ps []netip.Prefix, v6 bool) []interval {
 	return out
 }
 
+// covered reports whether one of the sorted intervals holds all of iv.
+func covered(iv interval, list []interval) bool {
+	i, found := slices.BinarySearchFunc(list, iv.first, func(x interval, a netip.Addr) int { return x.first.Compare(a) })
+	if !found {
+		i--
+	}
+	return i >= 0 && iv.last.Compare(list[i].last) <= 0
+}
+
+// uncovered gives what is in the sorted intervals of list and in none of kept,
+// which are sorted and each within one of them.
+func uncovered(list, kept []interval) []interval {
+	var out []interval
+	for _, iv := range list {
+		next := iv.first // the first address that is not decided yet; invalid: none
+		for ; len(kept) > 0 && kept[0].last.Compare(iv.last) <= 0; kept = kept[1:] {
+			if next.Compare(kept[0].first) < 0 {
+				out = append(out, interval{next, kept[0].first.Prev()})
+			}
+			next = kept[0].last.Next()
+		}
+		if next.IsValid() && next.Compare(iv.last) <= 0 {
+			out = append(out, interval{next, iv.last})
+		}
+	}
+	return out
+}
+
+func sorted(list []interval) []interval {
+	slices.SortFunc(list, func(a, b interval) int { return a.first.Compare(b.first) })
+	return list
+}
+
 // lastOf gives the highest address in p.
 func lastOf(p netip.Prefix) netip.Addr {
 	b := p.Addr().AsSlice()

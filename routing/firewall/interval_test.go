@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
@@ -55,6 +56,52 @@ func FuzzIntervals(f *testing.F) {
 			t.Fatalf("%v back from intervals: %v, want %v", ps, back, want)
 		}
 	})
+}
+
+// What stays and what is added make up what is wanted, and nothing that could
+// stay is taken away.
+func TestUncovered(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 1))
+	at := func(n int) netip.Addr { return netip.AddrFrom4([4]byte{255, 255, 255, byte(n)}) }
+	random := func() []interval {
+		var ps []netip.Prefix
+		for range r.IntN(12) {
+			ps = append(ps, netip.PrefixFrom(at(r.IntN(256)), 24+r.IntN(9)).Masked())
+		}
+		return intervals(ps, false)
+	}
+	has := func(list []interval, a netip.Addr) (n int) {
+		for _, iv := range list {
+			if iv.first.Compare(a) <= 0 && a.Compare(iv.last) <= 0 {
+				n++
+			}
+		}
+		return n
+	}
+	parts := random()
+	for range 5000 {
+		wanted := random()
+		var kept []interval
+		for _, iv := range parts {
+			whole := true
+			for a := iv.first; whole && a.IsValid() && a.Compare(iv.last) <= 0; a = a.Next() {
+				whole = has(wanted, a) == 1
+			}
+			if covered(iv, wanted) != whole {
+				t.Fatalf("%v in %v: covered %t", iv, wanted, !whole)
+			}
+			if whole {
+				kept = append(kept, iv)
+			}
+		}
+		now := sorted(append(slices.Clone(kept), uncovered(wanted, kept)...))
+		for n := range 256 {
+			if a := at(n); has(now, a) != has(wanted, a) {
+				t.Fatalf("%v of %v, wanted %v: %s is in %d", now, parts, wanted, a, has(now, a))
+			}
+		}
+		parts = now
+	}
 }
 
 func sample(bases4 [][4]byte, bases6 [][16]byte) []netip.Addr {

@@ -241,7 +241,17 @@ func (t listing) decode() kernel.Filter {
 }
 
 func (t listing) prefixes(set string) []netip.Prefix {
-	return append(prefixesOf(decodeIntervals(t.sets[named(set, false)], 4)), prefixesOf(decodeIntervals(t.sets[named(set, true)], 16))...)
+	return kernel.Aggregate(append(prefixesOf(decodeIntervals(t.sets[named(set, false)], 4)), prefixesOf(decodeIntervals(t.sets[named(set, true)], 16))...))
+}
+
+// intervals gives what each interval set is made of.
+func (t listing) intervals() map[string][]interval {
+	out := map[string][]interval{}
+	for name, elements := range t.sets {
+		size := map[bool]int{false: 4, true: 16}[strings.HasSuffix(name, "6")]
+		out[name] = decodeIntervals(elements, size)
+	}
+	return out
 }
 
 // decodeIntervals reads sorted elements; those of another size are not ours.

@@ -39,25 +39,30 @@ func table() *nftables.Table {
 type writer struct {
 	conn   *nftables.Conn
 	table  *nftables.Table
-	layout hash.Hash // of chains and rules; nil: not wanted
+	parts  map[string][]interval // what interval sets are made of, by name, sorted
+	layout hash.Hash             // of chains and rules; nil: not wanted
 	err    error
 }
 
 // end makes the transaction.
-func (w *writer) end() error {
+func (f *Firewall) end(w *writer) error {
 	if w.err != nil {
 		return w.err
 	}
-	return w.conn.Flush()
+	err := w.conn.Flush()
+	if err == nil {
+		f.parts = w.parts
+	}
+	return err
 }
 
 // replace writes the whole table anew, in one transaction.
 func (f *Firewall) replace(filter kernel.Filter) error {
 	f.conn.AddTable(table()) // so that deleting one that is not there succeeds
 	f.conn.DelTable(table())
-	w := &writer{conn: f.conn, table: f.conn.AddTable(table())}
+	w := &writer{conn: f.conn, table: f.conn.AddTable(table()), parts: map[string][]interval{}}
 	w.all(filter)
-	return w.end()
+	return f.end(w)
 }
 
 // all makes everything that is in the table.
@@ -199,7 +204,9 @@ func deviceElements(devices []string) []nftables.SetElement {
 // addrs makes two interval sets, one of each family.
 func (w *writer) addrs(name string, ps []netip.Prefix) {
 	for _, v6 := range []bool{false, true} {
-		w.add(addrSet(w.table, name, v6), intervalElements(intervals(ps, v6)))
+		set := addrSet(w.table, name, v6)
+		w.parts[set.Name] = intervals(ps, v6)
+		w.add(set, intervalElements(w.parts[set.Name]))
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -16,11 +17,11 @@ import (
 
 // update changes the table from one filter to another, element by element, in
 // one transaction, and does not touch what both have. A table replaced as a
-// whole loses packets: before Linux 6.17 a rule of the old generation that looks
-// into a set while the transaction ends finds nothing there, because each look
-// reads anew which generation counts.
+// whole loses packets: a rule of the old generation that looks into a map while
+// the transaction ends finds nothing there, because each look reads anew which
+// generation counts (until Linux 6.17).
 func (f *Firewall) update(from, to kernel.Filter) error {
-	w := &writer{conn: f.conn, table: table()}
+	w := &writer{conn: f.conn, table: table(), parts: maps.Clone(f.parts)}
 	before := map[string]kernel.FilterLink{}
 	for _, l := range from.Links {
 		before[l.Device] = l
@@ -41,7 +42,7 @@ func (f *Firewall) update(from, to kernel.Filter) error {
 	}
 	w.moveAddrs(setOwn, from.Own, to.Own)
 	w.moveAddrs(setMesh, from.Mesh, to.Mesh)
-	return w.end()
+	return f.end(w)
 }
 
 // unlist undoes list.
@@ -52,7 +53,9 @@ func (w *writer) unlist(device string) {
 	w.conn.FlushChain(c)
 	w.conn.DelChain(c)
 	for _, v6 := range []bool{false, true} {
-		w.conn.DelSet(addrSet(w.table, device+suffixSources, v6))
+		set := addrSet(w.table, device+suffixSources, v6)
+		w.conn.DelSet(set)
+		delete(w.parts, set.Name)
 	}
 	w.conn.DeleteObject(counterObject(w.table, device))
 }
@@ -68,20 +71,33 @@ func (w *writer) moveDevices(from, to []string) {
 	}
 }
 
-// moveAddrs changes two interval sets, one of each family.
+// moveAddrs changes two interval sets, one of each family. Intervals that are
+// wanted as a whole stay as they are, even where they could be joined with new
+// ones: of one that is deleted and added with another end in one transaction, the
+// one that does not count can hide the other while both are in the set's tree.
 func (w *writer) moveAddrs(name string, from, to []netip.Prefix) {
 	if slices.Equal(from, to) {
 		return
 	}
 	for _, v6 := range []bool{false, true} {
 		set := addrSet(w.table, name, v6)
-		old, now := intervals(from, v6), intervals(to, v6)
-		for chunk := range slices.Chunk(intervalElements(without(old, now)), elementsPerMessage) {
+		wanted := intervals(to, v6)
+		var kept, gone []interval
+		for _, iv := range w.parts[set.Name] {
+			if covered(iv, wanted) {
+				kept = append(kept, iv)
+			} else {
+				gone = append(gone, iv)
+			}
+		}
+		added := uncovered(wanted, kept)
+		for chunk := range slices.Chunk(intervalElements(gone), elementsPerMessage) {
 			w.note(w.conn.SetDeleteElements(set, chunk))
 		}
-		for chunk := range slices.Chunk(intervalElements(without(now, old)), elementsPerMessage) {
+		for chunk := range slices.Chunk(intervalElements(added), elementsPerMessage) {
 			w.note(w.conn.SetAddElements(set, chunk))
 		}
+		w.parts[set.Name] = sorted(append(kept, added...))
 	}
 }
 
@@ -100,7 +116,7 @@ const markPrefix = "mark-"
 
 // layout is what the chains and rules look like that this version writes.
 func layout() [32]byte {
-	w := &writer{conn: &nftables.Conn{}, table: table(), layout: sha256.New()}
+	w := &writer{conn: &nftables.Conn{}, table: table(), layout: sha256.New(), parts: map[string][]interval{}}
 	w.all(kernel.Filter{Links: []kernel.FilterLink{{Device: mesh.InterfacePrefix}}})
 	return [32]byte(w.layout.Sum(nil))
 }
