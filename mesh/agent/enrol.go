@@ -141,7 +141,8 @@ func (a *Agent) begin() error {
 }
 
 // enrol runs make with an identity and starts the member that comes of it. It
-// leaves nothing behind when it fails.
+// leaves nothing behind when it fails, but for the identity that the mesh may
+// know already: with it the same token gives the same answer.
 func (a *Agent) enrol(ctx context.Context, make func() (*control.Plane, error)) error {
 	ring, err := keyring.Create(a.dir)
 	if errors.Is(err, keyring.ErrExists) {
@@ -171,6 +172,9 @@ func (a *Agent) enrol(ctx context.Context, make func() (*control.Plane, error)) 
 		}
 	}
 	a.ring = nil
+	if errors.Is(err, control.ErrMayBeMember) {
+		return err
+	}
 	return errors.Join(err, ring.Destroy())
 }
 
@@ -365,6 +369,7 @@ func convert(err error) error {
 		{control.ErrEnrolled, api.CodeEnrolled},
 		{control.ErrNotEnrolled, api.CodeNotEnrolled},
 		{control.ErrNoVoter, api.CodeNoLeader},
+		{control.ErrMayBeMember, api.CodeTimeout},
 		{control.ErrLeaderSeen, api.CodeLeaderSeen},
 		{control.ErrPlanChanged, api.CodePlanChanged},
 		{store.ErrCorrupt, api.CodeCorrupt},
@@ -382,7 +387,11 @@ func convert(err error) error {
 		code = api.CodeUnreachable
 	}
 	sentence := strings.ReplaceAll(strings.TrimSuffix(err.Error(), "."), "\n", "; ") // of several servers
-	return api.Errorf(code, "", "%s", sentence)
+	next := ""
+	if errors.Is(err, control.ErrMayBeMember) {
+		next = "run meshctl join here again with the same token: it goes on where this one ended"
+	}
+	return api.Errorf(code, next, "%s", sentence)
 }
 
 // refusedBy is the code for what another node answered.

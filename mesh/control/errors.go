@@ -15,6 +15,9 @@ var (
 	ErrEnrolled = errors.New("this machine is in a mesh already; leave it first: meshctl leave")
 	// ErrNotEnrolled: the state directory belongs to no mesh.
 	ErrNotEnrolled = errors.New("this machine is in no mesh; make one (meshctl init) or join one (meshctl join TOKEN)")
+	// ErrMayBeMember: nobody knows whether the mesh has admitted this machine. Who
+	// joins again with the same token and the same identity gets what it was given.
+	ErrMayBeMember = errors.New("the mesh may have admitted this machine, but its answer is lost")
 	// ErrRemoved: the mesh has removed or revoked this node.
 	ErrRemoved = errors.New("this node was removed from the mesh; to come back, empty the state directory and join with a new token")
 	// ErrLeft: this node has left by its own wish.

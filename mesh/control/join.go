@@ -91,7 +91,9 @@ func join(ctx context.Context, config Config, f files, token invite.Token, reque
 	}
 	given, err := redeem(ctx, config, token, request, progress)
 	if err == nil {
-		err = p.enrol(given.certificate, given.state)
+		if err = p.enrol(given.certificate, given.state); err != nil {
+			err = fmt.Errorf("%w: %w", ErrMayBeMember, err)
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(err, p.abandon())
@@ -143,6 +145,7 @@ type admission struct {
 func redeem(ctx context.Context, config Config, token invite.Token, request JoinRequest, progress Progress) (admission, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
+	asked := false // a voter may have admitted us, and its answer is lost
 	for {
 		failures := make([]error, 0, len(token.Servers))
 		for d := range dialServers(ctx, config, token) {
@@ -163,9 +166,11 @@ func redeem(ctx context.Context, config Config, token invite.Token, request Join
 			if e, answered := errors.AsType[*Error](err); answered && final(e) {
 				return admission{}, fmt.Errorf("server %s refuses: %w", d.server, e)
 			}
+			_, sent := errors.AsType[unanswered](err)
+			asked = asked || sent
 			failures = append(failures, fmt.Errorf("server %s: %w", d.server, explainJoin(err)))
 		}
-		if !slices.ContainsFunc(failures, transient) {
+		if !asked && !slices.ContainsFunc(failures, transient) {
 			return admission{}, joinFailed(failures)
 		}
 		timer := time.NewTimer(jitter(retryMax))
@@ -173,10 +178,19 @@ func redeem(ctx context.Context, config Config, token invite.Token, request Join
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
+			if asked {
+				return admission{}, fmt.Errorf("%w: %w", ErrMayBeMember, errors.Join(failures...))
+			}
 			return admission{}, joinFailed(failures)
 		}
 	}
 }
+
+// unanswered is why a request to be admitted has no answer that can be used: it
+// may have been granted.
+type unanswered struct{ error }
+
+func (u unanswered) Unwrap() error { return u.error }
 
 // errUnfit marks what JoinRequest.Check found: no server can change it.
 var errUnfit = errors.New("this machine does not fit the mesh")
@@ -302,7 +316,7 @@ func redeemAt(ctx context.Context, config Config, token invite.Token, d dialled,
 	}
 	var answer joinAnswer
 	if err := s.post(ctx, "/v1/join/finish", proofs, &answer); err != nil {
-		return admission{}, err
+		return admission{}, unanswered{err}
 	}
 	given, err := checkAnswer(config, token, proofs.Transcript, answer)
 	if err != nil {

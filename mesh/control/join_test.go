@@ -5,11 +5,13 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -180,6 +182,51 @@ func TestLostAnswerIsGivenAgain(t *testing.T) {
 	if len(m.State().Nodes) != 2 {
 		t.Errorf("%d nodes, want 2", len(m.State().Nodes))
 	}
+}
+
+// TestLostAnswerIsNoRefusal: who is cut off between the commit and the answer is
+// told so, and goes on with the same identity.
+func TestLostAnswerIsNoRefusal(t *testing.T) {
+	t.Parallel()
+	one := founded(t)
+	text := one.token(TokenRequest{})
+	m := newMachine(t)
+	admitted := func() bool { return len(one.State().Nodes) == 2 }
+	cut := m.config
+	cut.Network = func(ctx context.Context, addr string) (net.Conn, error) {
+		if admitted() {
+			return nil, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ENETUNREACH}
+		}
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+		return deafConn{conn, admitted}, err
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	p, err := Join(ctx, cut, text, JoinRequest{Name: "two"}, nil)
+	if err == nil {
+		p.Close()
+	}
+	if !errors.Is(err, ErrMayBeMember) || !admitted() {
+		t.Fatalf("cut off after the commit: %v", err)
+	}
+	m.run(Join(t.Context(), m.config, text, JoinRequest{Name: "two"}, nil))
+	if n := len(m.State().Nodes); n != 2 || m.State().Nodes[m.ID()].Name != "two" {
+		t.Errorf("%d nodes, this one is %+v", n, m.State().Nodes[m.ID()])
+	}
+}
+
+// A deafConn hears nothing more once cut says so.
+type deafConn struct {
+	net.Conn
+	cut func() bool
+}
+
+func (c deafConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if c.cut() {
+		return 0, io.ErrUnexpectedEOF
+	}
+	return n, err
 }
 
 func TestFollowerAdmits(t *testing.T) {
