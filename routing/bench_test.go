@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"testing"
 	"time"
 
@@ -78,9 +79,18 @@ func large(n int) (r *Router, ids []mesh.NodeID, lsas []wire.LSA) {
 // BenchmarkRecompute measures what follows a change of the database: shortest
 // paths from here and from each neighbour, advice for every destination, and
 // the table for the kernel. Whole: from nothing. Event: one far link changed.
+// Memory: the heap that a router with all this holds.
 func BenchmarkRecompute(b *testing.B) {
 	for _, n := range []int{100, 1000, 5000} {
+		before := heap()
 		r, _, lsas := large(n)
+		held := heap() - before
+		b.Run(fmt.Sprintf("memory/n=%d", n), func(b *testing.B) {
+			for b.Loop() {
+				r.Table()
+			}
+			b.ReportMetric(float64(held)/1e6, "MB")
+		})
 		b.Run(fmt.Sprintf("whole/n=%d", n), func(b *testing.B) {
 			for b.Loop() {
 				r.self = spf.NewTree(r.db.graph, r.db.graph.Node(r.cfg.Self))
@@ -104,4 +114,12 @@ func BenchmarkRecompute(b *testing.B) {
 			b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/1000, "ms")
 		})
 	}
+}
+
+// heap is what is reachable now, in bytes.
+func heap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }
