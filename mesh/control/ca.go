@@ -148,6 +148,9 @@ func (p *Plane) addAuthority(ctx context.Context, log *raftstore.Store) error {
 
 func (p *Plane) tendAuthority(ctx context.Context, log *raftstore.Store) error {
 	state := log.State()
+	if state.Mesh.Version == 0 { // it keeps its CA
+		return p.handOutCurrent(ctx, log)
+	}
 	step := func(step store.CAStep, ca store.CA) error {
 		err := p.propagate(ctx, log, store.Command{RotateCA: &store.RotateCA{Step: step, Pin: ca.Pin}})
 		wake(p.voter.kick) // there may be a next step
@@ -179,9 +182,17 @@ func (p *Plane) tendAuthority(ctx context.Context, log *raftstore.Store) error {
 			return step(store.CARetire, ca)
 		}
 	}
-	if key := p.voter.key(now.Pin); key != nil {
-		_, err = p.handOut(ctx, log, key)
+	return p.handOutCurrent(ctx, log)
+}
+
+// handOutCurrent gives the CA that issues certificates to voters that missed it.
+func (p *Plane) handOutCurrent(ctx context.Context, log *raftstore.Store) error {
+	pin, _ := current(log.State())
+	key := p.voter.key(pin)
+	if key == nil {
+		return nil
 	}
+	_, err := p.handOut(ctx, log, key)
 	return err
 }
 
@@ -197,13 +208,12 @@ func betrayed(state *store.State, ca store.CA) bool {
 	return false
 }
 
-// handOut gives a CA to all voters and learners, and tells how many voters do
-// not have it.
+// handOut gives a CA to all voters, and tells how many do not have it.
 func (p *Plane) handOut(ctx context.Context, log *raftstore.Store, ca *transport.Authority) (missing int, err error) {
 	st := log.Status()
 	var mu sync.Mutex // guards missing, err and given
 	var all sync.WaitGroup
-	for _, id := range slices.Concat(st.Voters, st.Learners) {
+	for _, id := range st.Voters {
 		mu.Lock()
 		has := p.voter.given[id] == (given{ca.Pin(), st.Term})
 		mu.Unlock()
@@ -214,13 +224,12 @@ func (p *Plane) handOut(ctx context.Context, log *raftstore.Store, ca *transport
 			failed := p.Do(ctx, id, http.MethodPost, "/v1/ca", keyOf(ca), nil)
 			mu.Lock()
 			defer mu.Unlock()
-			switch {
-			case failed == nil:
-				p.voter.given[id] = given{ca.Pin(), st.Term}
-			case slices.Contains(st.Voters, id):
+			if failed != nil {
 				missing++
 				err = errors.Join(err, failed)
+				return
 			}
+			p.voter.given[id] = given{ca.Pin(), st.Term}
 		})
 	}
 	all.Wait()

@@ -290,12 +290,12 @@ func (p *Plane) resignWithoutLog() {
 	}
 }
 
-// servePromote makes this node ready to become a voter: it takes the CA and
-// opens an empty log, into which the leader will write.
+// servePromote makes this node ready to become a voter: it opens an empty log,
+// into which the leader will write.
 func (p *Plane) servePromote(w http.ResponseWriter, r *http.Request) {
 	var request promotion
 	if err := Decode(r, &request); err != nil {
-		Fail(w, newError(http.StatusBadRequest, CodeMalformed, "the request is malformed")) // no detail: it holds a key
+		Fail(w, err)
 		return
 	}
 	if err := p.promoted(request); err != nil {
@@ -310,17 +310,10 @@ func (p *Plane) servePromote(w http.ResponseWriter, r *http.Request) {
 // Only the leader of a term sends it, and only to a node without a vote in its
 // Raft configuration.
 type promotion struct {
-	Authority authorityKey  `json:"authority"`
-	Next      *authorityKey `json:"next,omitempty"`
-	Term      uint64        `json:"term"` // of the leader
+	Term uint64 `json:"term"` // of the leader
 }
 
 func (p *Plane) promoted(request promotion) error {
-	keys := authorityKeys{request.Authority, request.Next}
-	list, err := keys.authorities()
-	if err != nil || slices.ContainsFunc(list, func(ca *transport.Authority) bool { return !slices.Contains(p.State().Pins(), ca.Pin()) }) {
-		return newError(http.StatusForbidden, store.CodeForbidden, "this is not the CA of the mesh")
-	}
 	p.voter.change.Lock()
 	defer p.voter.change.Unlock()
 	if p.life.Err() != nil {
@@ -334,25 +327,17 @@ func (p *Plane) promoted(request promotion) error {
 		if !slices.Contains(st.Voters, p.id) {
 			return nil // asked again
 		}
-		// A vote that ended, without this node having noticed: the leader of
-		// this term knows its voters.
-		if err := p.dismissed(); err != nil {
-			return err
-		}
+		// Otherwise a vote that ended, without this node having noticed: the
+		// leader of this term knows its voters.
 	} else if p.State().Nodes[p.id].Voter && raftstore.Exists(p.files.raft()) {
 		return newError(http.StatusConflict, CodeInternal, "%s is a voter whose log has failed; check its disk", p.name(p.id))
 	}
-	// What a former vote left must not vote again.
-	if err := raftstore.Destroy(p.files.raft()); err != nil {
-		return err
-	}
-	if err := p.files.write(authorityFile, keys); err != nil {
+	if err := p.dismissed(); err != nil { // what a former vote left must not vote again
 		return err
 	}
 	if err := p.startLog(); err != nil {
-		return errors.Join(fmt.Errorf("open the log: %w", err), p.files.dir.Remove(authorityFile))
+		return fmt.Errorf("open the log: %w", err)
 	}
-	p.voter.setAuthorities(list)
 	return nil
 }
 

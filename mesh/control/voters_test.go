@@ -80,6 +80,48 @@ func single(t *testing.T, more ...string) []*machine {
 	return all
 }
 
+// spared is a mesh of one voter with a learner, the last one, that is ready to
+// replace it.
+func spared(t *testing.T) (all []*machine, spare *machine) {
+	t.Helper()
+	all = single(t, "two", "three", "four", "five")
+	all = append(all, all[0].joined("six"))
+	eventually(t, "there is a learner", func() bool {
+		st := all[0].voter.store().Status()
+		i := slices.IndexFunc(all, func(m *machine) bool { return slices.Contains(st.Learners, m.ID()) })
+		if i < 0 || all[i].voter.store() == nil || all[i].voter.store().State().Index < st.Applied {
+			return false
+		}
+		spare = all[i]
+		return true
+	})
+	return all, spare
+}
+
+// TestLearnerHasNoKey: a node that may become a voter has the log and not the
+// key of the CA, which it gets with its vote: so the CA is changed when a node
+// is revoked that knew the key.
+func TestLearnerHasNoKey(t *testing.T) {
+	t.Parallel()
+	all, spare := spared(t)
+	all[0].tend()
+	if held := spare.voter.keys(); len(held) != 0 {
+		t.Errorf("a learner holds %d CA keys", len(held))
+	}
+	if _, err := spare.config.State.Read(authorityFile, maxFile); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the key file of a learner: %v", err)
+	}
+	if spare.State().Nodes[spare.ID()].EverVoted {
+		t.Error("a learner is said to have voted")
+	}
+	three := 3
+	all[0].propose(store.Command{SetSettings: &store.SetSettings{Voters: &three}})
+	eventually(t, "it is a voter with the key", func() bool { return spare.voter.authority() != nil })
+	if !all[0].State().Nodes[spare.ID()].EverVoted {
+		t.Error("who has the key is said never to have voted")
+	}
+}
+
 func TestVotersSpreadOverSites(t *testing.T) {
 	t.Parallel()
 	all := single(t, "two", "three", "four", "five")

@@ -45,6 +45,9 @@ type Care struct {
 	Status func(context.Context, mesh.NodeID) (Status, error)
 	// Teach makes a node ready to be given the log by the leader of term.
 	Teach func(ctx context.Context, id mesh.NodeID, term uint64) error
+	// Entrust gives a learner what only voters may have. The state names it as one
+	// then, and it gets its vote afterwards.
+	Entrust func(context.Context, mesh.NodeID) error
 	// Sign makes a command this node's.
 	Sign func(store.Command) (store.Command, error)
 }
@@ -374,11 +377,21 @@ func (c *care) promote(ctx context.Context, id mesh.NodeID) error {
 	if err := c.record(ctx, id, true); err != nil {
 		return err
 	}
+	if err := c.entrust(ctx, id); err != nil {
+		c.bar(id)
+		return fmt.Errorf("entrust %s: %w", id, err)
+	}
 	if err := c.store.AddVoter(ctx, id); err != nil {
 		return err
 	}
 	c.store.config.Logger.Info("voter added", mesh.LogNode, id)
 	return nil
+}
+
+func (c *care) entrust(ctx context.Context, id mesh.NodeID) error {
+	ctx, cancel := context.WithTimeout(ctx, rpcTimeout)
+	defer cancel()
+	return c.Entrust(ctx, id)
 }
 
 // record writes into the state who is a voter: before the Raft configuration
