@@ -103,12 +103,20 @@ func (p *Plane) Revoke(ctx context.Context, id mesh.NodeID) error {
 	return err
 }
 
+// propose goes through this node's own log if it has a vote: of a learner the
+// leader takes nothing. A voter whose log fails asks the others like any
+// member, with the same command: nobody knows what became of it.
 func (p *Plane) propose(ctx context.Context, command store.Command) (store.Result, error) {
-	if p.voter.store() != nil {
-		return p.submit(ctx, command)
-	}
 	var result store.Result
-	err := p.atVoter(ctx, http.MethodPost, "/v1/propose", command, &result)
+	err := p.retry(ctx, func() (again bool, err error) {
+		if log := p.voter.store(); log != nil && slices.Contains(log.Status().Voters, p.id) {
+			again, err = p.submitTo(ctx, log, command, &result)
+			if !broken(err) || len(p.voters()) == 0 {
+				return again, err
+			}
+		}
+		return p.atVoters(ctx, http.MethodPost, "/v1/propose", command, &result)
+	})
 	return result, err
 }
 
@@ -121,13 +129,23 @@ func (p *Plane) submit(ctx context.Context, command store.Command) (store.Result
 		if log == nil {
 			return false, p.notVoter()
 		}
-		result, err = p.append(ctx, log, command)
-		if refused, ok := errors.AsType[*raftstore.NotLeaderError](err); ok {
-			return p.atLeader(ctx, refused.Leader, http.MethodPost, "/v1/forward", command, &result)
-		}
-		return errors.Is(err, raftstore.ErrUnknownOutcome) || errors.Is(err, raftstore.ErrClosed), err
+		return p.submitTo(ctx, log, command, &result)
 	})
 	return result, err
+}
+
+func (p *Plane) submitTo(ctx context.Context, log *raftstore.Store, command store.Command, result *store.Result) (again bool, err error) {
+	*result, err = p.append(ctx, log, command)
+	if refused, ok := errors.AsType[*raftstore.NotLeaderError](err); ok {
+		return p.atLeader(ctx, refused.Leader, http.MethodPost, "/v1/forward", command, result)
+	}
+	return errors.Is(err, raftstore.ErrUnknownOutcome) || broken(err), err
+}
+
+// broken reports whether a change failed with this node's log. Another voter may
+// take it, or have it already.
+func broken(err error) bool {
+	return errors.Is(err, raftstore.ErrClosed) || errors.Is(err, raftstore.ErrDisk)
 }
 
 // atLeader calls the leader that this voter knows; again: there may be another
@@ -150,21 +168,23 @@ func electing(err error) bool {
 // atVoter calls the voters in turn until one answers with a result or a
 // refusal of its own.
 func (p *Plane) atVoter(ctx context.Context, method, path string, in, out any) error {
-	return p.retry(ctx, func() (bool, error) {
-		voters := p.voters()
-		if len(voters) == 0 {
-			return false, ErrNoVoter
+	return p.retry(ctx, func() (bool, error) { return p.atVoters(ctx, method, path, in, out) })
+}
+
+// atVoters is one round of atVoter; again: none of them could answer now.
+func (p *Plane) atVoters(ctx context.Context, method, path string, in, out any) (again bool, err error) {
+	voters := p.voters()
+	if len(voters) == 0 {
+		return false, ErrNoVoter
+	}
+	for _, id := range voters {
+		err = p.Do(ctx, id, method, path, in, out)
+		_, answered := errors.AsType[*Error](err)
+		if err == nil || answered && !electing(err) && !hasCode(err, CodeUnknownNode) {
+			return false, err
 		}
-		var last error
-		for _, id := range voters {
-			last = p.Do(ctx, id, method, path, in, out)
-			_, answered := errors.AsType[*Error](last)
-			if last == nil || answered && !electing(last) && !hasCode(last, CodeUnknownNode) {
-				return false, last
-			}
-		}
-		return true, last
-	})
+	}
+	return true, err
 }
 
 func (p *Plane) notVoter() *Error {

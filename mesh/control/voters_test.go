@@ -122,6 +122,33 @@ func TestLearnerHasNoKey(t *testing.T) {
 	}
 }
 
+// TestLearnerProposes: a learner has the log and no vote, so it asks a voter for
+// what it wants, as all other members do.
+func TestLearnerProposes(t *testing.T) {
+	t.Parallel()
+	_, spare := spared(t)
+	spare.propose(spare.grant(1))
+	if st := spare.Status(); st.Raft == nil || !slices.Contains(st.Raft.Learners, spare.ID()) {
+		t.Errorf("it is no learner any more: %+v", st.Raft)
+	}
+}
+
+// TestVoterWithAFailedLogProposes: a voter whose log fails, even while it leads
+// and a change is under way, still gets it made: by the others.
+func TestVoterWithAFailedLogProposes(t *testing.T) {
+	t.Parallel()
+	all := three(t)
+	sick := leaderOf(t, all)
+	sick.voter.change.Lock() // it does not open its log again
+	defer sick.voter.change.Unlock()
+	if err := sick.voter.store().Close(); err != nil {
+		t.Fatal(err)
+	}
+	sick.propose(sick.grant(1)) // the log has failed, and nobody has noticed
+	sick.voter.set(nil, "the disk failed")
+	sick.propose(sick.grant(2))
+}
+
 func TestVotersSpreadOverSites(t *testing.T) {
 	t.Parallel()
 	all := single(t, "two", "three", "four", "five")
