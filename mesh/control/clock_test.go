@@ -82,6 +82,37 @@ func TestCAOfAWrongClock(t *testing.T) {
 	two.propose(store.Command{SetDrain: &store.SetDrain{Node: two.ID()}})
 }
 
+// TestKnownWrongClockIsRemembered: who failed took away the majority that knew
+// better, and whoever leads next must not take its own clock for right.
+func TestKnownWrongClockIsRemembered(t *testing.T) {
+	t.Parallel()
+	const far, voters = time.Hour, 3
+	var set time.Duration
+	c := clock{now: func() time.Time { return time.Now().Add(set) }}
+	learn := func(want time.Duration, voters int, others ...time.Duration) {
+		t.Helper()
+		c.learn(c.read(), others, voters)
+		if got := time.Duration(c.offset.Load()); got != want {
+			t.Errorf("after %v of %d voters the offset is %s, want %s", others, voters, got, want)
+		}
+	}
+	learn(0, voters, far) // of two that differ nobody knows which is wrong
+	learn(far, voters, far, far)
+	learn(far, voters, far)
+	learn(far, voters)
+	learn(0, voters, time.Second) // another one says the same
+	learn(far, voters, far, far)
+	learn(time.Second, voters, time.Second, far) // three decide
+	learn(far, voters, far, far)
+	set = -far // it was put right
+	learn(0, voters)
+	if !c.stepped() {
+		t.Error("a clock that was set counts as compared, though nobody answered")
+	}
+	learn(far, voters, far, far)
+	learn(0, 1) // the others are voters no more
+}
+
 func TestMedian(t *testing.T) {
 	t.Parallel()
 	for want, all := range map[time.Duration][]time.Duration{
