@@ -73,11 +73,15 @@ func (p *Plane) rightClock(ctx context.Context, log *raftstore.Store) bool {
 	return p.compareClocks(ctx, log)
 }
 
-// dates lets the leader say what time it is: an error, a
+// dates lets the leader, and nobody else, say what time it is: an error, a
 // raftstore.NotLeaderError, tells that its clock is wrong and that it hands
-// over, or that too few voters could be asked to know.
+// over, or that too few voters could be asked to know. Who does not lead may do
+// so a moment later, with a clock that nobody looked at.
 func (p *Plane) dates(ctx context.Context, log *raftstore.Store) error {
-	if !log.Status().Leads() || p.rightClock(ctx, log) && !p.clock.stepped() {
+	if err := log.Leading(); err != nil {
+		return err
+	}
+	if p.rightClock(ctx, log) && !p.clock.stepped() {
 		return nil
 	}
 	p.handOverClock(ctx, log)

@@ -1,11 +1,14 @@
 package control
 
 import (
+	"errors"
+	"slices"
 	"testing"
 	"time"
 
 	"guywire/mesh/transport"
 	"guywire/store"
+	"guywire/store/raftstore"
 )
 
 // TestClockBehindTheLog: a leader whose clock was set back does not write; one
@@ -57,6 +60,45 @@ func TestClockStepsAhead(t *testing.T) {
 			t.Errorf("entry %d is from %s", r.Index, r.Time)
 		}
 	}
+}
+
+// TestVotesAreRecordedByARightClock: what the leader records of votes by itself
+// has its clock, too. So it does not while that is wrong, and the next one does.
+func TestVotesAreRecordedByARightClock(t *testing.T) {
+	t.Parallel()
+	all := three(t)
+	wrong := leaderOf(t, all)
+	eventually(t, "the leader has compared clocks", func() bool { return wrong.clock.compared.Load() != nil })
+	out := all[slices.IndexFunc(all, func(m *machine) bool { return m != wrong })]
+	lost, err := wrong.sign(store.Command{SetVoter: &store.SetVoter{Node: out.ID()}}) // and the leader will mend it
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong.offset.Store(int64(10 * 365 * 24 * time.Hour))
+	r, err := wrong.voter.store().Propose(t.Context(), lost)
+	if err != nil || r.Refused != nil {
+		t.Fatalf("%v %+v", err, r)
+	}
+	eventually(t, "the vote is recorded", func() bool { s := out.State(); return s.Index > r.Index && s.Nodes[out.ID()].Voter })
+	for _, record := range out.State().Audit.Recent {
+		if record.Index > r.Index && record.Action == "set_voter" && record.Author == wrong.config.Ring.Identity() {
+			t.Errorf("a leader whose clock is wrong recorded it: %+v", record)
+		}
+	}
+}
+
+// TestNobodyElseDates: who does not lead is told so by the gate of the clock,
+// and not let through to a log that it may lead by then.
+func TestNobodyElseDates(t *testing.T) {
+	t.Parallel()
+	all := three(t)
+	eventually(t, "the leader dates and nobody else does", func() bool {
+		leader := leaderOf(t, all)
+		return !slices.ContainsFunc(all, func(m *machine) bool {
+			err := m.dates(t.Context(), m.voter.store())
+			return m == leader && err != nil || m != leader && !errors.Is(err, raftstore.ErrNotLeader)
+		})
+	})
 }
 
 // TestCAOfAWrongClock: the only voter finds its CA to be old, since its clock is

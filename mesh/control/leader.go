@@ -40,13 +40,13 @@ func (p *Plane) tend() {
 	defer cancel()
 	err := p.registerBoot(ctx, log)
 	if err == nil {
-		err = p.dates(ctx, log) // the age of a CA is told by the clock, too
+		err = p.dates(ctx, log) // the rest is the leader's; and the clock tells the age of a CA
 	}
-	if err == nil && log.Status().Leads() {
+	if err == nil {
 		err = p.tendVersion(ctx, log)
-		if err == nil {
-			err = p.tendAuthority(ctx, log)
-		}
+	}
+	if err == nil {
+		err = p.tendAuthority(ctx, log)
 	}
 	if err != nil && p.life.Err() == nil && !errors.Is(err, raftstore.ErrNotLeader) && !errors.Is(err, raftstore.ErrClosed) {
 		p.logger.Warn("what the voters know could not be changed", mesh.LogError, err)
@@ -63,7 +63,7 @@ func (p *Plane) care() *raftstore.Care {
 			return st, err
 		},
 		Teach: p.teach, Entrust: p.entrust,
-		Sign:  p.sign,
+		Propose: p.propagate,
 	}
 }
 

@@ -48,8 +48,9 @@ type Care struct {
 	// Entrust gives a learner what only voters may have. The state names it as one
 	// then, and it gets its vote afterwards.
 	Entrust func(context.Context, mesh.NodeID) error
-	// Sign makes a command this node's.
-	Sign func(store.Command) (store.Command, error)
+	// Propose writes a command of this voter into the log that it leads. A refusal
+	// is an error.
+	Propose func(context.Context, *Store, store.Command) error
 }
 
 // A Health is what the leader thinks of a voter or learner.
@@ -397,14 +398,7 @@ func (c *care) entrust(ctx context.Context, id mesh.NodeID) error {
 // record writes into the state who is a voter: before the Raft configuration
 // names one, and after it did, so that whoever reads either can tell.
 func (c *care) record(ctx context.Context, id mesh.NodeID, vote bool) error {
-	command, err := c.Sign(store.Command{SetVoter: &store.SetVoter{Node: id, Voter: vote}})
-	if err != nil {
-		return fmt.Errorf("record voter %s: %w", id, err)
-	}
-	result, err := c.store.Propose(ctx, command)
-	if err == nil && result.Refused != nil {
-		err = result.Refused
-	}
+	err := c.Propose(ctx, c.store, store.Command{SetVoter: &store.SetVoter{Node: id, Voter: vote}})
 	if err != nil {
 		return fmt.Errorf("record voter %s: %w", id, err)
 	}
