@@ -83,10 +83,40 @@ func (p *Plane) hold(ca *transport.Authority) error {
 }
 
 // RotateCA gives the mesh another CA. It may be called on any node that is an
-// operator, and returns when certificates are issued by the new one; the
-// change goes on when ctx ends before.
+// operator, and returns when certificates are issued by the new one. When ctx
+// ends before, the change goes on; but a leader that fails before another voter
+// has the new key takes the change with it, and then nobody begins again.
 func (p *Plane) RotateCA(ctx context.Context) error {
 	before, _ := current(p.State())
+	for lost := true; ; {
+		if lost {
+			if err := p.requestRotation(ctx); err != nil {
+				return err
+			}
+		}
+		switch {
+		case p.await(ctx, func(s *store.State) bool { pin, _ := current(s); return pin != before }):
+			return nil
+		case ctx.Err() != nil:
+			return errors.Join(errors.New("the new CA is not yet with all voters; it takes over as soon as it is, unless the leader fails before: look again later"), ctx.Err())
+		case p.life.Err() != nil:
+			return context.Cause(p.life)
+		}
+		// By the mesh's word, not by what this node has seen of it so far.
+		state, err := p.Read(ctx)
+		lost = err == nil && !underWay(state, before)
+	}
+}
+
+// underWay reports whether the mesh changes, or has changed, from a CA to another.
+func underWay(state *store.State, before [32]byte) bool {
+	pin, _ := current(state)
+	_, next := inState(state, store.CANext)
+	return next || pin != before
+}
+
+// requestRotation has the leader begin to change the CA.
+func (p *Plane) requestRotation(ctx context.Context) error {
 	err := p.retry(ctx, func() (bool, error) {
 		if log := p.voter.store(); log != nil && log.Status().Leads() {
 			return false, p.beginRotation(ctx, log, p.id)
@@ -99,21 +129,8 @@ func (p *Plane) RotateCA(ctx context.Context) error {
 		_, answered := errors.AsType[*Error](err)
 		return !answered || hasCode(err, CodeNotLeader), err
 	})
-	if err != nil {
-		return err
-	}
 	wake(p.voter.kick)
-	for {
-		done := p.await(ctx, func(s *store.State) bool { pin, _ := current(s); return pin != before })
-		switch {
-		case done:
-			return nil
-		case ctx.Err() != nil:
-			return errors.Join(errors.New("the new CA is not yet with all voters; it takes over as soon as it is"), ctx.Err())
-		case p.life.Err() != nil:
-			return context.Cause(p.life)
-		}
-	}
+	return err
 }
 
 // beginRotation makes a CA and has it accepted, if that is not under way.

@@ -337,6 +337,27 @@ func TestRevokedVoterRotatesTheCA(t *testing.T) {
 	all[0].joined("five")
 }
 
+// TestLostRotationBeginsAgain: the key of the next CA was with a leader that is
+// gone, so the mesh drops that CA; who asked for another one still gets one.
+func TestLostRotationBeginsAgain(t *testing.T) {
+	t.Parallel()
+	all := three(t)
+	before := issuedBy(t, all)
+	nobodys, err := transport.NewAuthority(all[0].State().Mesh.ID, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	all[0].propose(store.Command{RotateCA: &store.RotateCA{Step: store.CAAdd, Pin: nobodys.Pin(), Root: nobodys.Certificate()}})
+	ctx, cancel := context.WithTimeout(t.Context(), patient)
+	defer cancel()
+	if err := all[0].RotateCA(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if pin := issuedBy(t, all, before); pin == nobodys.Pin() {
+		t.Error("certificates are issued with a key that nobody has")
+	}
+}
+
 func TestB41TwoRotationsAway(t *testing.T) {
 	t.Parallel()
 	all := three(t)
