@@ -108,6 +108,17 @@ func (v *voter) set(log *raftstore.Store, problem string) (before *raftstore.Sto
 	return before
 }
 
+// drop forgets a log that failed; false: it is not the one in use any more.
+func (v *voter) drop(log *raftstore.Store, problem string) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.log != log {
+		return false
+	}
+	v.log, v.problem = nil, problem
+	return true
+}
+
 func (v *voter) setAuthority(ca *transport.Authority) {
 	v.setAuthorities([]*transport.Authority{ca})
 }
@@ -137,17 +148,11 @@ func (p *Plane) openVoter() error {
 	if err := p.loadAuthorities(); err != nil {
 		return err
 	}
-	err := p.startLog()
+	err := p.resumeLog()
 	switch {
 	case err == nil:
 	case errors.Is(err, raftstore.ErrInUse), errors.Is(err, ErrCloned):
 		return err
-	case errors.Is(err, raftstore.ErrStaleCopy):
-		p.logger.Error("this voter's log was set back to an old copy, which must not vote; it is given a new one by the other voters", mesh.LogError, err)
-		if err := p.dismissed(); err != nil {
-			return err
-		}
-		p.voter.set(nil, err.Error())
 	default:
 		p.voter.set(nil, err.Error())
 		p.logger.Error("this voter cannot use its log and only follows; restore its state directory, or let it leave and join again", mesh.LogError, err)
@@ -155,8 +160,25 @@ func (p *Plane) openVoter() error {
 	return nil
 }
 
+// resumeLog starts the log that is on the disk, or destroys one that must not vote.
+func (p *Plane) resumeLog() error {
+	err := p.startLog()
+	if !errors.Is(err, raftstore.ErrStaleCopy) {
+		return err
+	}
+	p.logger.Error("this voter's log was set back to an old copy, which must not vote; it is given a new one by the other voters", mesh.LogError, err)
+	if err := p.dismissed(); err != nil {
+		return err
+	}
+	p.voter.set(nil, err.Error())
+	return nil
+}
+
 // startLog opens the log and begins to take its state over.
 func (p *Plane) startLog() error {
+	var log *raftstore.Store
+	opened := make(chan struct{}) // it may fail before it is here
+	defer close(opened)
 	log, err := raftstore.Open(raftstore.Config{
 		Dir: p.files.raft(), ID: p.id, Timing: p.config.Timing, Logger: p.logger,
 		Listener: p.listener.Stream(transport.Raft),
@@ -172,10 +194,13 @@ func (p *Plane) startLog() error {
 		Dial: func(ctx context.Context, id mesh.NodeID) (net.Conn, error) {
 			return p.dialer.Dial(ctx, id, transport.Raft)
 		},
-		Admit:  p.admitsVoter,
-		Failed: p.logFailed,
-		Fence:  p.fence,
-		Care:   p.care(),
+		Admit: p.admitsVoter,
+		Failed: func(err error) {
+			<-opened
+			p.logFailed(log, err)
+		},
+		Fence: p.fence,
+		Care:  p.care(),
 	})
 	if err != nil {
 		return err
@@ -207,14 +232,14 @@ func (p *Plane) admitsVoter(id mesh.NodeID, configured bool) bool {
 
 // logFailed gives the vote up and tries to get it back: a disk that was full
 // or hung may heal.
-func (p *Plane) logFailed(err error) {
-	p.logger.Error("the replicated log failed and this voter gave up its vote; check the disk of the state directory", mesh.LogError, err)
+func (p *Plane) logFailed(log *raftstore.Store, err error) {
 	p.voter.change.Lock()
-	log := p.voter.set(nil, err.Error())
+	used := p.voter.drop(log, err.Error())
 	p.voter.change.Unlock()
-	if log == nil || p.life.Err() != nil {
+	if !used || p.life.Err() != nil { // who took it out of use closes it
 		return
 	}
+	p.logger.Error("the replicated log failed and this voter gave up its vote; check the disk of the state directory", mesh.LogError, err)
 	p.tasks.Go(func() {
 		if err := log.Close(); err != nil {
 			p.logger.Warn("the failed log does not close", mesh.LogError, err)
@@ -223,7 +248,7 @@ func (p *Plane) logFailed(err error) {
 			p.voter.change.Lock()
 			err := errors.New("this node is a voter again")
 			if p.voter.store() == nil && raftstore.Exists(p.files.raft()) {
-				err = p.startLog()
+				err = p.resumeLog()
 			}
 			p.voter.change.Unlock()
 			if p.voter.store() != nil || !raftstore.Exists(p.files.raft()) {
