@@ -115,7 +115,8 @@ func (p *Plane) propose(ctx context.Context, command store.Command) (store.Resul
 				return again, err
 			}
 		}
-		return p.atVoters(ctx, http.MethodPost, "/v1/propose", command, &result)
+		again, err = p.atVoters(ctx, http.MethodPost, "/v1/propose", command, &result)
+		return again || hasCode(err, CodeBusy), err
 	})
 	return result, err
 }
@@ -244,8 +245,13 @@ func rank(first bool) int {
 // servePropose takes a command of a member. Before version 3 of the mesh who
 // asks is the connection's business, and the body only says whether it was the
 // operator of that machine; from then on the command is signed, and may come
-// from anybody.
+// from anybody. What the log would refuse whoever it is from does not get there:
+// it would take the place of what is remembered.
 func (p *Plane) servePropose(w http.ResponseWriter, r *http.Request) {
+	if !p.proposals.allow(Caller(r.Context()).String(), p.clock.now()) {
+		Fail(w, newError(http.StatusTooManyRequests, CodeBusy, "too many changes at a time; wait a moment and try again"))
+		return
+	}
 	var command store.Command
 	if err := Decode(r, &command); err != nil {
 		Fail(w, err)
@@ -260,6 +266,13 @@ func (p *Plane) servePropose(w http.ResponseWriter, r *http.Request) {
 	}
 	if command.Join != nil { // it is looked at first, see admit
 		Fail(w, newError(http.StatusForbidden, store.CodeForbidden, "a join is not proposed; join with meshctl join TOKEN"))
+		return
+	}
+	state := p.State()
+	formed := command
+	formed.Version, formed.Now = store.Version, p.clock.now()
+	if refused := store.Vet(state, formed); refused != nil {
+		Reply(w, store.Result{Index: state.Index, Refused: refused})
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), callTimeout-time.Second)
