@@ -240,6 +240,47 @@ func TestB03CredentialsOfOthers(t *testing.T) {
 	}
 }
 
+// TestProposalsAreBounded: what nobody has signed, or is no command, costs no
+// entry of the log; and no member has more written than it may, though it gets
+// what it asks for in the end.
+func TestProposalsAreBounded(t *testing.T) {
+	t.Parallel()
+	one := founded(t)
+	two := one.joined("two")
+	registered(t, []*machine{one})
+	sameState(t, []*machine{one, two}, one.State().Index)
+	propose := func(c store.Command) (r store.Result, err error) {
+		return r, two.Do(t.Context(), one.ID(), http.MethodPost, "/v1/propose", c, &r)
+	}
+	unsigned := store.Command{SetTopology: &store.SetTopology{Dense: true}}
+	both := unsigned
+	both.SetDrain = &store.SetDrain{Node: two.ID(), Drain: true}
+	for code, c := range map[string]store.Command{store.CodeUnsigned: unsigned, store.CodeInvalid: both} {
+		trail := one.State().Audit.Recent
+		r, err := propose(c)
+		if err != nil || r.Refused == nil || r.Refused.Code != code {
+			t.Errorf("want %s: %v %+v", code, err, r)
+		}
+		for _, record := range one.State().Audit.Recent {
+			if record.Author.IsZero() && record.Index > trail[len(trail)-1].Index {
+				t.Errorf("%s is in the log: %+v", code, record)
+			}
+		}
+	}
+	began, n := time.Now(), 0
+	for ; ; n++ {
+		if _, err := propose(unsigned); hasCode(err, CodeBusy) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if most := proposalsOfOne.burst + proposalsOfOne.each*time.Since(began).Seconds(); float64(n) > most {
+			t.Fatalf("%d commands of one member were looked at, at most %.0f may be", n, most)
+		}
+	}
+	two.propose(two.grant(1))
+}
+
 // TestStaleCommandIsSignedAgain: a proposer that is far behind the log gets its
 // command in, once.
 func TestStaleCommandIsSignedAgain(t *testing.T) {

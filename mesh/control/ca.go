@@ -83,10 +83,40 @@ func (p *Plane) hold(ca *transport.Authority) error {
 }
 
 // RotateCA gives the mesh another CA. It may be called on any node that is an
-// operator, and returns when certificates are issued by the new one; the
-// change goes on when ctx ends before.
+// operator, and returns when certificates are issued by the new one. When ctx
+// ends before, the change goes on; but a leader that fails before another voter
+// has the new key takes the change with it, and then nobody begins again.
 func (p *Plane) RotateCA(ctx context.Context) error {
 	before, _ := current(p.State())
+	for lost := true; ; {
+		if lost {
+			if err := p.requestRotation(ctx); err != nil {
+				return err
+			}
+		}
+		switch {
+		case p.await(ctx, func(s *store.State) bool { pin, _ := current(s); return pin != before }):
+			return nil
+		case ctx.Err() != nil:
+			return errors.Join(errors.New("the new CA is not yet with all voters; it takes over as soon as it is, unless the leader fails before: look again later"), ctx.Err())
+		case p.life.Err() != nil:
+			return context.Cause(p.life)
+		}
+		// By the mesh's word, not by what this node has seen of it so far.
+		state, err := p.Read(ctx)
+		lost = err == nil && !underWay(state, before)
+	}
+}
+
+// underWay reports whether the mesh changes, or has changed, from a CA to another.
+func underWay(state *store.State, before [32]byte) bool {
+	pin, _ := current(state)
+	_, next := inState(state, store.CANext)
+	return next || pin != before
+}
+
+// requestRotation has the leader begin to change the CA.
+func (p *Plane) requestRotation(ctx context.Context) error {
 	err := p.retry(ctx, func() (bool, error) {
 		if log := p.voter.store(); log != nil && log.Status().Leads() {
 			return false, p.beginRotation(ctx, log, p.id)
@@ -99,21 +129,8 @@ func (p *Plane) RotateCA(ctx context.Context) error {
 		_, answered := errors.AsType[*Error](err)
 		return !answered || hasCode(err, CodeNotLeader), err
 	})
-	if err != nil {
-		return err
-	}
 	wake(p.voter.kick)
-	for {
-		done := p.await(ctx, func(s *store.State) bool { pin, _ := current(s); return pin != before })
-		switch {
-		case done:
-			return nil
-		case ctx.Err() != nil:
-			return errors.Join(errors.New("the new CA is not yet with all voters; it takes over as soon as it is"), ctx.Err())
-		case p.life.Err() != nil:
-			return context.Cause(p.life)
-		}
-	}
+	return err
 }
 
 // beginRotation makes a CA and has it accepted, if that is not under way.
@@ -148,6 +165,9 @@ func (p *Plane) addAuthority(ctx context.Context, log *raftstore.Store) error {
 
 func (p *Plane) tendAuthority(ctx context.Context, log *raftstore.Store) error {
 	state := log.State()
+	if state.Mesh.Version == 0 { // it keeps its CA
+		return p.handOutCurrent(ctx, log)
+	}
 	step := func(step store.CAStep, ca store.CA) error {
 		err := p.propagate(ctx, log, store.Command{RotateCA: &store.RotateCA{Step: step, Pin: ca.Pin}})
 		wake(p.voter.kick) // there may be a next step
@@ -179,9 +199,17 @@ func (p *Plane) tendAuthority(ctx context.Context, log *raftstore.Store) error {
 			return step(store.CARetire, ca)
 		}
 	}
-	if key := p.voter.key(now.Pin); key != nil {
-		_, err = p.handOut(ctx, log, key)
+	return p.handOutCurrent(ctx, log)
+}
+
+// handOutCurrent gives the CA that issues certificates to voters that missed it.
+func (p *Plane) handOutCurrent(ctx context.Context, log *raftstore.Store) error {
+	pin, _ := current(log.State())
+	key := p.voter.key(pin)
+	if key == nil {
+		return nil
 	}
+	_, err := p.handOut(ctx, log, key)
 	return err
 }
 
@@ -197,13 +225,12 @@ func betrayed(state *store.State, ca store.CA) bool {
 	return false
 }
 
-// handOut gives a CA to all voters and learners, and tells how many voters do
-// not have it.
+// handOut gives a CA to all voters, and tells how many do not have it.
 func (p *Plane) handOut(ctx context.Context, log *raftstore.Store, ca *transport.Authority) (missing int, err error) {
 	st := log.Status()
 	var mu sync.Mutex // guards missing, err and given
 	var all sync.WaitGroup
-	for _, id := range slices.Concat(st.Voters, st.Learners) {
+	for _, id := range st.Voters {
 		mu.Lock()
 		has := p.voter.given[id] == (given{ca.Pin(), st.Term})
 		mu.Unlock()
@@ -214,13 +241,12 @@ func (p *Plane) handOut(ctx context.Context, log *raftstore.Store, ca *transport
 			failed := p.Do(ctx, id, http.MethodPost, "/v1/ca", keyOf(ca), nil)
 			mu.Lock()
 			defer mu.Unlock()
-			switch {
-			case failed == nil:
-				p.voter.given[id] = given{ca.Pin(), st.Term}
-			case slices.Contains(st.Voters, id):
+			if failed != nil {
 				missing++
 				err = errors.Join(err, failed)
+				return
 			}
+			p.voter.given[id] = given{ca.Pin(), st.Term}
 		})
 	}
 	all.Wait()

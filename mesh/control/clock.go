@@ -73,11 +73,15 @@ func (p *Plane) rightClock(ctx context.Context, log *raftstore.Store) bool {
 	return p.compareClocks(ctx, log)
 }
 
-// dates lets the leader say what time it is: an error, a
+// dates lets the leader, and nobody else, say what time it is: an error, a
 // raftstore.NotLeaderError, tells that its clock is wrong and that it hands
-// over, or that too few voters could be asked to know.
+// over, or that too few voters could be asked to know. Who does not lead may do
+// so a moment later, with a clock that nobody looked at.
 func (p *Plane) dates(ctx context.Context, log *raftstore.Store) error {
-	if !log.Status().Leads() || p.rightClock(ctx, log) && !p.clock.stepped() {
+	if err := log.Leading(); err != nil {
+		return err
+	}
+	if p.rightClock(ctx, log) && !p.clock.stepped() {
 		return nil
 	}
 	p.handOverClock(ctx, log)
@@ -128,16 +132,28 @@ func (p *Plane) compareClocks(ctx context.Context, log *raftstore.Store) bool {
 	}
 	calls.Wait()
 	close(offsets)
-	all := []time.Duration{0} // this clock's own
+	var others []time.Duration
 	for offset := range offsets {
-		all = append(all, offset)
+		others = append(others, offset)
 	}
-	offset := median(all)
-	p.clock.offset.Store(int64(offset))
-	if 2*len(all) > len(voters) {
-		p.clock.compared.Store(own)
+	p.clock.learn(own, others, len(voters))
+	return p.ClockOffset().Abs() <= maxClockOffset
+}
+
+// learn takes in how far this clock was ahead of those of the other voters that
+// told theirs. A clock that is known to be wrong stays so until it is set, or
+// another one agrees with it, or there are three to decide; or until there is no
+// other voter left, for then nobody else could lead.
+func (c *clock) learn(own *reading, others []time.Duration, voters int) {
+	agrees := func(offset time.Duration) bool { return offset.Abs() <= maxClockOffset }
+	all := append([]time.Duration{0}, others...) // this clock's own first
+	if len(all) < 3 && voters > 1 && !agrees(time.Duration(c.offset.Load())) && !c.stepped() && !slices.ContainsFunc(others, agrees) {
+		return
 	}
-	return offset.Abs() <= maxClockOffset
+	c.offset.Store(int64(median(all)))
+	if 2*len(all) > voters {
+		c.compared.Store(own)
+	}
 }
 
 // median gives the middle one, of two in the middle the one nearer to zero.

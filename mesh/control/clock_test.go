@@ -1,11 +1,14 @@
 package control
 
 import (
+	"errors"
+	"slices"
 	"testing"
 	"time"
 
 	"guywire/mesh/transport"
 	"guywire/store"
+	"guywire/store/raftstore"
 )
 
 // TestClockBehindTheLog: a leader whose clock was set back does not write; one
@@ -59,6 +62,45 @@ func TestClockStepsAhead(t *testing.T) {
 	}
 }
 
+// TestVotesAreRecordedByARightClock: what the leader records of votes by itself
+// has its clock, too. So it does not while that is wrong, and the next one does.
+func TestVotesAreRecordedByARightClock(t *testing.T) {
+	t.Parallel()
+	all := three(t)
+	wrong := leaderOf(t, all)
+	eventually(t, "the leader has compared clocks", func() bool { return wrong.clock.compared.Load() != nil })
+	out := all[slices.IndexFunc(all, func(m *machine) bool { return m != wrong })]
+	lost, err := wrong.sign(store.Command{SetVoter: &store.SetVoter{Node: out.ID()}}) // and the leader will mend it
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong.offset.Store(int64(10 * 365 * 24 * time.Hour))
+	r, err := wrong.voter.store().Propose(t.Context(), lost)
+	if err != nil || r.Refused != nil {
+		t.Fatalf("%v %+v", err, r)
+	}
+	eventually(t, "the vote is recorded", func() bool { s := out.State(); return s.Index > r.Index && s.Nodes[out.ID()].Voter })
+	for _, record := range out.State().Audit.Recent {
+		if record.Index > r.Index && record.Action == "set_voter" && record.Author == wrong.config.Ring.Identity() {
+			t.Errorf("a leader whose clock is wrong recorded it: %+v", record)
+		}
+	}
+}
+
+// TestNobodyElseDates: who does not lead is told so by the gate of the clock,
+// and not let through to a log that it may lead by then.
+func TestNobodyElseDates(t *testing.T) {
+	t.Parallel()
+	all := three(t)
+	eventually(t, "the leader dates and nobody else does", func() bool {
+		leader := leaderOf(t, all)
+		return !slices.ContainsFunc(all, func(m *machine) bool {
+			err := m.dates(t.Context(), m.voter.store())
+			return m == leader && err != nil || m != leader && !errors.Is(err, raftstore.ErrNotLeader)
+		})
+	})
+}
+
 // TestCAOfAWrongClock: the only voter finds its CA to be old, since its clock is
 // wrong, and makes another. The mesh lives with that one, and gets one with a
 // right date.
@@ -80,6 +122,37 @@ func TestCAOfAWrongClock(t *testing.T) {
 	one.offset.Store(0)
 	eventually(t, "a CA of today", func() bool { return time.Until(made()) < maxClockOffset })
 	two.propose(store.Command{SetDrain: &store.SetDrain{Node: two.ID()}})
+}
+
+// TestKnownWrongClockIsRemembered: who failed took away the majority that knew
+// better, and whoever leads next must not take its own clock for right.
+func TestKnownWrongClockIsRemembered(t *testing.T) {
+	t.Parallel()
+	const far, voters = time.Hour, 3
+	var set time.Duration
+	c := clock{now: func() time.Time { return time.Now().Add(set) }}
+	learn := func(want time.Duration, voters int, others ...time.Duration) {
+		t.Helper()
+		c.learn(c.read(), others, voters)
+		if got := time.Duration(c.offset.Load()); got != want {
+			t.Errorf("after %v of %d voters the offset is %s, want %s", others, voters, got, want)
+		}
+	}
+	learn(0, voters, far) // of two that differ nobody knows which is wrong
+	learn(far, voters, far, far)
+	learn(far, voters, far)
+	learn(far, voters)
+	learn(0, voters, time.Second) // another one says the same
+	learn(far, voters, far, far)
+	learn(time.Second, voters, time.Second, far) // three decide
+	learn(far, voters, far, far)
+	set = -far // it was put right
+	learn(0, voters)
+	if !c.stepped() {
+		t.Error("a clock that was set counts as compared, though nobody answered")
+	}
+	learn(far, voters, far, far)
+	learn(0, 1) // the others are voters no more
 }
 
 func TestMedian(t *testing.T) {

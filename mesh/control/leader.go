@@ -40,13 +40,13 @@ func (p *Plane) tend() {
 	defer cancel()
 	err := p.registerBoot(ctx, log)
 	if err == nil {
-		err = p.dates(ctx, log) // the age of a CA is told by the clock, too
+		err = p.dates(ctx, log) // the rest is the leader's; and the clock tells the age of a CA
 	}
-	if err == nil && log.Status().Leads() {
+	if err == nil {
 		err = p.tendVersion(ctx, log)
-		if err == nil && log.State().Mesh.Version > 0 {
-			err = p.tendAuthority(ctx, log)
-		}
+	}
+	if err == nil {
+		err = p.tendAuthority(ctx, log)
 	}
 	if err != nil && p.life.Err() == nil && !errors.Is(err, raftstore.ErrNotLeader) && !errors.Is(err, raftstore.ErrClosed) {
 		p.logger.Warn("what the voters know could not be changed", mesh.LogError, err)
@@ -62,19 +62,35 @@ func (p *Plane) care() *raftstore.Care {
 			err = p.Do(ctx, id, http.MethodGet, "/v1/raft", nil, &st)
 			return st, err
 		},
-		Teach: p.teach,
-		Sign:  p.sign,
+		Teach: p.teach, Entrust: p.entrust,
+		Propose: p.propagate,
 	}
 }
 
-// teach hands a node the CA, with which it opens an empty log.
+var errNoKey = errors.New("this voter has no CA key to give to others")
+
+// teach has a node open an empty log. It gets no key: a learner may never
+// become a voter, and only who has voted has the CA changed when it is revoked.
 func (p *Plane) teach(ctx context.Context, id mesh.NodeID, term uint64) error {
-	keys := p.voter.issuers(p.State())
-	if len(keys) == 0 {
-		return errors.New("this voter has no CA key")
+	if len(p.voter.issuers(p.State())) == 0 {
+		return errNoKey
 	}
-	all := keysOf(keys)
-	return p.Do(ctx, id, http.MethodPost, "/v1/promote", promotion{all.authorityKey, all.Next, term}, nil)
+	return p.Do(ctx, id, http.MethodPost, "/v1/promote", promotion{term}, nil)
+}
+
+// entrust gives the CA to a learner that the state names as a voter. It has the
+// key before it has its vote, since it may lead at once and alone.
+func (p *Plane) entrust(ctx context.Context, id mesh.NodeID) error {
+	list := p.voter.issuers(p.State())
+	if len(list) == 0 {
+		return errNoKey
+	}
+	for _, ca := range list {
+		if err := p.Do(ctx, id, http.MethodPost, "/v1/ca", keyOf(ca), nil); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // propagate writes what voters say by themselves into the log that this one

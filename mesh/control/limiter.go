@@ -2,6 +2,7 @@ package control
 
 import (
 	"net/netip"
+	"sync"
 	"time"
 )
 
@@ -46,6 +47,18 @@ func (l *limiter) allow(source string, now time.Time) bool {
 	total.left--
 	l.buckets[source], l.total = b, total
 	return true
+}
+
+// A gate is a limiter for several goroutines.
+type gate struct {
+	mu      sync.Mutex // guards limiter
+	limiter limiter
+}
+
+func (g *gate) allow(source string, now time.Time) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.limiter.allow(source, now)
 }
 
 func (b bucket) filled(r rate, now time.Time) bucket {

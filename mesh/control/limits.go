@@ -10,6 +10,12 @@ var (
 	joinsOfOne = rate{each: 10, burst: 20}
 	joinsOfAll = rate{each: 100, burst: 100}
 
+	// Commands of one member, and of all, that a voter takes to the log: so few
+	// that who asks every voter does not turn over what the log remembers of
+	// requests (store.Window) within changeTimeout.
+	proposalsOfOne = rate{each: 20, burst: 200}
+	proposalsOfAll = rate{each: 100, burst: 500}
+
 	wrongProofs = rate{each: 5. / 60, burst: 5} // of one token that are answered with more than "busy"
 )
 

@@ -55,6 +55,7 @@ type Plane struct {
 	changed chan struct{} // closed at the next change of state
 
 	joins     joins
+	proposals gate
 	trail     trail
 	voter     voter
 	following following
@@ -80,6 +81,7 @@ func newPlane(config Config, f files) (*Plane, error) {
 		p.clock.now = time.Now
 	}
 	p.joins.init(p.clock.now())
+	p.proposals.limiter = newLimiter(proposalsOfOne, proposalsOfAll, p.clock.now())
 	p.voter.init(p.id)
 	p.streams.init()
 	p.following.init()

@@ -103,12 +103,21 @@ func (p *Plane) Revoke(ctx context.Context, id mesh.NodeID) error {
 	return err
 }
 
+// propose goes through this node's own log if it has a vote: of a learner the
+// leader takes nothing. A voter whose log fails asks the others like any
+// member, with the same command: nobody knows what became of it.
 func (p *Plane) propose(ctx context.Context, command store.Command) (store.Result, error) {
-	if p.voter.store() != nil {
-		return p.submit(ctx, command)
-	}
 	var result store.Result
-	err := p.atVoter(ctx, http.MethodPost, "/v1/propose", command, &result)
+	err := p.retry(ctx, func() (again bool, err error) {
+		if log := p.voter.store(); log != nil && slices.Contains(log.Status().Voters, p.id) {
+			again, err = p.submitTo(ctx, log, command, &result)
+			if !broken(err) || len(p.voters()) == 0 {
+				return again, err
+			}
+		}
+		again, err = p.atVoters(ctx, http.MethodPost, "/v1/propose", command, &result)
+		return again || hasCode(err, CodeBusy), err
+	})
 	return result, err
 }
 
@@ -121,13 +130,23 @@ func (p *Plane) submit(ctx context.Context, command store.Command) (store.Result
 		if log == nil {
 			return false, p.notVoter()
 		}
-		result, err = p.append(ctx, log, command)
-		if refused, ok := errors.AsType[*raftstore.NotLeaderError](err); ok {
-			return p.atLeader(ctx, refused.Leader, http.MethodPost, "/v1/forward", command, &result)
-		}
-		return errors.Is(err, raftstore.ErrUnknownOutcome) || errors.Is(err, raftstore.ErrClosed), err
+		return p.submitTo(ctx, log, command, &result)
 	})
 	return result, err
+}
+
+func (p *Plane) submitTo(ctx context.Context, log *raftstore.Store, command store.Command, result *store.Result) (again bool, err error) {
+	*result, err = p.append(ctx, log, command)
+	if refused, ok := errors.AsType[*raftstore.NotLeaderError](err); ok {
+		return p.atLeader(ctx, refused.Leader, http.MethodPost, "/v1/forward", command, result)
+	}
+	return errors.Is(err, raftstore.ErrUnknownOutcome) || broken(err), err
+}
+
+// broken reports whether a change failed with this node's log. Another voter may
+// take it, or have it already.
+func broken(err error) bool {
+	return errors.Is(err, raftstore.ErrClosed) || errors.Is(err, raftstore.ErrDisk)
 }
 
 // atLeader calls the leader that this voter knows; again: there may be another
@@ -150,21 +169,23 @@ func electing(err error) bool {
 // atVoter calls the voters in turn until one answers with a result or a
 // refusal of its own.
 func (p *Plane) atVoter(ctx context.Context, method, path string, in, out any) error {
-	return p.retry(ctx, func() (bool, error) {
-		voters := p.voters()
-		if len(voters) == 0 {
-			return false, ErrNoVoter
+	return p.retry(ctx, func() (bool, error) { return p.atVoters(ctx, method, path, in, out) })
+}
+
+// atVoters is one round of atVoter; again: none of them could answer now.
+func (p *Plane) atVoters(ctx context.Context, method, path string, in, out any) (again bool, err error) {
+	voters := p.voters()
+	if len(voters) == 0 {
+		return false, ErrNoVoter
+	}
+	for _, id := range voters {
+		err = p.Do(ctx, id, method, path, in, out)
+		_, answered := errors.AsType[*Error](err)
+		if err == nil || answered && !electing(err) && !hasCode(err, CodeUnknownNode) {
+			return false, err
 		}
-		var last error
-		for _, id := range voters {
-			last = p.Do(ctx, id, method, path, in, out)
-			_, answered := errors.AsType[*Error](last)
-			if last == nil || answered && !electing(last) && !hasCode(last, CodeUnknownNode) {
-				return false, last
-			}
-		}
-		return true, last
-	})
+	}
+	return true, err
 }
 
 func (p *Plane) notVoter() *Error {
@@ -224,8 +245,13 @@ func rank(first bool) int {
 // servePropose takes a command of a member. Before version 3 of the mesh who
 // asks is the connection's business, and the body only says whether it was the
 // operator of that machine; from then on the command is signed, and may come
-// from anybody.
+// from anybody. What the log would refuse whoever it is from does not get there:
+// it would take the place of what is remembered.
 func (p *Plane) servePropose(w http.ResponseWriter, r *http.Request) {
+	if !p.proposals.allow(Caller(r.Context()).String(), p.clock.now()) {
+		Fail(w, newError(http.StatusTooManyRequests, CodeBusy, "too many changes at a time; wait a moment and try again"))
+		return
+	}
 	var command store.Command
 	if err := Decode(r, &command); err != nil {
 		Fail(w, err)
@@ -240,6 +266,13 @@ func (p *Plane) servePropose(w http.ResponseWriter, r *http.Request) {
 	}
 	if command.Join != nil { // it is looked at first, see admit
 		Fail(w, newError(http.StatusForbidden, store.CodeForbidden, "a join is not proposed; join with meshctl join TOKEN"))
+		return
+	}
+	state := p.State()
+	formed := command
+	formed.Version, formed.Now = store.Version, p.clock.now()
+	if refused := store.Vet(state, formed); refused != nil {
+		Reply(w, store.Result{Index: state.Index, Refused: refused})
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), callTimeout-time.Second)

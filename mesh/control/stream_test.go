@@ -224,7 +224,7 @@ func FuzzBodies(f *testing.F) {
 		`{"transcript":"","signature":"","proof":"","answer":""}`,
 		`{"port":8686,"candidates":["203.0.113.1:8686","[2001:db8::1]:1"]}`,
 		`{"version":1,"now":"2026-01-01T00:00:00Z","by":{},"join":{"token":"x"}}`,
-		`{"authority":{"certificate":"","key":""},"term":3}`, `{} {}`, `[]`, `{"unknown":1}`,
+		`{"certificate":"","key":"","next":{"certificate":"","key":""}}`, `{"term":3}`, `{} {}`, `[]`, `{"unknown":1}`,
 	} {
 		f.Add([]byte(s))
 	}
@@ -237,9 +237,9 @@ func FuzzBodies(f *testing.F) {
 				}
 			}
 		}
-		var request promotion
-		if unmarshal(b, &request) == nil {
-			_, _ = request.Authority.authority()
+		var keys authorityKeys
+		if unmarshal(b, &keys) == nil {
+			_, _ = keys.authorities()
 		}
 		_, _ = checkJoin(t.Context(), joinRequest{Transcript: b})
 	})

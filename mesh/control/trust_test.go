@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"guywire/store"
+	"guywire/store/raftstore"
 )
 
 func TestExpiredCertificateIsGoodForHintsOnly(t *testing.T) {
@@ -47,12 +49,71 @@ func TestFailedLogIsOpenedAgain(t *testing.T) {
 	t.Parallel()
 	m := founded(t)
 	index := m.State().Index
-	m.logFailed(errors.New("the disk is full"))
+	m.logFailed(m.voter.store(), errors.New("the disk is full"))
 	if st := m.Status(); st.Role != "follower" || !strings.Contains(st.Problem, "disk is full") || st.Index != index {
 		t.Errorf("status after the failure: %+v", st)
 	}
 	eventually(t, "it is a voter again", func() bool { st := m.Status(); return st.Role == "voter" && st.Problem == "" && st.Leader == m.ID() })
 	m.propose(m.grant(1))
+}
+
+// TestLateFailureOfAnOldLog: what is told of a log after another one was opened
+// does not end that one.
+func TestLateFailureOfAnOldLog(t *testing.T) {
+	t.Parallel()
+	m := founded(t)
+	m.voter.change.Lock()
+	old := m.voter.set(nil, "")
+	err := old.Close()
+	if err == nil {
+		err = m.startLog()
+	}
+	m.voter.change.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := m.voter.store()
+	m.logFailed(old, errors.New("the disk was full"))
+	if m.voter.store() != log {
+		t.Error("the new log was given up")
+	}
+	m.propose(m.grant(1))
+}
+
+// TestStaleLogIsDestroyedLater: a log that turns out to be an old copy when it
+// is opened again, after a failure, does not wait for a restart to be replaced.
+func TestStaleLogIsDestroyedLater(t *testing.T) {
+	t.Parallel()
+	all := three(t)
+	registered(t, all)
+	m := all[1]
+	backup := filepath.Join(t.TempDir(), "raft")
+	m.voter.change.Lock()
+	reopen := func(between func()) error {
+		if err := m.voter.set(nil, "").Close(); err != nil {
+			t.Fatal(err)
+		}
+		between()
+		return m.resumeLog()
+	}
+	err := reopen(func() { copyState(t, backup, m.files.raft()) })
+	m.voter.change.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	registered(t, all)
+	m.voter.change.Lock()
+	err = reopen(func() {
+		if err := os.RemoveAll(m.files.raft()); err != nil {
+			t.Fatal(err)
+		}
+		copyState(t, m.files.raft(), backup)
+	})
+	if err != nil || m.voter.store() != nil || raftstore.Exists(m.files.raft()) || len(m.voter.keys()) != 0 {
+		t.Errorf("the old copy is there still: %v", err)
+	}
+	m.voter.change.Unlock()
+	registered(t, all)
 }
 
 // A safeBuffer collects what many goroutines log.

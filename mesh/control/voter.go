@@ -108,6 +108,17 @@ func (v *voter) set(log *raftstore.Store, problem string) (before *raftstore.Sto
 	return before
 }
 
+// drop forgets a log that failed; false: it is not the one in use any more.
+func (v *voter) drop(log *raftstore.Store, problem string) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.log != log {
+		return false
+	}
+	v.log, v.problem = nil, problem
+	return true
+}
+
 func (v *voter) setAuthority(ca *transport.Authority) {
 	v.setAuthorities([]*transport.Authority{ca})
 }
@@ -137,17 +148,11 @@ func (p *Plane) openVoter() error {
 	if err := p.loadAuthorities(); err != nil {
 		return err
 	}
-	err := p.startLog()
+	err := p.resumeLog()
 	switch {
 	case err == nil:
 	case errors.Is(err, raftstore.ErrInUse), errors.Is(err, ErrCloned):
 		return err
-	case errors.Is(err, raftstore.ErrStaleCopy):
-		p.logger.Error("this voter's log was set back to an old copy, which must not vote; it is given a new one by the other voters", mesh.LogError, err)
-		if err := p.dismissed(); err != nil {
-			return err
-		}
-		p.voter.set(nil, err.Error())
 	default:
 		p.voter.set(nil, err.Error())
 		p.logger.Error("this voter cannot use its log and only follows; restore its state directory, or let it leave and join again", mesh.LogError, err)
@@ -155,8 +160,25 @@ func (p *Plane) openVoter() error {
 	return nil
 }
 
+// resumeLog starts the log that is on the disk, or destroys one that must not vote.
+func (p *Plane) resumeLog() error {
+	err := p.startLog()
+	if !errors.Is(err, raftstore.ErrStaleCopy) {
+		return err
+	}
+	p.logger.Error("this voter's log was set back to an old copy, which must not vote; it is given a new one by the other voters", mesh.LogError, err)
+	if err := p.dismissed(); err != nil {
+		return err
+	}
+	p.voter.set(nil, err.Error())
+	return nil
+}
+
 // startLog opens the log and begins to take its state over.
 func (p *Plane) startLog() error {
+	var log *raftstore.Store
+	opened := make(chan struct{}) // it may fail before it is here
+	defer close(opened)
 	log, err := raftstore.Open(raftstore.Config{
 		Dir: p.files.raft(), ID: p.id, Timing: p.config.Timing, Logger: p.logger,
 		Listener: p.listener.Stream(transport.Raft),
@@ -172,10 +194,13 @@ func (p *Plane) startLog() error {
 		Dial: func(ctx context.Context, id mesh.NodeID) (net.Conn, error) {
 			return p.dialer.Dial(ctx, id, transport.Raft)
 		},
-		Admit:  p.admitsVoter,
-		Failed: p.logFailed,
-		Fence:  p.fence,
-		Care:   p.care(),
+		Admit: p.admitsVoter,
+		Failed: func(err error) {
+			<-opened
+			p.logFailed(log, err)
+		},
+		Fence: p.fence,
+		Care:  p.care(),
 	})
 	if err != nil {
 		return err
@@ -207,14 +232,14 @@ func (p *Plane) admitsVoter(id mesh.NodeID, configured bool) bool {
 
 // logFailed gives the vote up and tries to get it back: a disk that was full
 // or hung may heal.
-func (p *Plane) logFailed(err error) {
-	p.logger.Error("the replicated log failed and this voter gave up its vote; check the disk of the state directory", mesh.LogError, err)
+func (p *Plane) logFailed(log *raftstore.Store, err error) {
 	p.voter.change.Lock()
-	log := p.voter.set(nil, err.Error())
+	used := p.voter.drop(log, err.Error())
 	p.voter.change.Unlock()
-	if log == nil || p.life.Err() != nil {
+	if !used || p.life.Err() != nil { // who took it out of use closes it
 		return
 	}
+	p.logger.Error("the replicated log failed and this voter gave up its vote; check the disk of the state directory", mesh.LogError, err)
 	p.tasks.Go(func() {
 		if err := log.Close(); err != nil {
 			p.logger.Warn("the failed log does not close", mesh.LogError, err)
@@ -223,7 +248,7 @@ func (p *Plane) logFailed(err error) {
 			p.voter.change.Lock()
 			err := errors.New("this node is a voter again")
 			if p.voter.store() == nil && raftstore.Exists(p.files.raft()) {
-				err = p.startLog()
+				err = p.resumeLog()
 			}
 			p.voter.change.Unlock()
 			if p.voter.store() != nil || !raftstore.Exists(p.files.raft()) {
@@ -290,12 +315,12 @@ func (p *Plane) resignWithoutLog() {
 	}
 }
 
-// servePromote makes this node ready to become a voter: it takes the CA and
-// opens an empty log, into which the leader will write.
+// servePromote makes this node ready to become a voter: it opens an empty log,
+// into which the leader will write.
 func (p *Plane) servePromote(w http.ResponseWriter, r *http.Request) {
 	var request promotion
 	if err := Decode(r, &request); err != nil {
-		Fail(w, newError(http.StatusBadRequest, CodeMalformed, "the request is malformed")) // no detail: it holds a key
+		Fail(w, err)
 		return
 	}
 	if err := p.promoted(request); err != nil {
@@ -310,17 +335,10 @@ func (p *Plane) servePromote(w http.ResponseWriter, r *http.Request) {
 // Only the leader of a term sends it, and only to a node without a vote in its
 // Raft configuration.
 type promotion struct {
-	Authority authorityKey  `json:"authority"`
-	Next      *authorityKey `json:"next,omitempty"`
-	Term      uint64        `json:"term"` // of the leader
+	Term uint64 `json:"term"` // of the leader
 }
 
 func (p *Plane) promoted(request promotion) error {
-	keys := authorityKeys{request.Authority, request.Next}
-	list, err := keys.authorities()
-	if err != nil || slices.ContainsFunc(list, func(ca *transport.Authority) bool { return !slices.Contains(p.State().Pins(), ca.Pin()) }) {
-		return newError(http.StatusForbidden, store.CodeForbidden, "this is not the CA of the mesh")
-	}
 	p.voter.change.Lock()
 	defer p.voter.change.Unlock()
 	if p.life.Err() != nil {
@@ -334,25 +352,17 @@ func (p *Plane) promoted(request promotion) error {
 		if !slices.Contains(st.Voters, p.id) {
 			return nil // asked again
 		}
-		// A vote that ended, without this node having noticed: the leader of
-		// this term knows its voters.
-		if err := p.dismissed(); err != nil {
-			return err
-		}
+		// Otherwise a vote that ended, without this node having noticed: the
+		// leader of this term knows its voters.
 	} else if p.State().Nodes[p.id].Voter && raftstore.Exists(p.files.raft()) {
 		return newError(http.StatusConflict, CodeInternal, "%s is a voter whose log has failed; check its disk", p.name(p.id))
 	}
-	// What a former vote left must not vote again.
-	if err := raftstore.Destroy(p.files.raft()); err != nil {
-		return err
-	}
-	if err := p.files.write(authorityFile, keys); err != nil {
+	if err := p.dismissed(); err != nil { // what a former vote left must not vote again
 		return err
 	}
 	if err := p.startLog(); err != nil {
-		return errors.Join(fmt.Errorf("open the log: %w", err), p.files.dir.Remove(authorityFile))
+		return fmt.Errorf("open the log: %w", err)
 	}
-	p.voter.setAuthorities(list)
 	return nil
 }
 

@@ -80,6 +80,75 @@ func single(t *testing.T, more ...string) []*machine {
 	return all
 }
 
+// spared is a mesh of one voter with a learner, the last one, that is ready to
+// replace it.
+func spared(t *testing.T) (all []*machine, spare *machine) {
+	t.Helper()
+	all = single(t, "two", "three", "four", "five")
+	all = append(all, all[0].joined("six"))
+	eventually(t, "there is a learner", func() bool {
+		st := all[0].voter.store().Status()
+		i := slices.IndexFunc(all, func(m *machine) bool { return slices.Contains(st.Learners, m.ID()) })
+		if i < 0 || all[i].voter.store() == nil || all[i].voter.store().State().Index < st.Applied {
+			return false
+		}
+		spare = all[i]
+		return true
+	})
+	return all, spare
+}
+
+// TestLearnerHasNoKey: a node that may become a voter has the log and not the
+// key of the CA, which it gets with its vote: so the CA is changed when a node
+// is revoked that knew the key.
+func TestLearnerHasNoKey(t *testing.T) {
+	t.Parallel()
+	all, spare := spared(t)
+	all[0].tend()
+	if held := spare.voter.keys(); len(held) != 0 {
+		t.Errorf("a learner holds %d CA keys", len(held))
+	}
+	if _, err := spare.config.State.Read(authorityFile, maxFile); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the key file of a learner: %v", err)
+	}
+	if spare.State().Nodes[spare.ID()].EverVoted {
+		t.Error("a learner is said to have voted")
+	}
+	three := 3
+	all[0].propose(store.Command{SetSettings: &store.SetSettings{Voters: &three}})
+	eventually(t, "it is a voter with the key", func() bool { return spare.voter.authority() != nil })
+	if !all[0].State().Nodes[spare.ID()].EverVoted {
+		t.Error("who has the key is said never to have voted")
+	}
+}
+
+// TestLearnerProposes: a learner has the log and no vote, so it asks a voter for
+// what it wants, as all other members do.
+func TestLearnerProposes(t *testing.T) {
+	t.Parallel()
+	_, spare := spared(t)
+	spare.propose(spare.grant(1))
+	if st := spare.Status(); st.Raft == nil || !slices.Contains(st.Raft.Learners, spare.ID()) {
+		t.Errorf("it is no learner any more: %+v", st.Raft)
+	}
+}
+
+// TestVoterWithAFailedLogProposes: a voter whose log fails, even while it leads
+// and a change is under way, still gets it made: by the others.
+func TestVoterWithAFailedLogProposes(t *testing.T) {
+	t.Parallel()
+	all := three(t)
+	sick := leaderOf(t, all)
+	sick.voter.change.Lock() // it does not open its log again
+	defer sick.voter.change.Unlock()
+	if err := sick.voter.store().Close(); err != nil {
+		t.Fatal(err)
+	}
+	sick.propose(sick.grant(1)) // the log has failed, and nobody has noticed
+	sick.voter.set(nil, "the disk failed")
+	sick.propose(sick.grant(2))
+}
+
 func TestVotersSpreadOverSites(t *testing.T) {
 	t.Parallel()
 	all := single(t, "two", "three", "four", "five")
@@ -266,6 +335,27 @@ func TestRevokedVoterRotatesTheCA(t *testing.T) {
 	})
 	votersAre(t, rest, rest...)
 	all[0].joined("five")
+}
+
+// TestLostRotationBeginsAgain: the key of the next CA was with a leader that is
+// gone, so the mesh drops that CA; who asked for another one still gets one.
+func TestLostRotationBeginsAgain(t *testing.T) {
+	t.Parallel()
+	all := three(t)
+	before := issuedBy(t, all)
+	nobodys, err := transport.NewAuthority(all[0].State().Mesh.ID, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	all[0].propose(store.Command{RotateCA: &store.RotateCA{Step: store.CAAdd, Pin: nobodys.Pin(), Root: nobodys.Certificate()}})
+	ctx, cancel := context.WithTimeout(t.Context(), patient)
+	defer cancel()
+	if err := all[0].RotateCA(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if pin := issuedBy(t, all, before); pin == nobodys.Pin() {
+		t.Error("certificates are issued with a key that nobody has")
+	}
 }
 
 func TestB41TwoRotationsAway(t *testing.T) {

@@ -45,8 +45,12 @@ type Care struct {
 	Status func(context.Context, mesh.NodeID) (Status, error)
 	// Teach makes a node ready to be given the log by the leader of term.
 	Teach func(ctx context.Context, id mesh.NodeID, term uint64) error
-	// Sign makes a command this node's.
-	Sign func(store.Command) (store.Command, error)
+	// Entrust gives a learner what only voters may have. The state names it as one
+	// then, and it gets its vote afterwards.
+	Entrust func(context.Context, mesh.NodeID) error
+	// Propose writes a command of this voter into the log that it leads. A refusal
+	// is an error.
+	Propose func(context.Context, *Store, store.Command) error
 }
 
 // A Health is what the leader thinks of a voter or learner.
@@ -374,6 +378,10 @@ func (c *care) promote(ctx context.Context, id mesh.NodeID) error {
 	if err := c.record(ctx, id, true); err != nil {
 		return err
 	}
+	if err := c.entrust(ctx, id); err != nil {
+		c.bar(id)
+		return fmt.Errorf("entrust %s: %w", id, err)
+	}
 	if err := c.store.AddVoter(ctx, id); err != nil {
 		return err
 	}
@@ -381,17 +389,16 @@ func (c *care) promote(ctx context.Context, id mesh.NodeID) error {
 	return nil
 }
 
+func (c *care) entrust(ctx context.Context, id mesh.NodeID) error {
+	ctx, cancel := context.WithTimeout(ctx, rpcTimeout)
+	defer cancel()
+	return c.Entrust(ctx, id)
+}
+
 // record writes into the state who is a voter: before the Raft configuration
 // names one, and after it did, so that whoever reads either can tell.
 func (c *care) record(ctx context.Context, id mesh.NodeID, vote bool) error {
-	command, err := c.Sign(store.Command{SetVoter: &store.SetVoter{Node: id, Voter: vote}})
-	if err != nil {
-		return fmt.Errorf("record voter %s: %w", id, err)
-	}
-	result, err := c.store.Propose(ctx, command)
-	if err == nil && result.Refused != nil {
-		err = result.Refused
-	}
+	err := c.Propose(ctx, c.store, store.Command{SetVoter: &store.SetVoter{Node: id, Voter: vote}})
 	if err != nil {
 		return fmt.Errorf("record voter %s: %w", id, err)
 	}

@@ -346,6 +346,19 @@ func (s *Store) notify() {
 	}
 }
 
+// Leading is nil while this voter leads, and otherwise what Propose would say: a
+// NotLeaderError or ErrClosed.
+func (s *Store) Leading() error {
+	switch s.raft.State() {
+	case raft.Leader:
+		return nil
+	case raft.Shutdown:
+		return ErrClosed
+	case raft.Follower, raft.Candidate:
+	}
+	return s.explain(raft.ErrNotLeader)
+}
+
 // Propose writes a command to the log and waits until it is applied. One
 // without a time is stamped with this machine's clock. Only the leader can:
 // others return a NotLeaderError. After ErrUnknownOutcome or the end of ctx the
