@@ -81,4 +81,3 @@ func TestWitness(t *testing.T) {
 		}
 	}
 }
-
