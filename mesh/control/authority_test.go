@@ -398,3 +398,28 @@ func TestB21DamagedAuthorityFile(t *testing.T) {
 		one.joined("two")
 	})
 }
+
+// TestB19NobodyKeepsNoConnection: a caller without a certificate keeps its
+// connection for a join only.
+func TestB19NobodyKeepsNoConnection(t *testing.T) {
+	t.Parallel()
+	one := founded(t)
+	for path, kept := range map[string]bool{"/": false, "/v1/nothing": false, "/v1/head": false, "/v1/join/begin": true} {
+		method := http.MethodGet
+		if kept {
+			method = http.MethodPost
+		}
+		r, err := http.NewRequestWithContext(t.Context(), method, "https://x"+path, strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := one.nobody().client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		if answer.Close == kept {
+			t.Errorf("%s: closed %v, want %v", path, answer.Close, !kept)
+		}
+	}
+}
