@@ -242,7 +242,7 @@ func (s *State) do(c Command, by mesh.NodeID) (*Node, *Refusal) {
 	case c.SetNode != nil:
 		return s.setNode(*c.SetNode)
 	case c.SetDrain != nil:
-		return s.setDrain(*c.SetDrain, by, c.Now)
+		return s.setDrain(c, by)
 	case c.SetRoles != nil:
 		return s.setRoles(*c.SetRoles)
 	case c.SetOperator != nil:

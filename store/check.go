@@ -141,7 +141,7 @@ func (s *State) checkPolicy(n Node) error {
 	if !slices.Equal(n.Tags, sortedSet(n.Tags)) {
 		return errors.New("its tags are not in order")
 	}
-	if len(n.Drains) > MaxDrains {
+	if n.parts() > MaxDrains {
 		return fmt.Errorf("it has %d drains", len(n.Drains))
 	}
 	for i, d := range n.Drains {

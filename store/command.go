@@ -238,7 +238,8 @@ type (
 		Name string `json:"name"`
 	}
 	// AddKey gives a node a further WireGuard key (the node itself). Its epoch
-	// is above all that the node ever had, and nobody has or had the key.
+	// is above all that the node ever had, and nobody has the key: what was
+	// dropped is remembered by its epoch alone.
 	AddKey struct {
 		Node mesh.NodeID `json:"node"`
 		Key  Key         `json:"key"`

@@ -11,10 +11,11 @@ import (
 
 // Limits of the operator's policy.
 const (
-	MaxPairs     = 4096 // pinned and forbidden ones together
-	MaxDrains    = 256  // of one node
-	MinDegreeCap = 2    // a ring needs two neighbours
-	MaxDegreeCap = 500  // what one announcement holds, with some to spare
+	MaxPairs      = 4096 // pinned and forbidden ones together
+	MaxDrains     = 256  // of one node, besides that of the whole node
+	maxPairDrains = 16   // of the links of two nodes, by those who are no operators
+	MinDegreeCap  = 2    // a ring needs two neighbours
+	MaxDegreeCap  = 500  // what one announcement holds, with some to spare
 )
 
 // A TopologyMode says how the nodes' neighbours are chosen.
@@ -85,6 +86,24 @@ func (n Node) drain(target Drain) *Drain {
 		return &d
 	}
 	return nil
+}
+
+// parts counts the drains of uplinks and links.
+func (n Node) parts() int {
+	if n.Drained() != nil {
+		return len(n.Drains) - 1
+	}
+	return len(n.Drains)
+}
+
+// to counts the drains of links to a peer that are in the record of n.
+func (n Node) to(peer mesh.NodeID) (count int) {
+	for _, d := range n.Drains {
+		if d.Peer == peer {
+			count++
+		}
+	}
+	return count
 }
 
 // Drained gives the drain of the whole node; nil: it is in use.

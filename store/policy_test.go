@@ -142,8 +142,42 @@ func TestPolicyRefusals(t *testing.T) {
 		for i := range MaxDrains {
 			w.must(w.by(Command{SetDrain: &SetDrain{Node: ids[1], Uplink: fmt.Sprint("u", i), Drain: true}}))
 		}
-		w.refused(CodeInvalid, w.by(Command{SetDrain: &SetDrain{Node: ids[1], Drain: true}}))
+		w.refused(CodeInvalid, w.by(Command{SetDrain: &SetDrain{Node: ids[1], Uplink: "more", Drain: true}}))
 		w.must(w.by(Command{SetDrain: &SetDrain{Node: ids[1], Uplink: "u7", Drain: true}}))
+		// Maintenance of the whole node must always be possible.
+		w.must(w.by(Command{SetDrain: &SetDrain{Node: ids[1], Drain: true}}))
+		w.refused(CodeInvalid, w.by(Command{SetDrain: &SetDrain{Node: ids[1], Uplink: "more", Drain: true}}))
+	})
+	t.Run("drains in the record of another", func(t *testing.T) {
+		w, ids := sites(t, 1)
+		peer := ids[1]
+		bad := newJoiner("bad", "bad")
+		for i := 0; bad.id().Compare(peer) < 0; i++ { // the drain of a link is with the lower id
+			bad = newJoiner("bad", fmt.Sprint("bad", i))
+		}
+		w.join(bad)
+		drain := func(i int) Command {
+			return Command{SetDrain: &SetDrain{Node: bad.id(), Uplink: fmt.Sprint("u", i), Peer: peer, Remote: "wan", Drain: true}}
+		}
+		for i := range maxPairDrains {
+			w.must(w.as(bad, drain(i)))
+		}
+		w.refused(CodeForbidden, w.as(bad, drain(maxPairDrains)))
+		if n := len(w.s.Nodes[peer].Drains); n != maxPairDrains {
+			t.Errorf("it has %d drains", n)
+		}
+		w.must(w.as(bad, drain(0))) // it is drained
+		w.must(w.as(bad, Command{SetDrain: &SetDrain{Node: bad.id(), Uplink: "u0", Drain: true}}))
+		w.must(w.as(bad, Command{SetDrain: &SetDrain{Node: bad.id(), Drain: true}}))
+		w.must(w.by(drain(maxPairDrains)))
+	})
+	t.Run("drains in version 2", func(t *testing.T) {
+		w := oldWorld(t)
+		for i := range MaxDrains {
+			w.must(w.by(Command{SetDrain: &SetDrain{Node: w.root.id(), Uplink: fmt.Sprint("u", i), Drain: true}}))
+		}
+		// As a node of that version judges it: all must.
+		w.refused(CodeInvalid, w.by(Command{SetDrain: &SetDrain{Node: w.root.id(), Drain: true}}))
 	})
 	t.Run("at init", func(t *testing.T) {
 		w := &world{TB: t, s: New()}

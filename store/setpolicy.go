@@ -3,7 +3,6 @@ package store
 import (
 	"maps"
 	"slices"
-	"time"
 
 	"guywire/mesh"
 )
@@ -241,8 +240,11 @@ func checkTags(tags []string) *Refusal {
 }
 
 // setDrain is idempotent: what is drained already keeps by whom and since when.
-func (s *State) setDrain(c SetDrain, by mesh.NodeID, now time.Time) (*Node, *Refusal) {
-	id, d := named(c.Node, Drain{Uplink: c.Uplink, Peer: c.Peer, Remote: c.Remote, By: by, Since: now})
+// The drain of a link may be in the record of the other node, so whoever is no
+// operator gets little room there; and the whole node can always be drained.
+func (s *State) setDrain(command Command, by mesh.NodeID) (*Node, *Refusal) {
+	c := *command.SetDrain
+	id, d := named(c.Node, Drain{Uplink: c.Uplink, Peer: c.Peer, Remote: c.Remote, By: by, Since: command.Now})
 	n, refused := s.live(id)
 	if refused != nil {
 		return nil, refused
@@ -251,10 +253,13 @@ func (s *State) setDrain(c SetDrain, by mesh.NodeID, now time.Time) (*Node, *Ref
 		return nil, refused
 	}
 	i, drained := slices.BinarySearchFunc(n.Drains, d, Drain.target)
+	signed, whole := s.Mesh.Version >= signedVersion, d.target(Drain{}) == 0
 	switch {
 	case drained == c.Drain:
 		return &n, nil
-	case c.Drain && len(n.Drains) >= MaxDrains:
+	case c.Drain && signed && !d.Peer.IsZero() && n.to(d.Peer) >= maxPairDrains && !s.RoleOf(command.Author, command.Now).Has(RoleOperator):
+		return nil, refuse(CodeForbidden, "%d links of %s and %s are drained, and only an operator may drain more; drain the whole uplink, or the node: meshctl drain %s", maxPairDrains, n.Name, s.name(d.Peer), s.name(c.Node))
+	case c.Drain && (!signed && len(n.Drains) >= MaxDrains || !whole && n.parts() >= MaxDrains):
 		return nil, refuse(CodeInvalid, "%s has %d drains and may have no more; drain the whole uplink, or the node: meshctl drain %s", n.Name, MaxDrains, n.Name)
 	case c.Drain:
 		n.Drains = slices.Insert(slices.Clone(n.Drains), i, d)

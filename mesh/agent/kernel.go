@@ -117,10 +117,7 @@ func (a *Agent) lastState() *store.State {
 		return nil
 	}
 	defer kept.Close()
-	state, _, err := kept.LoadState(time.Now())
-	if err != nil && !errors.Is(err, cache.ErrRemoved) && !errors.Is(err, cache.ErrExpired) {
-		return nil
-	}
+	state, _, _ := kept.LoadState(time.Now()) // the errors say what is wrong with it, or that there is none
 	return state
 }
 

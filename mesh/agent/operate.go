@@ -524,6 +524,10 @@ func truthFindings(s *store.State, st control.Status, offset time.Duration, now 
 		add(api.Degraded, "if it is true, empty the state directory of this node and join with a new token",
 			"A node says that the mesh was recovered (generation %d), but no voter or operator that this node knows of does", st.Doubted)
 	}
+	if len(st.Outdated) > 0 {
+		add(api.OK, "upgrade them, or take out those that nobody needs: meshctl revoke",
+			"The mesh goes on to its next version when these do: %s", names(st.Outdated))
+	}
 	if offset.Abs() > clockTolerance {
 		direction := "ahead of"
 		if offset < 0 {

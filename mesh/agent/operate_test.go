@@ -42,6 +42,7 @@ func TestTruthFindings(t *testing.T) {
 		{control.Status{Doubled: now.Add(-time.Minute)}, nil, 0, api.Down, "identity of this node, seen last 1m0s ago"},
 		{control.Status{Disputed: []mesh.NodeID{{1}, {2}}}, nil, 0, api.Degraded, "another history than this node: one, two"},
 		{control.Status{Behind: []mesh.NodeID{{2}}}, nil, 0, api.Degraded, "lack what this node has: two"},
+		{control.Status{Outdated: []mesh.NodeID{{2}}}, nil, 0, api.OK, "next version when these do: two"},
 		{control.Status{Doubted: 3}, nil, 0, api.Degraded, "generation 3"},
 		{control.Status{}, nil, 31 * time.Second, api.Degraded, "31s ahead of"},
 		{control.Status{}, nil, -time.Hour, api.Degraded, "1h0m0s behind those"},

@@ -38,7 +38,9 @@ const (
 	maxSegments = 128     // the oldest ones are removed
 )
 
-// open reads the end of the trail. What a crash left half written is cut off.
+// open reads the end of the trail. What a crash left half written is cut off. A
+// damaged file is set aside, for people to look at, and the trail goes on from
+// the one before: what the damaged one held is fetched again.
 func (t *trail) open(parent *disk.Dir) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -51,24 +53,41 @@ func (t *trail) open(parent *disk.Dir) error {
 	}
 	t.dir, t.newest, t.size, t.last = dir, "", 0, store.AuditRecord{}
 	names, err := t.names()
-	if err != nil || len(names) == 0 {
-		return err
+	for _, name := range slices.Backward(names) {
+		if err != nil || t.newest != "" {
+			break
+		}
+		err = t.continueFrom(name)
 	}
-	name := names[len(names)-1]
-	b, err := dir.Read(name, 2*maxSegment)
 	if err != nil {
+		return errors.Join(err, t.reopen())
+	}
+	return nil
+}
+
+// continueFrom makes a file the newest if it has records.
+func (t *trail) continueFrom(name string) error {
+	b, err := t.dir.Read(name, 2*maxSegment)
+	if err != nil && !errors.Is(err, disk.ErrTooLarge) {
 		return err
 	}
-	if whole := bytes.LastIndexByte(b, '\n') + 1; whole < len(b) {
-		b = b[:whole]
-		if err := dir.Write(name, b); err != nil {
+	whole := bytes.LastIndexByte(b, '\n') + 1
+	records, damage := parseSegment(name, b[:whole])
+	if damage == nil && len(records) > 0 {
+		_, damage = store.VerifyAudit(records[0].Prev, records)
+	}
+	switch {
+	case errors.Join(err, damage) != nil:
+		_, err = t.dir.SetAside(name)
+		return err
+	case len(records) == 0:
+		return t.dir.Remove(name)
+	case whole < len(b):
+		if err := t.dir.Write(name, b[:whole]); err != nil {
 			return err
 		}
 	}
-	// A damaged file is left as it is, for people to look at, and another begun.
-	if records, err := parseSegment(name, b); err == nil && len(records) > 0 {
-		t.newest, t.size, t.last = name, len(b), records[len(records)-1]
-	}
+	t.newest, t.size, t.last = name, whole, records[len(records)-1]
 	return nil
 }
 
@@ -126,7 +145,11 @@ func (t *trail) append(records []store.AuditRecord) error {
 			b = append(append(b, line...), '\n')
 			n++
 		}
-		if err := t.dir.Append(t.newest, b); err != nil {
+		write := t.dir.Append
+		if t.size == 0 { // a new file holds nothing else
+			write = t.dir.Write
+		}
+		if err := write(t.newest, b); err != nil {
 			return errors.Join(err, t.reopen()) // it may have been written in part
 		}
 		t.size += len(b)

@@ -147,6 +147,57 @@ func chain(after uint64, n int) (records []store.AuditRecord) {
 	return records
 }
 
+// TestB21DamagedNewestAudit: whatever is wrong with the newest file, the trail
+// goes on from the one before it, and the older ones stay as they are.
+func TestB21DamagedNewestAudit(t *testing.T) {
+	t.Parallel()
+	records := chain(0, 9000)
+	for name, change := range map[string]func(b []byte) []byte{
+		"a flipped bit":      func(b []byte) []byte { b[len(b)/2] ^= 1; return b },
+		"a crash at the end": func(b []byte) []byte { return b[:40] },
+		"empty":              func([]byte) []byte { return nil },
+		"too large":          func([]byte) []byte { return make([]byte, 2*maxSegment+1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, err := disk.Open(filepath.Join(t.TempDir(), "state"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer dir.Close()
+			var tr trail
+			defer func() { tr.close() }()
+			if err := errors.Join(tr.open(dir), tr.append(records)); err != nil {
+				t.Fatal(err)
+			}
+			names, err := tr.names()
+			if err != nil || len(names) < 2 {
+				t.Fatalf("files %v, %v", names, err)
+			}
+			newest := names[len(names)-1]
+			b, err := tr.dir.Read(newest, maxSegment)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(tr.dir.Write(newest, change(b)), tr.close(), tr.open(dir)); err != nil {
+				t.Fatal(err)
+			}
+			if tr.last.N == 0 || segmentName(tr.last.N+1) != newest {
+				t.Fatalf("it goes on after record %d, the damaged file is %s", tr.last.N, newest)
+			}
+			if err := tr.append(records[tr.last.N:]); err != nil {
+				t.Fatal(err)
+			}
+			for at := uint64(1); at <= 9000; {
+				page, err := tr.from(at)
+				if err != nil || len(page) == 0 || !slices.Equal(page, records[at-1:page[len(page)-1].N]) {
+					t.Fatalf("from %d: %d records, %v", at, len(page), err)
+				}
+				at = page[len(page)-1].N + 1
+			}
+		})
+	}
+}
+
 func TestTrailSegments(t *testing.T) {
 	t.Parallel()
 	dir, err := disk.Open(filepath.Join(t.TempDir(), "state"))

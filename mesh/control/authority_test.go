@@ -5,6 +5,9 @@ import (
 	"errors"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -389,5 +392,75 @@ func TestB30SameNameAnotherMachine(t *testing.T) {
 	_, err := next.Operate(t.Context(), store.Command{Unreserve: &store.Unreserve{Name: "x"}})
 	if r, ok := errors.AsType[*store.Refusal](err); !ok || r.Code != store.CodeForbidden {
 		t.Errorf("with the role of the last oslo: %v", err)
+	}
+}
+
+// TestB21DamagedAuthorityFile: a voter comes up without its CA key. The leader
+// gives it again; the only voter, whose key nobody has, makes a new CA.
+func TestB21DamagedAuthorityFile(t *testing.T) {
+	t.Parallel()
+	damage := func(m *machine) {
+		t.Helper()
+		if err := m.shut(); err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(m.path, folder, authorityFile)
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, b[:len(b)/2], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		m.run(Open(m.config))
+	}
+	t.Run("one of three", func(t *testing.T) {
+		t.Parallel()
+		all := three(t)
+		registered(t, all)
+		leader := leaderOf(t, all)
+		pin := leader.voter.authority().Pin()
+		other := all[(slices.Index(all, leader)+1)%3]
+		damage(other)
+		eventually(t, "it has the key again", func() bool {
+			ca := other.voter.authority()
+			return ca != nil && ca.Pin() == pin
+		})
+	})
+	t.Run("the only one", func(t *testing.T) {
+		t.Parallel()
+		one := founded(t)
+		pin := one.voter.authority().Pin()
+		damage(one)
+		eventually(t, "it has another CA", func() bool {
+			ca := one.voter.authority()
+			return ca != nil && ca.Pin() != pin
+		})
+		one.joined("two")
+	})
+}
+
+// TestB19NobodyKeepsNoConnection: a caller without a certificate keeps its
+// connection for a join only.
+func TestB19NobodyKeepsNoConnection(t *testing.T) {
+	t.Parallel()
+	one := founded(t)
+	for path, kept := range map[string]bool{"/": false, "/v1/nothing": false, "/v1/head": false, "/v1/join/begin": true} {
+		method := http.MethodGet
+		if kept {
+			method = http.MethodPost
+		}
+		r, err := http.NewRequestWithContext(t.Context(), method, "https://x"+path, strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := one.nobody().client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		if answer.Close == kept {
+			t.Errorf("%s: closed %v, want %v", path, answer.Close, !kept)
+		}
 	}
 }

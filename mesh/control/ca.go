@@ -3,7 +3,6 @@ package control
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"net/http"
 	"slices"
 	"sync"
@@ -12,6 +11,7 @@ import (
 	"guywire/mesh"
 	"guywire/mesh/transport"
 	"guywire/store"
+	"guywire/store/disk"
 	"guywire/store/raftstore"
 )
 
@@ -189,7 +189,9 @@ func (p *Plane) tendAuthority(ctx context.Context, log *raftstore.Store) error {
 	if err != nil {
 		return err
 	}
-	if age := p.clock.now().Sub(made); state.Mesh.CADue || age > authorityAge || age < -maxClockOffset {
+	// Without its key a leader can issue nothing, nor tell whether anybody has it.
+	lost := p.voter.key(now.Pin) == nil
+	if age := p.clock.now().Sub(made); lost || state.Mesh.CADue || age > authorityAge || age < -maxClockOffset {
 		err := p.addAuthority(ctx, log)
 		wake(p.voter.kick)
 		return err
@@ -231,8 +233,9 @@ func (p *Plane) handOut(ctx context.Context, log *raftstore.Store, ca *transport
 	var mu sync.Mutex // guards missing, err and given
 	var all sync.WaitGroup
 	for _, id := range st.Voters {
+		now := given{ca.Pin(), st.Term, log.State().Nodes[id].Boot}
 		mu.Lock()
-		has := p.voter.given[id] == (given{ca.Pin(), st.Term})
+		has := p.voter.given[id] == now
 		mu.Unlock()
 		if id == p.id || has {
 			continue
@@ -246,7 +249,7 @@ func (p *Plane) handOut(ctx context.Context, log *raftstore.Store, ca *transport
 				err = errors.Join(err, failed)
 				return
 			}
-			p.voter.given[id] = given{ca.Pin(), st.Term}
+			p.voter.given[id] = now
 		})
 	}
 	all.Wait()
@@ -294,20 +297,23 @@ func (p *Plane) serveRotate(w http.ResponseWriter, r *http.Request) {
 	Reply(w, struct{}{})
 }
 
-// loadAuthorities reads the keys that this voter holds.
+// loadAuthorities reads the keys that this voter holds. Without them it is a
+// voter still: the leader gives them to it again, or makes a new CA when it is
+// the leader that lost them. Either replaces what is damaged.
 func (p *Plane) loadAuthorities() error {
 	var keys authorityKeys
-	switch err := p.files.read(authorityFile, &keys); {
-	case errors.Is(err, fs.ErrNotExist):
-		p.logger.Warn("this voter has no CA key and admits no nodes until the leader gives it one")
-		return nil
-	case err != nil:
-		return err
+	var list []*transport.Authority
+	err := p.files.read(authorityFile, &keys)
+	if err == nil {
+		list, err = keys.authorities()
 	}
-	list, err := keys.authorities()
-	if err != nil {
+	switch {
+	case err == nil:
+		p.voter.setAuthorities(list)
+	case errors.Is(err, disk.ErrUnsafe):
 		return err
+	default:
+		p.logger.Warn("this voter has no CA key and admits no nodes until the leader gives it one", mesh.LogError, err)
 	}
-	p.voter.setAuthorities(list)
 	return nil
 }

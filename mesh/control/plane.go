@@ -60,7 +60,8 @@ type Plane struct {
 	voter     voter
 	following following
 	streams   streams
-	stale     atomic.Bool // others do not accept this node's certificate any more
+	outdated  atomic.Pointer[[]mesh.NodeID] // see Status; nil: nobody was asked
+	stale     atomic.Bool                   // others do not accept this node's certificate any more
 
 	closeOnce sync.Once
 	closeErr  error
@@ -168,17 +169,22 @@ func open(config Config, f files) (_ *Plane, err error) {
 		p.logger.Warn("the clock of this machine is behind the time when the state was saved; set it, or let NTP do so", "saved", stamp.Saved)
 	}
 	switch {
-	case err == nil, errors.Is(err, cache.ErrExpired):
+	case errors.Is(err, cache.ErrRemoved):
+		return nil, fmt.Errorf("%w (%w)", ErrRemoved, err)
+	case state != nil:
 		p.advance(state)
 		if !stamp.Confirmed.IsZero() {
 			p.confirmed.Store(stamp.Confirmed.Unix())
 		}
-		if err != nil {
+		if errors.Is(err, cache.ErrUnusable) {
+			p.logger.Warn("the newest state in the cache is damaged, so this node starts from the one before; check its disk", mesh.LogError, err, mesh.LogIndex, state.Index)
+		}
+		if errors.Is(err, cache.ErrExpired) {
 			p.expired.Store(true)
 			p.logger.Warn("the state is too old to start from", mesh.LogError, err, "confirmed", stamp.Confirmed)
 		}
-	case errors.Is(err, cache.ErrRemoved):
-		return nil, fmt.Errorf("%w (%w)", ErrRemoved, err)
+	case errors.Is(err, store.ErrNewer):
+		return nil, err
 	case errors.Is(err, cache.ErrEmpty), errors.Is(err, cache.ErrUnusable):
 		p.logger.Warn("no state in the cache; the log must have it", mesh.LogError, err)
 	default:

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"net/netip"
@@ -30,15 +31,16 @@ type reachAnswer struct {
 // it is one until the leader says otherwise.
 func (p *Plane) beReached() {
 	misses, pause := 0, reachFirst
+	var heard witness
 	for p.sleep(jitter(pause)) {
 		pause = min(2*pause, reachRetry)
-		answer, err := p.askReach()
+		reached, err := p.askReach(&heard)
 		if err != nil {
 			p.logger.Debug("reachability not measured", mesh.LogError, err)
 			continue
 		}
 		self := p.State().Nodes[p.id]
-		if len(answer.Reached) > 0 {
+		if len(reached) > 0 {
 			misses = 0
 		} else if misses++; misses < reachMisses {
 			continue
@@ -46,8 +48,8 @@ func (p *Plane) beReached() {
 			pause = reachEvery
 			continue
 		}
-		if !sameSet(answer.Reached, self.Control) {
-			result, err := p.Propose(p.life, store.Command{SetControl: &store.SetControl{Node: p.id, Control: answer.Reached}})
+		if !sameSet(reached, self.Control) {
+			result, err := p.Propose(p.life, store.Command{SetControl: &store.SetControl{Node: p.id, Control: reached}})
 			if err == nil && result.Refused != nil {
 				err = result.Refused
 			}
@@ -55,28 +57,61 @@ func (p *Plane) beReached() {
 				p.logger.Debug("reachability not recorded", mesh.LogError, err)
 				continue
 			}
-			p.logger.Info("control port measured", mesh.LogEndpoint, answer.Reached)
+			p.logger.Info("control port measured", mesh.LogEndpoint, reached)
 		}
 		pause = reachEvery
 	}
 }
 
-// askReach asks one node, another one each time: a voter, or any that can be
-// reached itself.
-func (p *Plane) askReach() (answer reachAnswer, err error) {
+// askReach asks one node, another one each time, and gives what may be recorded
+// of its answer: a voter, for what a voter says becomes the state anyway. Only
+// the one voter of a mesh must ask others.
+func (p *Plane) askReach(heard *witness) ([]netip.AddrPort, error) {
 	state := p.State()
-	var servers []mesh.NodeID
-	for id, n := range state.Nodes {
-		if id != p.id && (n.Voter || len(n.Control) > 0) {
-			servers = append(servers, id)
+	servers, voters := p.voters(), true
+	if len(servers) == 0 {
+		voters = false
+		for id, n := range state.Nodes {
+			if id != p.id && len(n.Control) > 0 {
+				servers = append(servers, id)
+			}
 		}
 	}
 	if len(servers) == 0 {
-		return answer, errors.New("no other node can be asked")
+		return nil, errors.New("no other node can be asked")
 	}
+	server := servers[rand.IntN(len(servers))]
 	request := reachRequest{Port: p.listener.Addr().Port(), Candidates: p.config.advertise()}
-	err = p.Do(p.life, servers[rand.IntN(len(servers))], http.MethodPost, "/v1/reach", request, &answer)
-	return answer, err
+	var answer reachAnswer
+	if err := p.Do(p.life, server, http.MethodPost, "/v1/reach", request, &answer); err != nil {
+		return nil, err
+	}
+	if len(answer.Reached) > len(request.Candidates)+1 {
+		return nil, fmt.Errorf("%s reached more addresses than it was asked for", p.name(server))
+	}
+	if voters {
+		return answer.Reached, nil
+	}
+	own := slices.Concat(request.Candidates, state.Nodes[p.id].Control)
+	return heard.believe(server, answer.Reached, own), nil
+}
+
+// A witness is the last ordinary member that said where this node is reached,
+// and where.
+type witness struct {
+	node    mesh.NodeID
+	reached []netip.AddrPort
+}
+
+// believe gives what is to be believed of what an ordinary member says: the
+// addresses that this node knows as its own, and others that a second member
+// says, too.
+func (w *witness) believe(node mesh.NodeID, reached, own []netip.AddrPort) []netip.AddrPort {
+	before := *w
+	*w = witness{node, reached}
+	return slices.DeleteFunc(slices.Clone(reached), func(a netip.AddrPort) bool {
+		return !slices.Contains(own, a) && (before.node == node || !slices.Contains(before.reached, a))
+	})
 }
 
 // serveReach tells the caller at which of its candidates it answers.

@@ -76,7 +76,10 @@ func (p *Plane) routes() []route {
 		{"POST /v1/resign", Voter, p.serveResign},
 		{"POST /v1/ca", Voter, p.serveAuthority},
 		{"POST /v1/running", Voter, p.serveRunning},
-		{"/", Joiner, func(w http.ResponseWriter, _ *http.Request) {
+		{"/", Joiner, func(w http.ResponseWriter, r *http.Request) {
+			if Caller(r.Context()).IsZero() { // and takes a joiner's place
+				w.Header().Set("Connection", "close")
+			}
 			Fail(w, newError(http.StatusNotFound, store.CodeNotFound, "there is no such call; run the same version of Guywire on both sides"))
 		}},
 	}

@@ -28,6 +28,10 @@ type Status struct {
 	// Doubted is a later generation that a member told of and no voter or
 	// operator of State: this node does not take it.
 	Doubted uint64 `json:"doubted,omitempty"`
+	// Outdated are, on the leader, the members that hold the mesh back at the
+	// version that it has: they follow, or vote, and do not read the next one, or
+	// are voters that do not answer.
+	Outdated []mesh.NodeID `json:"outdated,omitempty"`
 
 	Voters    []mesh.NodeID     `json:"voters"`            // by the state, oldest first
 	Followers []mesh.NodeID     `json:"followers"`         // that this voter serves
@@ -64,6 +68,9 @@ func (p *Plane) Status() Status {
 	if log != nil {
 		raft := log.Status()
 		st.Role, st.Raft = "voter", &raft
+		if outdated := p.outdated.Load(); outdated != nil && raft.Leads() {
+			st.Outdated = slices.Clone(*outdated)
+		}
 		if at := positionOf(log.State()); at.compare(newest) > 0 {
 			newest = at
 		}

@@ -89,6 +89,9 @@ type headAnswer struct {
 	Verdict raftstore.Verdict `json:"verdict,omitzero"` // of a voter about the caller's position, if it gave one
 	Version int               `json:"version"`          // the newest of store that this node and all its followers read
 	Time    time.Time         `json:"time"`             // the node's clock
+	// Outdated are the followers of this node that do not read the version that
+	// the caller asked about; a caller that asks about none knows no such field.
+	Outdated []mesh.NodeID `json:"outdated,omitempty"`
 }
 
 func appendFrame(b []byte, kind byte, payload ...[]byte) []byte {
@@ -183,13 +186,13 @@ func next(s *store.State, kind byte, payload []byte) (*store.State, pulse, error
 		return s, pulse{}, nil
 	case frameEnd:
 		var e Error
-		if err := unmarshal(payload, &e); err != nil {
+		if err := json.Unmarshal(payload, &e); err != nil {
 			return s, pulse{}, err
 		}
 		return s, pulse{}, &e
 	default:
 		var beat pulse
-		if err := unmarshal(payload, &beat); err != nil {
+		if err := json.Unmarshal(payload, &beat); err != nil {
 			return s, pulse{}, err
 		}
 		if own := positionOf(s); beat.compare(own) == 0 && beat.Head != own.Head {
@@ -203,7 +206,7 @@ func next(s *store.State, kind byte, payload []byte) (*store.State, pulse, error
 type streams struct {
 	mu       sync.Mutex
 	open     map[mesh.NodeID]int
-	versions map[int]int // streams by the newest version of store that the follower reads
+	versions map[reader]int
 	all      int
 
 	encoding sync.Mutex // guards the fields below; held while a state is encoded
@@ -211,7 +214,13 @@ type streams struct {
 	snapshot []byte // of state, as a frame
 }
 
-func (s *streams) init() { s.open, s.versions = map[mesh.NodeID]int{}, map[int]int{} }
+// A reader is a follower and the newest version of store that it reads.
+type reader struct {
+	id      mesh.NodeID
+	version int
+}
+
+func (s *streams) init() { s.open, s.versions = map[mesh.NodeID]int{}, map[reader]int{} }
 
 func (s *streams) enter(id mesh.NodeID, version int) bool {
 	s.mu.Lock()
@@ -220,7 +229,7 @@ func (s *streams) enter(id mesh.NodeID, version int) bool {
 		return false
 	}
 	s.open[id]++
-	s.versions[version]++
+	s.versions[reader{id, version}]++
 	s.all++
 	return true
 }
@@ -230,8 +239,9 @@ func (s *streams) leave(id mesh.NodeID, version int) {
 	if s.open[id]--; s.open[id] == 0 {
 		delete(s.open, id)
 	}
-	if s.versions[version]--; s.versions[version] == 0 {
-		delete(s.versions, version)
+	r := reader{id, version}
+	if s.versions[r]--; s.versions[r] == 0 {
+		delete(s.versions, r)
 	}
 	s.all--
 	idle := s.all == 0
@@ -248,10 +258,22 @@ func (s *streams) version() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	oldest := store.Version
-	for version := range s.versions {
-		oldest = min(oldest, version)
+	for r := range s.versions {
+		oldest = min(oldest, r.version)
 	}
 	return oldest
+}
+
+// outdated are the followers that do not read a version.
+func (s *streams) outdated(version int) (ids []mesh.NodeID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for r := range s.versions {
+		if r.version < version {
+			ids = append(ids, r.id)
+		}
+	}
+	return ids
 }
 
 // frame gives a snapshot for a follower at pos, and where it leads. When all
@@ -298,7 +320,11 @@ func (p *Plane) serveHead(w http.ResponseWriter, r *http.Request) {
 	answer := headAnswer{position: positionOf(p.State()), Leader: p.following.saidLeader(), Version: p.streams.version(), Time: p.clock.now()}
 	if log != nil {
 		answer.position, answer.Leader = positionOf(log.State()), log.Status().Leader
-		if q := r.URL.Query(); q.Has("after") {
+		q := r.URL.Query()
+		if version, err := strconv.Atoi(q.Get("version")); err == nil {
+			answer.Outdated = p.streams.outdated(version)
+		}
+		if q.Has("after") {
 			pos, err := parsePosition(q)
 			if err != nil {
 				Fail(w, err)

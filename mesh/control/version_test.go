@@ -26,6 +26,9 @@ func TestVersionRises(t *testing.T) {
 	if version := leader.State().Mesh.Version; version != 0 {
 		t.Fatalf("the mesh has version %d while an old follower is there", version)
 	}
+	if got := leader.Status().Outdated; !slices.Equal(got, []mesh.NodeID{four.ID()}) {
+		t.Errorf("held back by %v, want %s", got, four.ID())
+	}
 	r := four.propose(four.grant(1)) // as the root of every member may
 	sameState(t, all, r.Index)
 	old.body.Close()

@@ -33,10 +33,12 @@ type voter struct {
 	doubled time.Time              // when another machine was last seen that runs as this node
 }
 
-// given says which CA the leader of a term gave to a voter.
+// given says which CA the leader of a term gave to a voter, as it ran then: one
+// that started again may have found its key damaged.
 type given struct {
 	pin  [32]byte
 	term uint64
+	boot store.Boot
 }
 
 func (v *voter) init(self mesh.NodeID) {

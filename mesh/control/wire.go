@@ -9,7 +9,10 @@ import (
 	"net/http"
 )
 
-// unmarshal decodes one JSON value and nothing else: no unknown field, nothing after it.
+// unmarshal decodes one JSON value and nothing else: no unknown field, nothing
+// after it. It is for what is asked of this node, whose meaning must not be
+// guessed, and for its own files. What others tell is read by json.Unmarshal: a
+// newer node may have more to tell.
 func unmarshal(b []byte, into any) error {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
@@ -78,7 +81,7 @@ func readAnswer(r *http.Response, out any) error {
 	if out == nil {
 		return nil
 	}
-	if err := unmarshal(b, out); err != nil {
+	if err := json.Unmarshal(b, out); err != nil {
 		return fmt.Errorf("the answer is malformed; run the same version of Guywire on both sides: %w", err)
 	}
 	return nil

@@ -16,8 +16,8 @@ type gate struct {
 	mu       sync.Mutex
 	pending  map[netip.Addr][]*conn // by source, oldest first
 	waiting  int                    // conns in pending
-	sources  map[netip.Addr]int     // connections of no member by source
-	nameless int                    // all of those
+	nameless map[netip.Addr][]*conn // those of no member by source, oldest first
+	unknown  int                    // conns in nameless
 	members  map[mesh.NodeID]int
 	live     map[*conn]struct{} // everything not closed
 	closed   bool
@@ -46,7 +46,7 @@ const (
 
 func (g *gate) init() {
 	g.pending = map[netip.Addr][]*conn{}
-	g.sources = map[netip.Addr]int{}
+	g.nameless = map[netip.Addr][]*conn{}
 	g.members = map[mesh.NodeID]int{}
 	g.live = map[*conn]struct{}{}
 }
@@ -63,7 +63,7 @@ func (g *gate) begin(c *conn) bool {
 	if own := g.pending[c.source]; len(own) >= maxPendingSource {
 		victim = own[0]
 	} else if g.waiting >= maxPending {
-		victim = g.greediestLocked()
+		victim = greediest(g.pending)
 	}
 	g.pending[c.source] = append(g.pending[c.source], c)
 	g.waiting++
@@ -75,10 +75,10 @@ func (g *gate) begin(c *conn) bool {
 	return true
 }
 
-// greediestLocked is the oldest pending connection of the source that has most.
-func (g *gate) greediestLocked() *conn {
+// greediest is the oldest connection of the source that has most.
+func greediest(sources map[netip.Addr][]*conn) *conn {
 	var most []*conn
-	for _, own := range g.pending {
+	for _, own := range sources {
 		if len(own) > len(most) || len(own) == len(most) && own[0].source.Less(most[0].source) {
 			most = own
 		}
@@ -88,18 +88,22 @@ func (g *gate) greediestLocked() *conn {
 
 // establish moves c from handshake to service; a zero id is nobody. An identity
 // that is no member's has the room of nobody: whoever knew the key of a retired
-// CA could make any number of them. False: there is no room, or c was closed
-// meanwhile.
+// CA could make any number of them. There, too, an older connection pays for the
+// newest: a join takes seconds, so the oldest is idle. False: there is no room,
+// or c was closed meanwhile.
 func (g *gate) establish(c *conn, id mesh.NodeID, alpn string, member bool) bool {
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	switch {
-	case c.phase != phasePending:
+	if c.phase != phasePending || member && g.members[id] >= maxMember {
+		g.mu.Unlock()
 		return false
-	case member && g.members[id] >= maxMember:
-		return false
-	case !member && (g.nameless >= maxAnonymous || g.sources[c.source] >= maxAnonymousSource):
-		return false
+	}
+	var victim *conn
+	switch own := g.nameless[c.source]; {
+	case member:
+	case len(own) >= maxAnonymousSource:
+		victim = own[0]
+	case g.unknown >= maxAnonymous:
+		victim = greediest(g.nameless)
 	}
 	g.leaveLocked(c)
 	c.id, c.alpn = id, alpn
@@ -108,28 +112,35 @@ func (g *gate) establish(c *conn, id mesh.NodeID, alpn string, member bool) bool
 		g.members[id]++
 	} else {
 		c.phase = phaseAnonymous
-		g.sources[c.source]++
-		g.nameless++
+		g.nameless[c.source] = append(g.nameless[c.source], c)
+		g.unknown++
+	}
+	g.mu.Unlock()
+	if victim != nil {
+		victim.Close()
 	}
 	return true
+}
+
+// without takes c out of the list of its source.
+func without(sources map[netip.Addr][]*conn, c *conn) {
+	own := slices.DeleteFunc(sources[c.source], func(o *conn) bool { return o == c })
+	if len(own) == 0 {
+		delete(sources, c.source)
+	} else {
+		sources[c.source] = own
+	}
 }
 
 // leaveLocked takes c out of the count of its phase.
 func (g *gate) leaveLocked(c *conn) {
 	switch c.phase {
 	case phasePending:
-		own := slices.DeleteFunc(g.pending[c.source], func(o *conn) bool { return o == c })
-		if len(own) == 0 {
-			delete(g.pending, c.source)
-		} else {
-			g.pending[c.source] = own
-		}
+		without(g.pending, c)
 		g.waiting--
 	case phaseAnonymous:
-		if g.sources[c.source]--; g.sources[c.source] == 0 {
-			delete(g.sources, c.source)
-		}
-		g.nameless--
+		without(g.nameless, c)
+		g.unknown--
 	case phaseMember:
 		if g.members[c.id]--; g.members[c.id] == 0 {
 			delete(g.members, c.id)

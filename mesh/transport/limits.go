@@ -13,7 +13,8 @@ const (
 	maxPending       = 256
 	maxPendingSource = 64
 	// maxAnonymous bounds connections of no live member (joiners, mostly), which
-	// therefore can never use up the room of members.
+	// therefore can never use up the room of members; maxAnonymousSource those of
+	// one source. Beyond them the oldest is closed in favour of the newest, too.
 	maxAnonymous       = 256
 	maxAnonymousSource = 64
 	// maxMember bounds the connections of one member.

@@ -191,7 +191,7 @@ func (l *Listener) handshake(c *conn) {
 	state := t.ConnectionState()
 	peer, _ := l.config.Trust.Peer(&state, time.Now()) // zero: nobody
 	if !l.gate.establish(c, peer.ID, state.NegotiatedProtocol, l.config.Trust.isMember(peer.Key)) {
-		l.config.Logger.Warn("too many control connections of one source", mesh.LogEndpoint, c.RemoteAddr().String())
+		l.config.Logger.Warn("too many control connections of one member", mesh.LogEndpoint, c.RemoteAddr().String())
 		c.Close()
 		return
 	}

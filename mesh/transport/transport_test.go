@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/big"
@@ -400,12 +401,14 @@ func TestMemberConnectionsAreBounded(t *testing.T) {
 			t.Error("nobody was refused below the bound")
 		}
 	}
-	for _, id := range []mesh.NodeID{{}, {7}, {10}} {
-		over = open()
-		if g.establish(over, id, Control, false) {
-			t.Errorf("%s, who is no member, went over the bound", id)
+	for i, id := range []mesh.NodeID{{}, {7}, {10}} {
+		first := g.nameless[over.source][0]
+		if !g.establish(open(), id, Control, false) {
+			t.Errorf("%s, who is no member, was refused for older ones of its source", id)
 		}
-		over.Close()
+		if len(g.nameless[over.source]) != maxAnonymousSource || first.phase != phaseClosed {
+			t.Errorf("stranger %d: %d of one source, the oldest is in phase %d", i, len(g.nameless[over.source]), first.phase)
+		}
 	}
 	last.Close()
 	last.Close() // twice gives one place back
@@ -416,11 +419,55 @@ func TestMemberConnectionsAreBounded(t *testing.T) {
 		t.Errorf("counts: %d of the member, %d pending", g.members[mesh.NodeID{7}], g.waiting)
 	}
 	g.closeAll()
-	if len(g.live)+len(g.members)+len(g.sources)+len(g.pending)+g.nameless+g.waiting != 0 {
+	if len(g.live)+len(g.members)+len(g.nameless)+len(g.pending)+g.unknown+g.waiting != 0 {
 		t.Errorf("not empty after close: %+v", &g)
 	}
 	if g.begin(&conn{gate: &g}) {
 		t.Error("a closed gate let a connection in")
+	}
+}
+
+// TestB19JoinersAreNotKeptOut: who holds all places of nobody, from few
+// sources, loses them to those who come from others, and keeps no member out.
+func TestB19JoinersAreNotKeptOut(t *testing.T) {
+	t.Parallel()
+	var g gate
+	g.init()
+	open := func(source string) *conn {
+		near, far := net.Pipe()
+		t.Cleanup(func() { near.Close(); far.Close() })
+		c := &conn{Conn: near, gate: &g, source: netip.MustParseAddr(source)}
+		if !g.begin(c) {
+			t.Fatal("gate is closed")
+		}
+		return c
+	}
+	for i := range maxAnonymous {
+		if !g.establish(open(fmt.Sprintf("203.0.113.%d", i%4)), mesh.NodeID{}, Control, false) {
+			t.Fatalf("connection %d refused", i)
+		}
+	}
+	var joiners []*conn
+	for i := range 20 {
+		c := open(fmt.Sprintf("198.51.100.%d", i))
+		if !g.establish(c, mesh.NodeID{}, Control, false) {
+			t.Fatalf("joiner %d refused", i)
+		}
+		joiners = append(joiners, c)
+		if !g.establish(open(fmt.Sprintf("203.0.113.%d", i%4)), mesh.NodeID{}, Control, false) {
+			t.Fatal("an older connection did not make room")
+		}
+	}
+	for i, c := range joiners {
+		if c.phase != phaseAnonymous {
+			t.Errorf("joiner %d lost its place", i)
+		}
+	}
+	if g.unknown != maxAnonymous || len(g.live) != maxAnonymous {
+		t.Errorf("%d connections, %d of nobody, bound is %d", len(g.live), g.unknown, maxAnonymous)
+	}
+	if !g.establish(open("203.0.113.1"), mesh.NodeID{1}, Control, true) {
+		t.Error("a member was kept out")
 	}
 }
 

@@ -36,8 +36,9 @@ const (
 )
 
 const (
-	stateFile = "state"          // a store.Snapshot
-	asideFile = "state.diverged" // the same, of a history that was given up
+	stateFile    = "state"          // a store.Snapshot
+	previousFile = "state.previous" // the one before, in case that is damaged
+	asideFile    = "state.diverged" // the same, of a history that was given up
 )
 
 // A Stamp says how old a cached state is, by this machine's clock and in whole
@@ -103,32 +104,59 @@ func (c *Cache) SaveState(s *store.State, stamp Stamp) error {
 	if err != nil {
 		return fmt.Errorf("cache state: %w", err)
 	}
-	return c.write(header{version, stateFile, stamp}, b)
+	if err = c.dir.Keep(stateFile, previousFile); errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return errors.Join(err, c.write(header{version, stateFile, stamp}, b))
 }
 
 // LoadState gives the state that was saved last, and how old it is. The errors
-// are ErrEmpty, or wrap ErrUnusable; with ErrRemoved and ErrExpired the state
-// comes all the same: it says when, and where the voters are.
+// are ErrEmpty, or wrap ErrUnusable or store.ErrNewer. With ErrRemoved and
+// ErrExpired the state comes all the same: it says when, and where the voters
+// are. So it does with ErrUnusable when the one saved before is good.
 func (c *Cache) LoadState(now time.Time) (*store.State, Stamp, error) {
-	h, b, err := c.read(stateFile, store.MaxSnapshotBytes+maxHeader)
+	s, stamp, err := c.loadState(stateFile)
+	if s == nil && (errors.Is(err, ErrUnusable) || errors.Is(err, ErrEmpty)) {
+		before, at, failed := c.loadState(previousFile)
+		switch {
+		case before != nil && errors.Is(err, ErrEmpty): // it was set aside at an earlier boot
+			s, stamp, err = before, at, nil
+		case before != nil:
+			s, stamp = before, at
+		case !errors.Is(failed, ErrEmpty):
+			err = errors.Join(err, failed)
+		}
+	}
+	if s == nil {
+		return nil, Stamp{}, err
+	}
+	if _, removed := s.Removed[c.owner.Node]; removed {
+		return s, stamp, errors.Join(err, ErrRemoved)
+	}
+	if limit := s.Mesh.CacheMaxAge; limit > 0 && stamp.Age(now) > limit {
+		return s, stamp, errors.Join(err, ErrExpired)
+	}
+	return s, stamp, err
+}
+
+func (c *Cache) loadState(name string) (*store.State, Stamp, error) {
+	h, b, err := c.read(name, stateFile, store.MaxSnapshotBytes+maxHeader)
 	if err != nil {
 		return nil, Stamp{}, err
 	}
 	s, err := store.Restore(b)
-	if err == nil && s.Mesh.ID != c.owner.Mesh {
+	switch {
+	case err != nil:
+	case s.Mesh.ID != c.owner.Mesh:
 		err = fmt.Errorf("it is of mesh %s", s.Mesh.ID)
+	default:
+		_, member := s.Nodes[c.owner.Node]
+		if _, removed := s.Removed[c.owner.Node]; !member && !removed {
+			err = errors.New("this node is not in it")
+		}
 	}
 	if err != nil {
-		return nil, Stamp{}, c.setAside(stateFile, err)
-	}
-	if _, removed := s.Removed[c.owner.Node]; removed {
-		return s, h.stamp, ErrRemoved
-	}
-	if _, member := s.Nodes[c.owner.Node]; !member {
-		return nil, Stamp{}, c.setAside(stateFile, errors.New("this node is not in it"))
-	}
-	if limit := s.Mesh.CacheMaxAge; limit > 0 && h.stamp.Age(now) > limit {
-		return s, h.stamp, ErrExpired
+		return nil, Stamp{}, c.setAside(name, err)
 	}
 	return s, h.stamp, nil
 }
@@ -154,7 +182,7 @@ func (c *Cache) SaveBlob(name Blob, blob []byte) error {
 
 // LoadBlob gives what SaveBlob kept. The errors are ErrEmpty or wrap ErrUnusable.
 func (c *Cache) LoadBlob(name Blob) ([]byte, error) {
-	_, b, err := c.read(string(name), MaxBlobBytes+maxHeader)
+	_, b, err := c.read(string(name), string(name), MaxBlobBytes+maxHeader)
 	return b, err
 }
 
@@ -162,19 +190,19 @@ func (c *Cache) write(h header, body []byte) error {
 	return c.dir.Write(h.kind, c.seal(h, body))
 }
 
-func (c *Cache) read(kind string, limit int64) (header, []byte, error) {
-	b, err := c.dir.Read(kind, limit)
+func (c *Cache) read(name, kind string, limit int64) (header, []byte, error) {
+	b, err := c.dir.Read(name, limit)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return header{}, nil, ErrEmpty
 	case errors.Is(err, disk.ErrTooLarge):
-		return header{}, nil, c.setAside(kind, err)
+		return header{}, nil, c.setAside(name, err)
 	case err != nil:
 		return header{}, nil, err
 	}
 	h, body, err := c.open(kind, b)
 	if err != nil {
-		return header{}, nil, c.setAside(kind, err)
+		return header{}, nil, c.setAside(name, err)
 	}
 	return h, body, nil
 }
@@ -266,10 +294,16 @@ func parseSeconds(text string) (time.Time, error) {
 	}
 }
 
-func (c *Cache) setAside(kind string, why error) error {
-	path, err := c.dir.SetAside(kind)
-	if err != nil {
-		return fmt.Errorf("%w: %s: %w; it could not be set aside: %w", ErrUnusable, c.dir.Path(kind), why, err)
+// setAside takes a file that cannot be used out of the way. A state that a
+// newer Guywire wrote is good, and stays for it: after an upgrade that was taken
+// back, a follower has nothing else to start from.
+func (c *Cache) setAside(name string, why error) error {
+	if errors.Is(why, store.ErrNewer) && (name == stateFile || name == previousFile) {
+		return fmt.Errorf("%s: %w", c.dir.Path(name), why)
 	}
-	return fmt.Errorf("%w: %s: %w; it was set aside as %s and the node starts from the log", ErrUnusable, c.dir.Path(kind), why, path)
+	path, err := c.dir.SetAside(name)
+	if err != nil {
+		return fmt.Errorf("%w: %s: %w; it could not be set aside: %w", ErrUnusable, c.dir.Path(name), why, err)
+	}
+	return fmt.Errorf("%w: %s: %w; it was set aside as %s and the node starts from what it kept before, or from the log", ErrUnusable, c.dir.Path(name), why, path)
 }

@@ -149,9 +149,6 @@ func TestUnusableIsSetAside(t *testing.T) {
 		"flipped body":   func(_ *testing.T, _ string, b []byte) []byte { b[len(b)-9] ^= 1; return b },
 		"flipped header": func(_ *testing.T, _ string, b []byte) []byte { b[3] ^= 1; return b },
 		"flipped sign":   func(_ *testing.T, _ string, b []byte) []byte { b[bytes.IndexByte(b, '\n')-9] ^= 1; return b },
-		"newer": func(_ *testing.T, _ string, b []byte) []byte {
-			return bytes.Replace(b, []byte(" 2 "), []byte(" 3 "), 1)
-		},
 		"older": func(_ *testing.T, _ string, b []byte) []byte {
 			return bytes.Replace(b, []byte(" 2 "), []byte(" 1 "), 1)
 		},
@@ -207,6 +204,91 @@ func TestUnusableIsSetAside(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// A state of a newer Guywire stays where it is, for after the upgrade.
+func TestNewerStateStays(t *testing.T) {
+	k := newKey(1)
+	path := filepath.Join(t.TempDir(), "state")
+	c := openCache(t, stateDir(t, path), k)
+	file := filepath.Join(path, directory, stateFile)
+	good := fileOf(t, k, stateFile, testState(t, k))
+	body, err := store.Snapshot(testState(t, k))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, newer := range map[string][]byte{
+		"of the cache": bytes.Replace(good, []byte(" 2 "), []byte(" 3 "), 1),
+		"of the state": signed(k, stateFile, testStamp, bytes.Replace(body, []byte("state 1 "), []byte("state 9 "), 1)),
+	} {
+		if err := os.WriteFile(file, newer, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if s, _, err := c.LoadState(testNow); !errors.Is(err, store.ErrNewer) || errors.Is(err, ErrUnusable) || s != nil || !strings.Contains(err.Error(), file) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if kept, err := os.ReadFile(file); err != nil || !bytes.Equal(kept, newer) {
+			t.Errorf("%s: it is not there any more: %v", name, err)
+		}
+	}
+}
+
+// TestB21PreviousState: what was saved before is there when the newest is
+// damaged or missing, and is not replaced by what is damaged.
+func TestB21PreviousState(t *testing.T) {
+	k := newKey(1)
+	path := filepath.Join(t.TempDir(), "state")
+	c := openCache(t, stateDir(t, path), k)
+	file := filepath.Join(path, directory, stateFile)
+	first := testState(t, k)
+	second := *first
+	second.Index++
+	for _, s := range []*store.State{first, &second} {
+		if err := c.SaveState(s, Stamp{Saved: testNow, Confirmed: testNow.Add(time.Duration(s.Index) * time.Minute)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)-9] ^= 1
+	if err := os.WriteFile(file, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	is := func(s *store.State, stamp Stamp, want *store.State) bool {
+		return s != nil && s.Index == want.Index && stamp.Confirmed.Equal(testNow.Add(time.Duration(want.Index)*time.Minute))
+	}
+	if s, stamp, err := c.LoadState(testNow); !errors.Is(err, ErrUnusable) || !is(s, stamp, first) {
+		t.Errorf("the one before: %+v %v", stamp, err)
+	}
+	if s, stamp, err := c.LoadState(testNow); err != nil || !is(s, stamp, first) {
+		t.Errorf("again: %+v %v", stamp, err)
+	}
+	third := second
+	third.Index++
+	if err := c.SaveState(&third, Stamp{Saved: testNow, Confirmed: testNow.Add(time.Duration(third.Index) * time.Minute)}); err != nil {
+		t.Fatal(err)
+	}
+	if s, stamp, err := c.LoadState(testNow); err != nil || !is(s, stamp, &third) {
+		t.Errorf("the newest: %+v %v", stamp, err)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if s, stamp, err := c.LoadState(testNow); err != nil || !is(s, stamp, first) {
+		t.Errorf("the newest is missing: %+v %v", stamp, err)
+	}
+	// It is judged as any other.
+	gone := apply(t, first, store.Command{By: store.Authority{Node: k.Identity().NodeID()}, RemoveNode: &store.RemoveNode{Node: k.Identity().NodeID()}})
+	if err := os.WriteFile(filepath.Join(path, directory, previousFile), fileOf(t, k, stateFile, gone), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := c.LoadState(testNow); !errors.Is(err, ErrRemoved) {
+		t.Errorf("removed: %v", err)
 	}
 }
 

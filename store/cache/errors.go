@@ -9,9 +9,8 @@ import (
 var (
 	// ErrEmpty is a cache that was not written yet. It is an fs.ErrNotExist.
 	ErrEmpty = fmt.Errorf("nothing is cached yet: %w", fs.ErrNotExist)
-	// ErrUnusable is a cached file that was damaged, signed by another key, or
-	// written by another version. It has been set aside under the name in the
-	// error; the node starts from the log.
+	// ErrUnusable is a cached file that was damaged, or signed by another key. It
+	// has been set aside under the name in the error.
 	ErrUnusable = errors.New("the cached file cannot be used")
 	// ErrRemoved is a cached state in which this node left or was revoked: it
 	// must bring nothing up.

@@ -215,6 +215,23 @@ func (d *Dir) writeTemp(temp string, data []byte) error {
 	return errors.Join(err, f.Close())
 }
 
+// Keep gives the content that a file has now a second name, under which it
+// stays when Write replaces the file; what had that name before is gone. A
+// missing file is fs.ErrNotExist. It is durable as soon as a later Write is.
+func (d *Dir) Keep(name, as string) error {
+	temp := as + tempSuffix
+	_ = d.root.Remove(temp) // what a crash left
+	err := d.root.Link(name, temp)
+	if err == nil {
+		err = d.root.Rename(temp, as)
+		_ = d.root.Remove(temp) // it is there still when both names were of one file
+	}
+	if err != nil {
+		return fmt.Errorf("keep %s as %s: %w", d.Path(name), as, err)
+	}
+	return nil
+}
+
 // Remove removes a file for good; a missing one is no error.
 func (d *Dir) Remove(name string) error {
 	if err := d.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {

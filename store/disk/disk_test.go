@@ -253,6 +253,34 @@ func TestLock(t *testing.T) {
 	open(t, path)
 }
 
+func TestKeep(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state")
+	d := open(t, path)
+	if err := d.Keep("a", "b"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a missing file: %v", err)
+	}
+	for i, want := range []string{"0", "1", "2"} {
+		if err := d.Write("a", []byte(want)); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // the second time both names are of one file
+			if err := d.Keep("a", "b"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := d.Write("a", []byte("other")); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := d.Read("b", 10); err != nil || string(b) != want {
+			t.Errorf("%d: %q %v", i, b, err)
+		}
+		entries, err := os.ReadDir(path)
+		if err != nil || len(entries) != 3 { // the lock is one
+			t.Errorf("%d: %v %v", i, entries, err)
+		}
+	}
+}
+
 func TestAppend(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
 	d := open(t, path)
