@@ -16,6 +16,7 @@ import (
 	"guywire/mesh/api"
 	"guywire/mesh/control"
 	"guywire/mesh/core"
+	"guywire/mesh/kernel"
 	"guywire/mesh/link"
 	"guywire/store"
 )
@@ -355,13 +356,13 @@ func (a *Agent) Routes(ctx context.Context) (api.Routes, error) {
 	if err != nil {
 		return api.Routes{}, err
 	}
-	installed := v.settledInKernel()
+	missing := v.missing()
 	known := map[netip.Prefix]bool{}
 	var out api.Routes
 	for _, r := range v.routes {
 		for _, p := range r.Prefixes {
 			known[p] = true
-			out.Routes = append(out.Routes, v.route(r, p, installed))
+			out.Routes = append(out.Routes, v.route(r, p, missing))
 		}
 	}
 	for id, n := range v.state.Nodes {
@@ -379,8 +380,8 @@ func (a *Agent) Routes(ctx context.Context) (api.Routes, error) {
 	return out, nil
 }
 
-func (v view) route(r core.RouteView, p netip.Prefix, installed bool) api.Route {
-	out := api.Route{Prefix: p, Installed: installed && len(r.Carry) > 0, Why: "no neighbour is closer to it than this node"}
+func (v view) route(r core.RouteView, p netip.Prefix, missing func(objects ...string) string) api.Route {
+	out := api.Route{Prefix: p, Why: "no neighbour is closer to it than this node"}
 	for _, o := range r.Origins {
 		out.Origins = append(out.Origins, v.name(o))
 	}
@@ -395,6 +396,11 @@ func (v view) route(r core.RouteView, p netip.Prefix, installed bool) api.Route 
 		}
 		if !r.Carry[0].Sure {
 			out.Why = "the last path left; its link is suspect"
+		}
+		lack := missing(kernel.Object(kernel.PutRoute{Route: kernel.Route{Table: mesh.RouteTable, Prefix: p}}),
+			kernel.Object(kernel.PutNextHop{NextHop: kernel.NextHop{ID: r.Group}}))
+		if out.Installed = lack == ""; !out.Installed {
+			out.Why = lack
 		}
 	}
 	if len(r.Armed) > 0 {

@@ -63,6 +63,7 @@ type member struct {
 	flooded     atomic.Pointer[[][]byte] // announcements, for repair by gossip
 	standing    atomic.Pointer[standing] // whom this node deals with
 	applied     atomic.Uint64            // newest revision that is wholly in the kernel
+	worked      atomic.Uint64            // newest revision that the reconciler worked on
 	completeAt  atomic.Uint64            // first complete revision
 	wanted      atomic.Uint64
 	countEvery  atomic.Int64 // time between two readings of the devices' counters
