@@ -22,13 +22,31 @@ import (
 )
 
 // stateWords are the verdicts as people see them. A link whose far end has no
-// agent now works, with less than it should have.
+// agent now works, with less than it should have; so does one that is up and
+// loses much, see verdict.
 var stateWords = map[link.State]api.LinkState{
 	link.Probing:  api.LinkProbing,
 	link.Up:       api.LinkUp,
 	link.Suspect:  api.LinkSuspect,
 	link.Headless: api.LinkDegraded,
 	link.Down:     api.LinkDown,
+}
+
+// verdict is the state of a link that has a tunnel, and why, as people see it.
+func verdict(l core.LinkView) (state api.LinkState, why string) {
+	if l.State != link.Up || max(l.LossIn, l.LossOut) <= lossLimit {
+		return stateWords[l.State], l.Reason
+	}
+	var lost []string
+	for _, d := range []struct {
+		share float64
+		where string
+	}{{l.LossOut, "out"}, {l.LossIn, "in"}} {
+		if d.share > lossLimit {
+			lost = append(lost, fmt.Sprintf("%.1f %% %s", 100*d.share, d.where))
+		}
+	}
+	return api.LinkDegraded, fmt.Sprintf("loss %s, limit %g %%", strings.Join(lost, " and "), 100*lossLimit)
 }
 
 // A view is one consistent look at the running member.
@@ -87,7 +105,7 @@ func (a *Agent) Status(ctx context.Context) (api.Status, error) {
 	for _, l := range v.links {
 		if l.Tunnel {
 			s.Links.Total++
-			if l.Usable && l.State == link.Up {
+			if state, _ := verdict(l); l.Usable && state == api.LinkUp {
 				s.Links.Good++
 			}
 		}
@@ -119,7 +137,7 @@ func (v view) findings() []api.Finding {
 		add(api.Down, "meshctl links shows why", "No path to %s", strings.Join(lost, ", "))
 	}
 	if len(transit) > 0 {
-		add(api.OK, "", "Reached through other nodes: %s", strings.Join(transit, ", "))
+		add(api.OK, "meshctl path "+v.name(v.self)+" NODE shows the way, meshctl topology who should have links", "Reached through other nodes: %s", strings.Join(transit, ", "))
 	}
 	up := 0
 	for _, u := range v.host.Uplinks {
@@ -133,21 +151,18 @@ func (v view) findings() []api.Finding {
 		add(api.Down, "give this machine a default route", "No uplink is up")
 	}
 	for _, l := range v.links {
-		switch {
-		case l.Tunnel && l.State == link.Down:
-			add(api.Degraded, "", "Link to %s (%s → %s) is down: %s", v.name(l.Record.Link.Peer), l.Record.Link.Local, l.Record.Link.Remote, l.Reason)
-		case l.Tunnel && l.State == link.Headless:
-			add(api.Degraded, "start meshd on "+v.name(l.Record.Link.Peer), "%s forwards, but its agent does not answer", v.name(l.Record.Link.Peer))
+		if f, bad := v.linkFinding(l); bad {
+			out = append(out, f)
 		}
 	}
 	if v.control.Leader.IsZero() {
 		add(api.Degraded, "start the voters: "+strings.Join(v.voterNames(), ", "), "No leader is known: traffic and failover go on, joins and changes wait")
 	}
 	if v.control.Problem != "" {
-		add(api.Degraded, "", "This voter's log is not open: %s", v.control.Problem)
+		add(api.Degraded, "meshctl raft status shows the other voters; the log of meshd says more", "This voter's log is not open: %s", v.control.Problem)
 	}
 	if r := v.revision(); r.Error != "" {
-		add(api.Degraded, "", "The kernel is not as wanted: %s", r.Error)
+		add(api.Degraded, "remove the cause; meshd tries again by itself and at least once a minute", "The kernel is not as wanted: %s", r.Error)
 	}
 	out = append(out, truthFindings(v.state, v.control, v.plane.ClockOffset(), time.Now())...)
 	out = append(out, banFindings(v.state, v.self, v.bans.bans)...)
@@ -158,6 +173,29 @@ func (v view) findings() []api.Finding {
 		seen[f.Sentence] = true
 		return again
 	})
+}
+
+// linkFinding says what is wrong with a link.
+func (v view) linkFinding(l core.LinkView) (api.Finding, bool) {
+	if !l.Tunnel {
+		return api.Finding{}, false
+	}
+	id := l.Record.Link
+	peer := v.name(id.Peer)
+	which := fmt.Sprintf("Link to %s (%s → %s)", peer, id.Local, id.Remote)
+	state, why := verdict(l)
+	switch {
+	case state == api.LinkDown:
+		return api.Finding{Level: api.Degraded, Sentence: which + " is down: " + why, Next: "meshctl links " + peer}, true
+	case l.State == link.Headless:
+		return api.Finding{Level: api.Degraded, Sentence: peer + " forwards, but its agent does not answer", Next: "start meshd on " + peer}, true
+	case state == api.LinkDegraded:
+		return api.Finding{
+			Level: api.Degraded, Sentence: which + " is degraded: " + why,
+			Next: fmt.Sprintf("check the lines of %s here and of %s at %s", id.Local, id.Remote, peer),
+		}, true
+	}
+	return api.Finding{}, false
 }
 
 func (v view) voterNames() []string {
@@ -340,7 +378,7 @@ func (v view) link(l core.LinkView) api.Link {
 	if !l.Tunnel {
 		return out
 	}
-	out.State = stateWords[l.State]
+	out.State, out.Reason = verdict(l)
 	out.Device, out.LocalPort, out.Endpoint, out.MTU = r.Device, r.Port, r.Endpoint, l.MTU
 	out.TxBytes, out.RxBytes, out.Share = l.Traffic.Sent, l.Traffic.Received, 100*l.Share
 	if l.RTT > 0 {

@@ -119,7 +119,7 @@ func sampleLinks() api.Links {
 		},
 		{
 			Peer: "paris-1", PeerID: ID(2), Local: "lte", Remote: "wan", State: api.LinkDegraded, Since: ago(35 * time.Second),
-			Reason: "loss 4.2 % out, limit 2 %; carries nothing while fibre → wan is up",
+			Reason: "loss 4.2 % out, limit 2 %",
 			Device: "gw-2b", LocalPort: 51801, Endpoint: netip.MustParseAddrPort("203.0.113.20:51802"),
 			RTTMs: new(48.05), JitterMs: new(9.4), LossOut: new(4.2), LossIn: new(0.1), MTU: 1340, TxBytes: 9000, RxBytes: 8000,
 		},
