@@ -195,6 +195,29 @@ func TestErrorsKeepTheirCodes(t *testing.T) {
 	}
 }
 
+// The next step of a refusal is told as such, and nothing else is cut.
+func TestErrorsKeepTheirAdvice(t *testing.T) {
+	used := &control.Error{Code: store.CodeTokenUsed, Message: "token k7m2 has been used; ask for a new one: meshctl token create"}
+	for _, c := range []struct {
+		err                error
+		sentence, nextStep string
+	}{
+		{&store.Refusal{Code: store.CodeNameTaken, Message: "the name a is taken; choose another with --name, or revoke it"}, "the name a is taken", "choose another with --name, or revoke it"},
+		{&store.Refusal{Code: store.CodeForbidden, Message: "no"}, "no", ""},
+		{fmt.Errorf("server x refuses: %w", used), "server x refuses: token k7m2 has been used", "ask for a new one: meshctl token create"},
+		{errors.Join(errors.New("server x is silent"), used), "server x is silent; token k7m2 has been used", "ask for a new one: meshctl token create"},
+		{errors.Join(used, errors.New("server x is silent")), "token k7m2 has been used; ask for a new one: meshctl token create; server x is silent", ""},
+		{fmt.Errorf("read: %w", control.ErrLeaderSeen), "read: the mesh has a leader and needs no recovery", "see meshctl raft status"},
+		{fmt.Errorf("remove it: %w; left are: a", context.DeadlineExceeded), "remove it: context deadline exceeded; left are: a", ""},
+		{errors.New("surprise; and more"), "surprise; and more", ""},
+	} {
+		e, ok := errors.AsType[*api.Error](convert(c.err))
+		if !ok || e.Message != c.sentence || e.Next != c.nextStep {
+			t.Errorf("%v became %+v", c.err, e)
+		}
+	}
+}
+
 func TestResolve(t *testing.T) {
 	id := mesh.NodeID{1}
 	s := &store.State{Nodes: map[mesh.NodeID]store.Node{id: {

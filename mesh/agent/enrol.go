@@ -351,12 +351,12 @@ func convert(err error) error {
 	if e, ok := errors.AsType[*api.Error](err); ok {
 		return e
 	}
-	code := api.CodeInternal
+	code, advised := api.CodeInternal, false
 	if r, ok := errors.AsType[*store.Refusal](err); ok {
-		code = api.Code(r.Code)
+		code, advised = api.Code(r.Code), true
 	}
 	if e, ok := errors.AsType[*control.Error](err); ok {
-		code = refusedBy(e)
+		code, advised = refusedBy(e), true
 	}
 	for _, c := range []struct {
 		is   error
@@ -380,18 +380,30 @@ func convert(err error) error {
 		{context.DeadlineExceeded, api.CodeTimeout},
 	} {
 		if code == api.CodeInternal && errors.Is(err, c.is) {
-			code = c.code
+			code, advised = c.code, strings.Contains(c.is.Error(), "; ")
 		}
 	}
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" && code == api.CodeInternal {
 		code = api.CodeUnreachable
 	}
-	sentence := strings.ReplaceAll(strings.TrimSuffix(err.Error(), "."), "\n", "; ") // of several servers
-	next := ""
-	if errors.Is(err, control.ErrMayBeMember) {
+	sentence, next := strings.TrimSuffix(err.Error(), "."), ""
+	switch {
+	case errors.Is(err, control.ErrMayBeMember):
 		next = "run meshctl join here again with the same token: it goes on where this one ended"
+	case advised:
+		sentence, next = cutAdvice(sentence)
 	}
-	return api.Errorf(code, next, "%s", sentence)
+	return api.Errorf(code, next, "%s", strings.ReplaceAll(sentence, "\n", "; ")) // of several servers
+}
+
+// cutAdvice parts what is wrong from what to do next, as refusals put it; of
+// several servers it is the last one's.
+func cutAdvice(s string) (sentence, next string) {
+	i := strings.LastIndex(s, "; ")
+	if i < 0 || i < strings.LastIndex(s, "\n") {
+		return s, ""
+	}
+	return s[:i], s[i+len("; "):]
 }
 
 // refusedBy is the code for what another node answered.

@@ -39,9 +39,13 @@ func decode[Q any](r *http.Request) (Q, error) {
 		}
 	}
 	if err != nil {
-		return q, Errorf(CodeInvalid, "", "The request is not valid: %v", err)
+		return q, notValid(err)
 	}
 	return q, nil
+}
+
+func notValid(why error) *Error {
+	return Errorf(CodeInvalid, "see meshctl --help, or /v1/openapi.json for programs", "The request is not valid: %v", why)
 }
 
 // decodeBody reads one JSON object, or nothing at all, into q.
