@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"guywire/mesh"
 )
@@ -414,8 +415,8 @@ func (r SettingsRequest) check() error {
 	if r.Voters != nil && !slices.Contains([]int{0, 1, 3, 5}, *r.Voters) {
 		return fmt.Errorf("%d voters are not 0, 1, 3 or 5", *r.Voters)
 	}
-	if r.CacheMaxAgeMs != nil {
-		return checkMillis("cache_max_age_ms", *r.CacheMaxAgeMs, 1000, Millis(MaxOperatorTTL))
+	if r.CacheMaxAgeMs != nil { // the log knows which ages are good, once it is one
+		return checkMillis("cache_max_age_ms", *r.CacheMaxAgeMs, 1, Millis(math.MaxInt64-time.Second))
 	}
 	return nil
 }
