@@ -62,7 +62,11 @@ func (a *app) tokenCreateCommand() *cobra.Command {
 			if !r.AnyPrefix && len(r.Prefixes) == 0 {
 				sayTo(a.err, "A node that has networks behind it needs a token that allows them: --prefix NETWORK, or --prefix any.\n")
 			}
-			sayTo(a.err, "On the new node: meshctl join, and paste it.\n")
+			join := "meshctl join"
+			if t.Token.Name != "" {
+				join += " --name " + t.Token.Name // else it comes by the name of its host and is refused
+			}
+			sayTo(a.err, "On the new node: %s, and paste it.\n", join)
 			return nil
 		},
 	})
