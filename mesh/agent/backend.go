@@ -182,7 +182,7 @@ func (v view) linkFinding(l core.LinkView) (api.Finding, bool) {
 	}
 	id := l.Record.Link
 	peer := v.name(id.Peer)
-	which := fmt.Sprintf("Link to %s (%s → %s)", peer, id.Local, id.Remote)
+	which := fmt.Sprintf("Link to %s (%s)", peer, flow(id))
 	state, why := verdict(l)
 	switch {
 	case state == api.LinkDown:
@@ -262,25 +262,31 @@ func natWord(n discovery.NAT) string {
 	}
 }
 
+// describeUplink says what is between an uplink and the others.
 func describeUplink(u api.Uplink) string {
-	s := "uplink " + u.Name
-	if len(u.Addrs) > 0 {
-		s += " with " + u.Addrs[0].String()
+	s := fmt.Sprintf("uplink %s (%s): ", u.Name, u.Interface)
+	seen := ""
+	if len(u.Reflexive) > 0 {
+		seen = ", seen as " + u.Reflexive[0].Addr().String()
+	} else if len(u.Addrs) > 0 {
+		seen = ", " + u.Addrs[0].String()
 	}
 	switch u.NAT {
 	case "none":
-		return s + ", no NAT"
+		if len(u.Addrs) > 0 {
+			seen = ", " + u.Addrs[0].String()
+		}
+		return s + "public" + seen
 	case "unknown":
-		return s
+		return s + "NAT unknown" + seen
 	case "blocked":
-		return s + ", UDP does not pass"
+		return s + "UDP blocked" + seen
 	}
-	s += ", behind a NAT (" + u.NAT + ")"
-	if len(u.Reflexive) > 0 {
-		s += " as " + u.Reflexive[0].Addr().String()
-	}
-	return s
+	return s + "behind " + u.NAT + " NAT" + seen
 }
+
+// flow is the two uplinks of a link, as people see it.
+func flow(l mesh.LinkID) string { return l.Local + " → " + l.Remote }
 
 // Nodes implements api.Backend.
 func (a *Agent) Nodes(ctx context.Context, q api.NodesQuery) (api.Nodes, error) {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"net/netip"
 	"testing"
 
 	"guywire/mesh"
@@ -42,5 +43,35 @@ func TestLossyLinksAreDegraded(t *testing.T) {
 	}
 	if _, bad := v.linkFinding(core.LinkView{Record: record, LossIn: 1}); bad {
 		t.Error("a link that has no tunnel loses")
+	}
+}
+
+// What join and ping say of ways is what docs/cli.md shows.
+func TestWaysInWords(t *testing.T) {
+	addr, seen := netip.MustParseAddr("10.0.0.9"), netip.MustParseAddrPort("198.18.9.9:40211")
+	for _, tt := range []struct {
+		uplink api.Uplink
+		want   string
+	}{
+		{api.Uplink{Name: "fibre", Interface: "eth0", NAT: "none", Addrs: []netip.Addr{addr}}, "uplink fibre (eth0): public, 10.0.0.9"},
+		{api.Uplink{Name: "lte", Interface: "wwan0", NAT: "symmetric", Addrs: []netip.Addr{addr}, Reflexive: []netip.AddrPort{seen}}, "uplink lte (wwan0): behind symmetric NAT, seen as 198.18.9.9"},
+		{api.Uplink{Name: "lte", Interface: "wwan0", NAT: "unknown"}, "uplink lte (wwan0): NAT unknown"},
+		{api.Uplink{Name: "lte", Interface: "wwan0", NAT: "blocked", Addrs: []netip.Addr{addr}}, "uplink lte (wwan0): UDP blocked, 10.0.0.9"},
+	} {
+		if got := describeUplink(tt.uplink); got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+	peer := mesh.NodeID{2}
+	hop := hopAnswer{Hop: api.Hop{Peer: "two"}, Next: peer, link: mesh.LinkID{Peer: peer, Local: "fibre", Remote: "wan"}}
+	for want, got := range map[string]string{
+		"direct, fibre → wan":  hop.words(peer),
+		"via two, fibre → wan": hop.words(mesh.NodeID{3}),
+		"this node":            hopAnswer{Here: true}.words(peer),
+		"no path":              hopAnswer{}.words(peer),
+	} {
+		if got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }

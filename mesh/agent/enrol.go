@@ -73,7 +73,7 @@ func (a *Agent) Join(ctx context.Context, r api.JoinRequest, report func(api.Joi
 	if err != nil {
 		return api.Enrolled{}, convert(err)
 	}
-	step(api.JoinStep{Kind: "token", Sentence: "the token is for mesh " + token.Mesh.String() + ", good until " + token.Expires.Local().Format(time.DateTime)})
+	step(api.JoinStep{Kind: "token", Sentence: fmt.Sprintf("token %s, valid until %s UTC", token.ID, token.Expires.UTC().Format("2006-01-02 15:04"))})
 	locals, err := a.locals(ctx)
 	if err != nil {
 		return api.Enrolled{}, err
@@ -88,7 +88,7 @@ func (a *Agent) Join(ctx context.Context, r api.JoinRequest, report func(api.Joi
 	err = a.enrol(ctx, func() (*control.Plane, error) {
 		return control.Join(ctx, a.control(), r.Token, request, func(what string, fields ...any) {
 			if what == "server verified" {
-				step(api.JoinStep{Kind: "server", Sentence: fmt.Sprintf("server %v holds the key that the token names", fields[1])})
+				step(api.JoinStep{Kind: "server", Sentence: fmt.Sprintf("%v answers, its key is the one in the token", fields[1])})
 			}
 		})
 	})
@@ -100,7 +100,7 @@ func (a *Agent) Join(ctx context.Context, r api.JoinRequest, report func(api.Joi
 		return api.Enrolled{}, errStopped
 	}
 	self := m.plane.State().Nodes[m.self]
-	step(api.JoinStep{Kind: "admitted", Sentence: "admitted as " + self.Name, Addrs: api.List[netip.Addr]{self.Addr4, self.Addr6}})
+	step(api.JoinStep{Kind: "admitted", Sentence: fmt.Sprintf("admitted as %s with %s and %s", self.Name, self.Addr4, self.Addr6), Addrs: api.List[netip.Addr]{self.Addr4, self.Addr6}})
 	neighbour := m.waitNeighbour(ctx, began, step)
 	e, err := a.enrolled()
 	if err == nil && neighbour.peer != "" {
@@ -205,7 +205,7 @@ func (m *member) waitNeighbour(ctx context.Context, began time.Time, step func(a
 		for _, l := range links {
 			if first.peer == "" && l.Usable {
 				first = neighbour{nodeName(m.plane.State(), l.Record.Link.Peer), time.Since(began)}
-				step(api.JoinStep{Kind: "link", Peer: first.peer, Sentence: fmt.Sprintf("link to %s is up, round trip %s", first.peer, l.RTT.Round(100*time.Microsecond))})
+				step(api.JoinStep{Kind: "link", Peer: first.peer, Sentence: fmt.Sprintf("first neighbour: %s over %s, %.1f ms", first.peer, flow(l.Record.Link), api.Millis(l.RTT))})
 			}
 		}
 		waited := time.Since(began) - first.after
