@@ -55,12 +55,6 @@ func (n *NAT) UnmarshalText(b []byte) error {
 	return nil
 }
 
-// Translated reports whether the outside sees another address or port than
-// the socket has.
-func (n NAT) Translated() bool {
-	return n == NATEasy || n == NATEasyPortChanged || n == NATSymmetric
-}
-
 // A Reflexion is one STUN server's answer: how it saw a socket of ours.
 type Reflexion struct {
 	Server netip.AddrPort

@@ -16,9 +16,6 @@ type Signed struct {
 	Signature []byte `json:"signature"`
 }
 
-// MaxSigned bounds the encoding of one Signed.
-const MaxSigned = 2 + MaxFacts + ed25519.SignatureSize
-
 // IsZero reports whether s says nothing.
 func (s Signed) IsZero() bool { return len(s.Body) == 0 }
 

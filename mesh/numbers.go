@@ -45,8 +45,6 @@ const (
 	LogNode     = "node"     // name or id of another node
 	LogLink     = "link"     // LinkID
 	LogUplink   = "uplink"   // name of a local uplink
-	LogDevice   = "device"   // kernel device
-	LogPrefix   = "prefix"   // route destination
 	LogEndpoint = "endpoint" // underlay address:port
 	LogRevision = "revision" // of the desired kernel state
 	LogIndex    = "index"    // of the Raft log

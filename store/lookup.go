@@ -39,19 +39,6 @@ func (s *State) Owner(addr netip.Addr) (Node, bool) {
 	return owner, longest >= 0
 }
 
-// Granted reports whether the node may originate exactly this prefix: it is
-// granted to it, or it is one of its addresses as a host prefix.
-func (s *State) Granted(id mesh.NodeID, p netip.Prefix) bool {
-	n, live := s.Nodes[id]
-	if !live || !p.IsValid() {
-		return false
-	}
-	if p.IsSingleIP() && (p.Addr() == n.Addr4 || p.Addr() == n.Addr6) {
-		return true
-	}
-	return slices.Contains(n.Prefixes, p)
-}
-
 // ids are the live nodes in a fixed order, for everything whose order shows.
 func (s *State) ids() []mesh.NodeID {
 	return slices.SortedFunc(maps.Keys(s.Nodes), mesh.NodeID.Compare)

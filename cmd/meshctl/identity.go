@@ -49,8 +49,8 @@ func withPort(host string) string {
 	return net.JoinHostPort(host, strconv.Itoa(mesh.ControlPort))
 }
 
-// dialFirst connects to the first server that answers and belongs to the mesh of
-// the key.
+// dialFirst connects to all servers side by side and keeps the first that answers
+// and belongs to the mesh of the key: a silent one costs no time.
 func dialFirst(ctx context.Context, key *keyring.Credential, servers []string) (net.Conn, error) {
 	shown, err := transport.SelfSigned(key.Signer(), time.Now())
 	if err != nil {
@@ -60,13 +60,44 @@ func dialFirst(ctx context.Context, key *keyring.Credential, servers []string) (
 		Certificate: func() *tls.Certificate { return shown },
 		Pins:        func() [][32]byte { return key.Pins },
 	}}
-	var failed []error
+	return firstOf(ctx, servers, func(ctx context.Context, server string) (net.Conn, error) {
+		return d.DialAddr(ctx, server, transport.API)
+	})
+}
+
+// firstOf gives the first connection that dial makes, and ends the others.
+func firstOf(ctx context.Context, servers []string, dial func(ctx context.Context, server string) (net.Conn, error)) (net.Conn, error) {
+	type outcome struct {
+		conn net.Conn
+		err  error
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	outcomes := make(chan outcome, len(servers)) // room for all: nobody waits for a reader
 	for _, s := range servers {
-		conn, err := d.DialAddr(ctx, s, transport.API)
-		if err == nil {
-			return conn, nil
+		go func() {
+			conn, err := dial(ctx, s)
+			if err != nil {
+				err = fmt.Errorf("%s: %w", s, err)
+			}
+			outcomes <- outcome{conn, err}
+		}()
+	}
+	var failed []error
+	for left := len(servers); left > 0; left-- {
+		o := <-outcomes
+		if o.err != nil {
+			failed = append(failed, o.err)
+			continue
 		}
-		failed = append(failed, fmt.Errorf("%s: %w", s, err))
+		go func() {
+			for range left - 1 {
+				if late := <-outcomes; late.err == nil {
+					_ = late.conn.Close()
+				}
+			}
+		}()
+		return o.conn, nil
 	}
 	return nil, errors.Join(failed...)
 }

@@ -47,7 +47,7 @@ func (a *app) joinCommand() *cobra.Command {
 		},
 	})
 	c.Flags().StringVar(&file, "file", "", "file that holds the token")
-	c.Flags().StringVar(&r.Name, "name", "", "name of this node (default: the token's, configured, else the host name)")
+	c.Flags().StringVar(&r.Name, "name", "", "name of this node (default: configured, else the host name)")
 	c.Flags().StringArrayVar(&prefixes, "prefix", nil, "network behind this node; may be repeated")
 	return c
 }

@@ -41,8 +41,10 @@ func (a *app) operatorCreateCommand() *cobra.Command {
 			if file == "" {
 				file = args[0] + ".key"
 			}
-			if ttl < 0 || ttl > api.MaxOperatorTTL {
-				return &usageError{fmt.Errorf("an operator can be accepted for up to %s", api.MaxOperatorTTL)}
+			if c.Flags().Changed("ttl") && ttl != 0 {
+				if err := within("ttl", ttl, time.Second, api.MaxOperatorTTL); err != nil {
+					return err
+				}
 			}
 			client, err := a.dial()
 			if err != nil {

@@ -18,6 +18,14 @@ func (a *app) pingCommand() *cobra.Command {
 		Short: "probe a node through the mesh, and show the path of each probe",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if q.Count < 0 || q.Count > api.MaxPings {
+				return &usageError{fmt.Errorf("--count is %d but must be 0 to %d", q.Count, api.MaxPings)}
+			}
+			for flag, d := range map[string]time.Duration{"interval": interval, "timeout": timeout} {
+				if err := within(flag, d, api.MinPingMs*time.Millisecond, api.MaxPingMs*time.Millisecond); err != nil {
+					return err
+				}
+			}
 			q.Node, q.IntervalMs, q.TimeoutMs = args[0], api.Millis(interval), api.Millis(timeout)
 			client, err := a.dial()
 			if err != nil {

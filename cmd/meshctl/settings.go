@@ -23,6 +23,9 @@ func (a *app) settingsCommand() *cobra.Command {
 				r.Voters = &voters
 			}
 			if c.Flags().Changed("cache-max-age") {
+				if cacheAge < 0 {
+					return &usageError{fmt.Errorf("--cache-max-age is %s but must be 1h or more, or 0", plainly(cacheAge))}
+				}
 				r.CacheMaxAgeMs = new(api.Millis(cacheAge))
 			}
 			return listing(a, func(ctx context.Context, client *api.Client) (api.Settings, error) {

@@ -29,11 +29,11 @@ func (a *app) tokenCreateCommand() *cobra.Command {
 		Short: "make a token; it is shown once, alone on standard output",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) (err error) {
-			if ttl < time.Second || ttl > api.MaxTokenTTL {
-				return &usageError{fmt.Errorf("a token can be valid for 1s to %s", api.MaxTokenTTL)}
+			if err := within("ttl", ttl, time.Second, api.MaxTokenTTL); err != nil {
+				return err
 			}
-			if r.Uses < 1 {
-				return &usageError{fmt.Errorf("a token needs at least one use")}
+			if r.Uses < 1 || r.Uses > api.MaxTokenUses {
+				return &usageError{fmt.Errorf("--uses is %d but must be 1 to %d", r.Uses, api.MaxTokenUses)}
 			}
 			if slices.Equal(prefixes, []string{anyPrefix}) {
 				r.AnyPrefix = true
@@ -62,7 +62,11 @@ func (a *app) tokenCreateCommand() *cobra.Command {
 			if !r.AnyPrefix && len(r.Prefixes) == 0 {
 				sayTo(a.err, "A node that has networks behind it needs a token that allows them: --prefix NETWORK, or --prefix any.\n")
 			}
-			sayTo(a.err, "On the new node: meshctl join, and paste it.\n")
+			join := "meshctl join"
+			if t.Token.Name != "" {
+				join += " --name " + t.Token.Name // else it comes by the name of its host and is refused
+			}
+			sayTo(a.err, "On the new node: %s, and paste it.\n", join)
 			return nil
 		},
 	})

@@ -179,6 +179,26 @@ func orUnknown(s string) string {
 	return s
 }
 
+// within judges a duration in a flag.
+func within(flag string, d, least, most time.Duration) error {
+	if d < least || d > most {
+		return &usageError{fmt.Errorf("--%s is %s but must be %s to %s", flag, plainly(d), plainly(least), plainly(most))}
+	}
+	return nil
+}
+
+// plainly gives a duration as people write it in a flag: 720h, not 720h0m0s.
+func plainly(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
 // prefixFlag parses a repeated --prefix.
 func prefixFlag(list []string) ([]netip.Prefix, error) {
 	var prefixes []netip.Prefix

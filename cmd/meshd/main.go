@@ -46,7 +46,7 @@ func root() *cobra.Command {
 		Long: "meshd runs on every site server. Without a mesh it waits on its socket for\n" +
 			"meshctl init or meshctl join. It ends on SIGTERM and leaves tunnels and routes\n" +
 			"in place, so that a restart loses no packet; meshd teardown removes them.",
-		Args:          cobra.NoArgs,
+		Args:          noArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Version:       api.BuildVersion().String(),
@@ -67,12 +67,24 @@ func root() *cobra.Command {
 		},
 	}
 	cmd.SetVersionTemplate("{{.Version}}\n")
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
 	cmd.CompletionOptions.DisableDefaultCmd = true
 	cmd.PersistentFlags().StringVarP(&file, "config", "c", defaultConfig, "configuration file; the default one may be missing")
 	cmd.Flags().BoolVar(&check, "check", false, "read the configuration, say what is wrong with it, and end")
 	cmd.Flags().BoolVar(&example, "example", false, "print a minimal configuration file")
 	cmd.AddCommand(dataplaneCommand(), teardownCommand(&file))
 	return cmd
+}
+
+// usage makes a wrong command line a configuration that cannot be used: a
+// supervisor must not start it again and again.
+func usage(err error) error { return &configError{fmt.Errorf("%w; see meshd --help", err)} }
+
+func noArgs(cmd *cobra.Command, args []string) error {
+	if err := cobra.NoArgs(cmd, args); err != nil {
+		return usage(err)
+	}
+	return nil
 }
 
 // load reads the configuration; a missing default file is an empty one.
@@ -167,7 +179,7 @@ func dataplaneCommand() *cobra.Command {
 		Long: "meshd dataplane is started by the agent, or by a service unit of its own, where\n" +
 			"the kernel has no WireGuard. It serves the standard WireGuard control sockets.\n" +
 			"It outlives the agent, so that restarting the agent loses no packet.",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 			c.Version = api.BuildVersion().Version
@@ -186,7 +198,7 @@ func teardownCommand(file *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "teardown",
 		Short: "Remove tunnels, routes, rules and filter of a stopped agent from the kernel",
-		Args:  cobra.NoArgs,
+		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := load(*file, cmd.Flags().Changed("config"))
 			if err != nil {

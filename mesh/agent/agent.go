@@ -62,7 +62,7 @@ type running struct {
 func New(o Options) (*Agent, error) {
 	a := &Agent{
 		config: o.Config, log: o.Log, version: o.Version, outside: o.Outside,
-		started: time.Now(), journal: newJournal(),
+		started: time.Now(), journal: newJournal(time.Now()),
 	}
 	a.api = api.NewServer(a, a.log)
 	var err error

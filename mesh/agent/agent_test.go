@@ -72,45 +72,62 @@ func TestUplinksKeepTheirSlots(t *testing.T) {
 }
 
 func TestJournal(t *testing.T) {
-	j := newJournal()
-	collect := func(since uint64) (out []uint64) {
+	began := time.UnixMilli(1000)
+	j := newJournal(began)
+	collect := func(j *journal, since uint64) (out []uint64) {
 		_ = j.follow(t.Context(), since, false, func(e api.Event) error {
 			out = append(out, e.Index)
 			return nil
 		})
 		return out
 	}
-	if got := collect(0); len(got) > 0 {
+	if got := collect(j, 0); len(got) > 0 {
 		t.Errorf("an empty journal gives %v", got)
 	}
 	for range 3 {
 		j.add(api.Event{Kind: "x"})
 	}
-	if got := fmt.Sprint(collect(1)); got != "[2 3]" {
-		t.Errorf("after 1: %s", got)
+	for since, want := range map[uint64]string{
+		0: "[1001 1002 1003]", 41: "[1001 1002 1003]", 1000: "[1001 1002 1003]", 1001: "[1002 1003]", 1003: "[]",
+		9999: "[1001 1002 1003]", // of a life whose clock was ahead
+	} {
+		if got := fmt.Sprint(collect(j, since)); got != want {
+			t.Errorf("after %d: %s, want %s", since, got, want)
+		}
 	}
-	if got := fmt.Sprint(collect(99)); got != "[1 2 3]" {
-		t.Errorf("after an index of an earlier life: %s", got)
+
+	// A follower of this life misses nothing of the next, which has more events by then.
+	next := newJournal(began.Add(time.Second))
+	for range 5 {
+		next.add(api.Event{Kind: "x"})
 	}
+	if got := collect(next, 1003); fmt.Sprint(got) != "[2001 2002 2003 2004 2005]" {
+		t.Errorf("after a restart: %v", got)
+	}
+
 	for range eventLog {
 		j.add(api.Event{Kind: "x"})
 	}
-	first := api.Event{}
-	_ = j.follow(t.Context(), 1, false, func(e api.Event) error {
-		first = e
-		return errors.New("enough")
-	})
-	if first.Kind != "gap" {
-		t.Errorf("forgotten events are not told of: %+v", first)
+	kept := uint64(len(j.events))
+	if kept > eventLog {
+		t.Errorf("%d events are kept", kept)
 	}
-	if len(j.events) > eventLog {
-		t.Errorf("%d events are kept", len(j.events))
+	for since, seen := range map[uint64]uint64{0: 0, 999: 0, 1002: 2} {
+		first := api.Event{}
+		_ = j.follow(t.Context(), since, false, func(e api.Event) error {
+			first = e
+			return errors.New("enough")
+		})
+		want := fmt.Sprintf("%d earlier events are forgotten", eventLog+3-kept-seen)
+		if first.Kind != "gap" || first.Sentence != want || first.Index != j.last-kept {
+			t.Errorf("after %d: %+v, want %q", since, first, want)
+		}
 	}
 }
 
 func TestJournalFollows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		j := newJournal()
+		j := newJournal(time.UnixMilli(0))
 		ctx, cancel := context.WithCancel(t.Context())
 		var got []uint64
 		ended := make(chan error, 1)
@@ -174,6 +191,29 @@ func TestErrorsKeepTheirCodes(t *testing.T) {
 		e, ok := errors.AsType[*api.Error](convert(c.err))
 		if !ok || e.Code != c.want {
 			t.Errorf("%v became %+v, want code %s", c.err, e, c.want)
+		}
+	}
+}
+
+// The next step of a refusal is told as such, and nothing else is cut.
+func TestErrorsKeepTheirAdvice(t *testing.T) {
+	used := &control.Error{Code: store.CodeTokenUsed, Message: "token k7m2 has been used; ask for a new one: meshctl token create"}
+	for _, c := range []struct {
+		err                error
+		sentence, nextStep string
+	}{
+		{&store.Refusal{Code: store.CodeNameTaken, Message: "the name a is taken; choose another with --name, or revoke it"}, "the name a is taken", "choose another with --name, or revoke it"},
+		{&store.Refusal{Code: store.CodeForbidden, Message: "no"}, "no", ""},
+		{fmt.Errorf("server x refuses: %w", used), "server x refuses: token k7m2 has been used", "ask for a new one: meshctl token create"},
+		{errors.Join(errors.New("server x is silent"), used), "server x is silent; token k7m2 has been used", "ask for a new one: meshctl token create"},
+		{errors.Join(used, errors.New("server x is silent")), "token k7m2 has been used; ask for a new one: meshctl token create; server x is silent", ""},
+		{fmt.Errorf("read: %w", control.ErrLeaderSeen), "read: the mesh has a leader and needs no recovery", "see meshctl raft status"},
+		{fmt.Errorf("remove it: %w; left are: a", context.DeadlineExceeded), "remove it: context deadline exceeded; left are: a", ""},
+		{errors.New("surprise; and more"), "surprise; and more", ""},
+	} {
+		e, ok := errors.AsType[*api.Error](convert(c.err))
+		if !ok || e.Message != c.sentence || e.Next != c.nextStep {
+			t.Errorf("%v became %+v", c.err, e)
 		}
 	}
 }

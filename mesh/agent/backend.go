@@ -16,18 +16,37 @@ import (
 	"guywire/mesh/api"
 	"guywire/mesh/control"
 	"guywire/mesh/core"
+	"guywire/mesh/kernel"
 	"guywire/mesh/link"
 	"guywire/store"
 )
 
 // stateWords are the verdicts as people see them. A link whose far end has no
-// agent now works, with less than it should have.
+// agent now works, with less than it should have; so does one that is up and
+// loses much, see verdict.
 var stateWords = map[link.State]api.LinkState{
 	link.Probing:  api.LinkProbing,
 	link.Up:       api.LinkUp,
 	link.Suspect:  api.LinkSuspect,
 	link.Headless: api.LinkDegraded,
 	link.Down:     api.LinkDown,
+}
+
+// verdict is the state of a link that has a tunnel, and why, as people see it.
+func verdict(l core.LinkView) (state api.LinkState, why string) {
+	if l.State != link.Up || max(l.LossIn, l.LossOut) <= lossLimit {
+		return stateWords[l.State], l.Reason
+	}
+	var lost []string
+	for _, d := range []struct {
+		share float64
+		where string
+	}{{l.LossOut, "out"}, {l.LossIn, "in"}} {
+		if d.share > lossLimit {
+			lost = append(lost, fmt.Sprintf("%.1f %% %s", 100*d.share, d.where))
+		}
+	}
+	return api.LinkDegraded, fmt.Sprintf("loss %s, limit %g %%", strings.Join(lost, " and "), 100*lossLimit)
 }
 
 // A view is one consistent look at the running member.
@@ -86,7 +105,7 @@ func (a *Agent) Status(ctx context.Context) (api.Status, error) {
 	for _, l := range v.links {
 		if l.Tunnel {
 			s.Links.Total++
-			if l.Usable && l.State == link.Up {
+			if state, _ := verdict(l); l.Usable && state == api.LinkUp {
 				s.Links.Good++
 			}
 		}
@@ -118,7 +137,7 @@ func (v view) findings() []api.Finding {
 		add(api.Down, "meshctl links shows why", "No path to %s", strings.Join(lost, ", "))
 	}
 	if len(transit) > 0 {
-		add(api.OK, "", "Reached through other nodes: %s", strings.Join(transit, ", "))
+		add(api.OK, "meshctl path "+v.name(v.self)+" NODE shows the way, meshctl topology who should have links", "Reached through other nodes: %s", strings.Join(transit, ", "))
 	}
 	up := 0
 	for _, u := range v.host.Uplinks {
@@ -132,21 +151,18 @@ func (v view) findings() []api.Finding {
 		add(api.Down, "give this machine a default route", "No uplink is up")
 	}
 	for _, l := range v.links {
-		switch {
-		case l.Tunnel && l.State == link.Down:
-			add(api.Degraded, "", "Link to %s (%s → %s) is down: %s", v.name(l.Record.Link.Peer), l.Record.Link.Local, l.Record.Link.Remote, l.Reason)
-		case l.Tunnel && l.State == link.Headless:
-			add(api.Degraded, "start meshd on "+v.name(l.Record.Link.Peer), "%s forwards, but its agent does not answer", v.name(l.Record.Link.Peer))
+		if f, bad := v.linkFinding(l); bad {
+			out = append(out, f)
 		}
 	}
 	if v.control.Leader.IsZero() {
 		add(api.Degraded, "start the voters: "+strings.Join(v.voterNames(), ", "), "No leader is known: traffic and failover go on, joins and changes wait")
 	}
 	if v.control.Problem != "" {
-		add(api.Degraded, "", "This voter's log is not open: %s", v.control.Problem)
+		add(api.Degraded, "meshctl raft status shows the other voters; the log of meshd says more", "This voter's log is not open: %s", v.control.Problem)
 	}
 	if r := v.revision(); r.Error != "" {
-		add(api.Degraded, "", "The kernel is not as wanted: %s", r.Error)
+		add(api.Degraded, "remove the cause; meshd tries again by itself and at least once a minute", "The kernel is not as wanted: %s", r.Error)
 	}
 	out = append(out, truthFindings(v.state, v.control, v.plane.ClockOffset(), time.Now())...)
 	out = append(out, banFindings(v.state, v.self, v.bans.bans)...)
@@ -157,6 +173,29 @@ func (v view) findings() []api.Finding {
 		seen[f.Sentence] = true
 		return again
 	})
+}
+
+// linkFinding says what is wrong with a link.
+func (v view) linkFinding(l core.LinkView) (api.Finding, bool) {
+	if !l.Tunnel {
+		return api.Finding{}, false
+	}
+	id := l.Record.Link
+	peer := v.name(id.Peer)
+	which := fmt.Sprintf("Link to %s (%s)", peer, flow(id))
+	state, why := verdict(l)
+	switch {
+	case state == api.LinkDown:
+		return api.Finding{Level: api.Degraded, Sentence: which + " is down: " + why, Next: "meshctl links " + peer}, true
+	case l.State == link.Headless:
+		return api.Finding{Level: api.Degraded, Sentence: peer + " forwards, but its agent does not answer", Next: "start meshd on " + peer}, true
+	case state == api.LinkDegraded:
+		return api.Finding{
+			Level: api.Degraded, Sentence: which + " is degraded: " + why,
+			Next: fmt.Sprintf("check the lines of %s here and of %s at %s", id.Local, id.Remote, peer),
+		}, true
+	}
+	return api.Finding{}, false
 }
 
 func (v view) voterNames() []string {
@@ -223,25 +262,31 @@ func natWord(n discovery.NAT) string {
 	}
 }
 
+// describeUplink says what is between an uplink and the others.
 func describeUplink(u api.Uplink) string {
-	s := "uplink " + u.Name
-	if len(u.Addrs) > 0 {
-		s += " with " + u.Addrs[0].String()
+	s := fmt.Sprintf("uplink %s (%s): ", u.Name, u.Interface)
+	seen := ""
+	if len(u.Reflexive) > 0 {
+		seen = ", seen as " + u.Reflexive[0].Addr().String()
+	} else if len(u.Addrs) > 0 {
+		seen = ", " + u.Addrs[0].String()
 	}
 	switch u.NAT {
 	case "none":
-		return s + ", no NAT"
+		if len(u.Addrs) > 0 {
+			seen = ", " + u.Addrs[0].String()
+		}
+		return s + "public" + seen
 	case "unknown":
-		return s
+		return s + "NAT unknown" + seen
 	case "blocked":
-		return s + ", UDP does not pass"
+		return s + "UDP blocked" + seen
 	}
-	s += ", behind a NAT (" + u.NAT + ")"
-	if len(u.Reflexive) > 0 {
-		s += " as " + u.Reflexive[0].Addr().String()
-	}
-	return s
+	return s + "behind " + u.NAT + " NAT" + seen
 }
+
+// flow is the two uplinks of a link, as people see it.
+func flow(l mesh.LinkID) string { return l.Local + " → " + l.Remote }
 
 // Nodes implements api.Backend.
 func (a *Agent) Nodes(ctx context.Context, q api.NodesQuery) (api.Nodes, error) {
@@ -339,7 +384,7 @@ func (v view) link(l core.LinkView) api.Link {
 	if !l.Tunnel {
 		return out
 	}
-	out.State = stateWords[l.State]
+	out.State, out.Reason = verdict(l)
 	out.Device, out.LocalPort, out.Endpoint, out.MTU = r.Device, r.Port, r.Endpoint, l.MTU
 	out.TxBytes, out.RxBytes, out.Share = l.Traffic.Sent, l.Traffic.Received, 100*l.Share
 	if l.RTT > 0 {
@@ -355,13 +400,13 @@ func (a *Agent) Routes(ctx context.Context) (api.Routes, error) {
 	if err != nil {
 		return api.Routes{}, err
 	}
-	installed := v.settledInKernel()
+	missing := v.missing()
 	known := map[netip.Prefix]bool{}
 	var out api.Routes
 	for _, r := range v.routes {
 		for _, p := range r.Prefixes {
 			known[p] = true
-			out.Routes = append(out.Routes, v.route(r, p, installed))
+			out.Routes = append(out.Routes, v.route(r, p, missing))
 		}
 	}
 	for id, n := range v.state.Nodes {
@@ -379,8 +424,8 @@ func (a *Agent) Routes(ctx context.Context) (api.Routes, error) {
 	return out, nil
 }
 
-func (v view) route(r core.RouteView, p netip.Prefix, installed bool) api.Route {
-	out := api.Route{Prefix: p, Installed: installed && len(r.Carry) > 0, Why: "no neighbour is closer to it than this node"}
+func (v view) route(r core.RouteView, p netip.Prefix, missing func(objects ...string) string) api.Route {
+	out := api.Route{Prefix: p, Why: "no neighbour is closer to it than this node"}
 	for _, o := range r.Origins {
 		out.Origins = append(out.Origins, v.name(o))
 	}
@@ -395,6 +440,11 @@ func (v view) route(r core.RouteView, p netip.Prefix, installed bool) api.Route 
 		}
 		if !r.Carry[0].Sure {
 			out.Why = "the last path left; its link is suspect"
+		}
+		lack := missing(kernel.Object(kernel.PutRoute{Route: kernel.Route{Table: mesh.RouteTable, Prefix: p}}),
+			kernel.Object(kernel.PutNextHop{NextHop: kernel.NextHop{ID: r.Group}}))
+		if out.Installed = lack == ""; !out.Installed {
+			out.Why = lack
 		}
 	}
 	if len(r.Armed) > 0 {

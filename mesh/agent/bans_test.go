@@ -22,7 +22,7 @@ func memberOf(t *testing.T, p *control.Plane, config control.Config) *member {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	m := &member{
-		agent: &Agent{log: log, ring: config.Ring, dir: config.State, journal: newJournal()},
+		agent: &Agent{log: log, ring: config.Ring, dir: config.State, journal: newJournal(time.Now())},
 		log:   log, plane: p, self: p.ID(), words: make(chan struct{}, 1),
 		directory: discovery.NewDirectory(p.State().Mesh.ID, maxDirectory), bans: discovery.NewBans(),
 	}

@@ -73,7 +73,7 @@ func (a *Agent) Join(ctx context.Context, r api.JoinRequest, report func(api.Joi
 	if err != nil {
 		return api.Enrolled{}, convert(err)
 	}
-	step(api.JoinStep{Kind: "token", Sentence: "the token is for mesh " + token.Mesh.String() + ", good until " + token.Expires.Local().Format(time.DateTime)})
+	step(api.JoinStep{Kind: "token", Sentence: fmt.Sprintf("token %s, valid until %s UTC", token.ID, token.Expires.UTC().Format("2006-01-02 15:04"))})
 	locals, err := a.locals(ctx)
 	if err != nil {
 		return api.Enrolled{}, err
@@ -88,7 +88,7 @@ func (a *Agent) Join(ctx context.Context, r api.JoinRequest, report func(api.Joi
 	err = a.enrol(ctx, func() (*control.Plane, error) {
 		return control.Join(ctx, a.control(), r.Token, request, func(what string, fields ...any) {
 			if what == "server verified" {
-				step(api.JoinStep{Kind: "server", Sentence: fmt.Sprintf("server %v holds the key that the token names", fields[1])})
+				step(api.JoinStep{Kind: "server", Sentence: fmt.Sprintf("%v answers, its key is the one in the token", fields[1])})
 			}
 		})
 	})
@@ -100,7 +100,7 @@ func (a *Agent) Join(ctx context.Context, r api.JoinRequest, report func(api.Joi
 		return api.Enrolled{}, errStopped
 	}
 	self := m.plane.State().Nodes[m.self]
-	step(api.JoinStep{Kind: "admitted", Sentence: "admitted as " + self.Name, Addrs: api.List[netip.Addr]{self.Addr4, self.Addr6}})
+	step(api.JoinStep{Kind: "admitted", Sentence: fmt.Sprintf("admitted as %s with %s and %s", self.Name, self.Addr4, self.Addr6), Addrs: api.List[netip.Addr]{self.Addr4, self.Addr6}})
 	neighbour := m.waitNeighbour(ctx, began, step)
 	e, err := a.enrolled()
 	if err == nil && neighbour.peer != "" {
@@ -205,7 +205,7 @@ func (m *member) waitNeighbour(ctx context.Context, began time.Time, step func(a
 		for _, l := range links {
 			if first.peer == "" && l.Usable {
 				first = neighbour{nodeName(m.plane.State(), l.Record.Link.Peer), time.Since(began)}
-				step(api.JoinStep{Kind: "link", Peer: first.peer, Sentence: fmt.Sprintf("link to %s is up, round trip %s", first.peer, l.RTT.Round(100*time.Microsecond))})
+				step(api.JoinStep{Kind: "link", Peer: first.peer, Sentence: fmt.Sprintf("first neighbour: %s over %s, %.1f ms", first.peer, flow(l.Record.Link), api.Millis(l.RTT))})
 			}
 		}
 		waited := time.Since(began) - first.after
@@ -351,12 +351,12 @@ func convert(err error) error {
 	if e, ok := errors.AsType[*api.Error](err); ok {
 		return e
 	}
-	code := api.CodeInternal
+	code, advised := api.CodeInternal, false
 	if r, ok := errors.AsType[*store.Refusal](err); ok {
-		code = api.Code(r.Code)
+		code, advised = api.Code(r.Code), true
 	}
 	if e, ok := errors.AsType[*control.Error](err); ok {
-		code = refusedBy(e)
+		code, advised = refusedBy(e), true
 	}
 	for _, c := range []struct {
 		is   error
@@ -380,18 +380,30 @@ func convert(err error) error {
 		{context.DeadlineExceeded, api.CodeTimeout},
 	} {
 		if code == api.CodeInternal && errors.Is(err, c.is) {
-			code = c.code
+			code, advised = c.code, strings.Contains(c.is.Error(), "; ")
 		}
 	}
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" && code == api.CodeInternal {
 		code = api.CodeUnreachable
 	}
-	sentence := strings.ReplaceAll(strings.TrimSuffix(err.Error(), "."), "\n", "; ") // of several servers
-	next := ""
-	if errors.Is(err, control.ErrMayBeMember) {
+	sentence, next := strings.TrimSuffix(err.Error(), "."), ""
+	switch {
+	case errors.Is(err, control.ErrMayBeMember):
 		next = "run meshctl join here again with the same token: it goes on where this one ended"
+	case advised:
+		sentence, next = cutAdvice(sentence)
 	}
-	return api.Errorf(code, next, "%s", sentence)
+	return api.Errorf(code, next, "%s", strings.ReplaceAll(sentence, "\n", "; ")) // of several servers
+}
+
+// cutAdvice parts what is wrong from what to do next, as refusals put it; of
+// several servers it is the last one's.
+func cutAdvice(s string) (sentence, next string) {
+	i := strings.LastIndex(s, "; ")
+	if i < 0 || i < strings.LastIndex(s, "\n") {
+		return s, ""
+	}
+	return s[:i], s[i+len("; "):]
 }
 
 // refusedBy is the code for what another node answered.

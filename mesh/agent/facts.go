@@ -43,11 +43,12 @@ func (m *member) heard(s discovery.Signed) {
 		m.outdo(s, serial)
 		return
 	}
-	member, ok := m.standing.Load().state.Nodes[node]
+	m.mu.Lock()
+	member, ok := m.standing.Load().state.Nodes[node] // under the lock, or it may come back after renew
 	if !ok {
+		m.mu.Unlock()
 		return // not, or not yet, in the log: it will be said again
 	}
-	m.mu.Lock()
 	changed, err := m.directory.Merge(time.Now(), s, member.Identity)
 	facts, _ := m.directory.Get(node)
 	m.newFacts = m.newFacts || changed
@@ -59,6 +60,28 @@ func (m *member) heard(s discovery.Signed) {
 		m.spread(s)
 		m.post(core.FactsChanged{Facts: facts})
 	}
+}
+
+// renew forgets who is gone from one state to another, and gives what is known
+// of those who came: the core keeps facts about the rest.
+func (m *member) renew(before, now *store.State) (came []discovery.Facts) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id := range now.Removed {
+		if _, long := before.Removed[id]; !long {
+			m.directory.Remove(id)
+			m.forget(discovery.Subject{Node: id})
+		}
+	}
+	for id := range now.Nodes {
+		if _, was := before.Nodes[id]; was {
+			continue
+		}
+		if f, known := m.directory.Get(id); known {
+			came = append(came, f)
+		}
+	}
+	return came
 }
 
 // outdo speaks newer than our own words from a life in which the clock was

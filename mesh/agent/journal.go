@@ -12,13 +12,21 @@ import (
 
 // A journal remembers the last events of this node, for meshctl events.
 type journal struct {
+	base uint64 // index before the first event of this life
+
 	mu     sync.Mutex // guards the rest
 	events []api.Event
 	last   uint64
 	grown  chan struct{} // closed and replaced at each addition
 }
 
-func newJournal() *journal { return &journal{grown: make(chan struct{})} }
+// newJournal makes the journal of a life that begins now. Indexes begin at the
+// clock, in milliseconds since 1970, so that they rise from one life to the
+// next: a follower that comes back after a restart goes on with what is new.
+func newJournal(now time.Time) *journal {
+	base := uint64(max(now.UnixMilli(), 0))
+	return &journal{base: base, last: base, grown: make(chan struct{})}
+}
 
 func (j *journal) add(e api.Event) {
 	j.mu.Lock()
@@ -50,8 +58,8 @@ func (j *journal) newest() *api.Event {
 func (j *journal) after(since uint64) (events []api.Event, grown <-chan struct{}) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if since > j.last {
-		since = 0 // of an earlier life
+	if since < j.base || since > j.last {
+		since = j.base // of an earlier life, whose clock may have been ahead
 	}
 	first := j.last - uint64(len(j.events)) // index before the oldest
 	if since < first {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,6 +22,7 @@ func (m *member) newReconciler() *reconcile.Reconciler {
 	return reconcile.New(reconcile.Backends(m.kernel.Backends), reconcile.Options{
 		Report: func(r reconcile.Report) {
 			m.devices.look()
+			m.worked.Store(r.Revision)
 			if r.Done {
 				m.applied.Store(r.Revision)
 			}
@@ -64,6 +66,42 @@ func (m *member) revision() api.Revision {
 // settledInKernel reports whether a complete desired state has been reached.
 func (m *member) settledInKernel() bool {
 	return m.applied.Load() > 0 && m.applied.Load() >= m.completeAt.Load() && m.completeAt.Load() > 0
+}
+
+// missing says why something of the desired state is not in the kernel as wanted,
+// by the kernel.Object names of all that it is made of; "": it is there.
+func (m *member) missing() func(objects ...string) string {
+	worked := m.worked.Load() // before the status, which may be newer then and not older
+	st, first := m.reconciler.Status(), m.completeAt.Load()
+	return func(objects ...string) string {
+		if first == 0 || worked < first {
+			return "the first complete set of routes is not in the kernel yet"
+		}
+		return missing(st, worked, objects)
+	}
+}
+
+// missing is for a status of which revision worked is the newest that was worked on.
+func missing(st reconcile.Status, worked uint64, objects []string) string {
+	for _, o := range st.Objects {
+		if !slices.Contains(objects, o.Name) {
+			continue
+		}
+		switch {
+		case o.Error != "":
+			return o.Op + ": " + o.Error
+		case o.Needs != "":
+			return o.Op + ": it waits for " + o.Needs
+		}
+		return o.Op + ": it was not tried yet"
+	}
+	switch unlisted := st.Pending - len(st.Objects); {
+	case worked < st.Wanted:
+		return fmt.Sprintf("revision %d is not in the kernel yet", st.Wanted)
+	case unlisted > 0:
+		return fmt.Sprintf("%d objects are not in the kernel yet, and it may be among them", unlisted)
+	}
+	return ""
 }
 
 // Unload removes everything of ours from the kernel and ends the data plane.

@@ -38,4 +38,7 @@ const (
 	teardownPatience = 20 * time.Second
 	// maxHops bounds a path query.
 	maxHops = 32
+	// lossLimit is the share of lost probes, in either direction, above which a
+	// link that is up counts as degraded.
+	lossLimit = 0.02
 )

@@ -23,6 +23,7 @@ import (
 	"guywire/mesh/reconcile"
 	"guywire/mesh/rendezvous"
 	"guywire/routing/topology/coordinate"
+	"guywire/store"
 	"guywire/store/cache"
 )
 
@@ -62,6 +63,7 @@ type member struct {
 	flooded     atomic.Pointer[[][]byte] // announcements, for repair by gossip
 	standing    atomic.Pointer[standing] // whom this node deals with
 	applied     atomic.Uint64            // newest revision that is wholly in the kernel
+	worked      atomic.Uint64            // newest revision that the reconciler worked on
 	completeAt  atomic.Uint64            // first complete revision
 	wanted      atomic.Uint64
 	countEvery  atomic.Int64 // time between two readings of the devices' counters
@@ -160,11 +162,9 @@ func (m *member) run(ctx context.Context, stop context.CancelFunc) error {
 	if host, err := m.observe(ctx); err == nil {
 		first = append(first, core.HostChanged{Host: host})
 	}
-	m.mu.Lock()
-	for _, f := range m.directory.All() {
+	for _, f := range m.renew(&store.State{}, m.standing.Load().state) {
 		first = append(first, core.FactsChanged{Facts: f})
 	}
-	m.mu.Unlock()
 	for _, ev := range first {
 		m.step(ev)
 	}
@@ -222,7 +222,7 @@ func (m *member) close() {
 
 // followState feeds newer states of the log, and what operators say ahead of it.
 func (m *member) followState(ctx context.Context) error {
-	for {
+	for before := m.standing.Load().state; ; {
 		select {
 		case <-m.plane.Updates():
 		case <-m.words:
@@ -230,19 +230,13 @@ func (m *member) followState(ctx context.Context) error {
 			return nil
 		}
 		now := m.weigh()
-		m.mu.Lock()
-		for id := range now.state.Removed {
-			m.directory.Remove(id)
-			m.forget(discovery.Subject{Node: id})
-		}
-		known := m.directory.All()
-		m.mu.Unlock()
 		if m.plane.Expired() {
 			continue
 		}
+		facts := m.renew(before, now.state)
+		before = now.state
 		m.post(now.event())
-		for _, f := range known {
-			// Facts about a new member may have come before its record.
+		for _, f := range facts {
 			m.post(core.FactsChanged{Facts: f})
 		}
 		m.publish() // our control addresses may have been found reachable

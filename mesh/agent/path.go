@@ -23,6 +23,8 @@ type hopAnswer struct {
 	Hop  api.Hop     `json:"hop"`
 	Next mesh.NodeID `json:"next,omitzero"` // zero: the packet leaves the mesh here
 	Here bool        `json:"here"`          // it is delivered at this node's site
+
+	link mesh.LinkID // to Next; not told to others
 }
 
 // Path implements api.Backend: it asks node by node what the real kernel tables do.
@@ -121,7 +123,8 @@ func (m *member) hop(ctx context.Context, to netip.Addr) (hopAnswer, error) {
 	v := view{running: &running{member: m}, state: state}
 	for _, l := range links {
 		if l.Tunnel && l.Record.Device == kernel.Device {
-			out.Next = l.Record.Link.Peer
+			out.link = l.Record.Link
+			out.Next = out.link.Peer
 			out.Hop.Peer, out.Hop.Device = v.name(out.Next), kernel.Device
 			if l.RTT > 0 {
 				out.Hop.RTTMs = new(api.Millis(l.RTT))
@@ -200,7 +203,7 @@ func (a *Agent) Ping(ctx context.Context, q api.PingQuery, emit func(api.PingRep
 		case err == nil:
 			reply.Answered, reply.RTTMs = true, new(api.Millis(rtt))
 		case errors.Is(err, context.DeadlineExceeded):
-			reply.Reason = "no answer within " + timeout.String()
+			reply.Reason = fmt.Sprintf("no answer in %g s", timeout.Seconds())
 		default:
 			reply.Reason = err.Error()
 		}
@@ -226,17 +229,21 @@ func (m *member) describePath(ctx context.Context, to netip.Addr) string {
 	if err != nil {
 		return ""
 	}
-	if hop.Here {
-		return "this node"
-	}
-	if hop.Next.IsZero() {
-		return "no path"
-	}
 	owner, _ := m.plane.State().Owner(to)
-	if owner.ID == hop.Next {
-		return "direct, " + hop.Hop.Device
+	return hop.words(owner.ID)
+}
+
+// words say how a packet to a node would leave.
+func (h hopAnswer) words(to mesh.NodeID) string {
+	switch {
+	case h.Here:
+		return "this node"
+	case h.Next.IsZero():
+		return "no path"
+	case h.Next == to:
+		return "direct, " + flow(h.link)
 	}
-	return "via " + hop.Hop.Peer + ", " + hop.Hop.Device
+	return "via " + h.Hop.Peer + ", " + flow(h.link)
 }
 
 func milliseconds(ms float64, otherwise time.Duration) time.Duration {

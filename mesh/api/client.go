@@ -353,9 +353,17 @@ func (c *Client) open(ctx context.Context, method, path string, request any) (io
 		return nil, c.explain(ctx, err)
 	}
 	if json.Unmarshal(b, &e) != nil || e.Code == "" {
-		return nil, fmt.Errorf("what serves %s is not meshd: it answered %s", c.socket, resp.Status)
+		return nil, fmt.Errorf("what answers %s is not meshd: it says %s", c.where(), resp.Status)
 	}
 	return nil, &e
+}
+
+// where says where the daemon should be.
+func (c *Client) where() string {
+	if c.socket == "" {
+		return "there"
+	}
+	return "on " + c.socket
 }
 
 // explain turns an error of the transport into one for people.
@@ -369,7 +377,7 @@ func (c *Client) explain(ctx context.Context, err error) error {
 		if why, ok := errors.AsType[*unreached](err); ok {
 			return Errorf(CodeUnreachable, "name another node: --server HOST", "No node answers: %s", strings.ReplaceAll(why.Error(), "\n", "; "))
 		}
-		return ErrBroken
+		return errors.Join(Errorf(CodeUnreachable, "ask again, or name another node: --server HOST", "The connection to the node broke off"), ErrBroken)
 	case errors.Is(err, fs.ErrNotExist):
 		return Errorf(CodeNotRunning, "start it with: meshd --config /etc/guywire/meshd.yaml",
 			"meshd is not running here (no socket %s)", c.socket)

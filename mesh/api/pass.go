@@ -18,7 +18,7 @@ const onHeader = "Guywire-On"
 // at the socket here: guard has looked at what that one may do.
 func (s *Server) pass(w http.ResponseWriter, r *http.Request, node string) error {
 	if err := mesh.CheckName(node); err != nil { // an id is one, too
-		return Errorf(CodeInvalid, "", "The request is not valid: %v", err)
+		return notValid(err)
 	}
 	conn, err := s.backend.DialNode(r.Context(), node)
 	if err != nil {

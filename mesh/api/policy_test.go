@@ -153,3 +153,18 @@ func TestRightEndsByTheClock(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Which ages of a cache are good is for the log to say: one judge, one sentence.
+func TestCacheAgesAreNotJudgedTwice(t *testing.T) {
+	b := apitest.New()
+	c := api.Dial(apitest.Serve(t, b))
+	defer c.Close()
+	for _, age := range []float64{0, 1, api.Millis(20 * 365 * 24 * time.Hour)} {
+		if _, err := c.SetSettings(t.Context(), api.SettingsRequest{CacheMaxAgeMs: &age}); err != nil {
+			t.Errorf("%g ms: %v", age, err)
+		}
+	}
+	if calls := b.Calls(); len(calls) != 3 {
+		t.Errorf("the backend was asked: %v", calls)
+	}
+}

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"guywire/mesh"
 )
@@ -39,9 +40,13 @@ func decode[Q any](r *http.Request) (Q, error) {
 		}
 	}
 	if err != nil {
-		return q, Errorf(CodeInvalid, "", "The request is not valid: %v", err)
+		return q, notValid(err)
 	}
 	return q, nil
+}
+
+func notValid(why error) *Error {
+	return Errorf(CodeInvalid, "see meshctl --help, or /v1/openapi.json for programs", "The request is not valid: %v", why)
 }
 
 // decodeBody reads one JSON object, or nothing at all, into q.
@@ -410,8 +415,8 @@ func (r SettingsRequest) check() error {
 	if r.Voters != nil && !slices.Contains([]int{0, 1, 3, 5}, *r.Voters) {
 		return fmt.Errorf("%d voters are not 0, 1, 3 or 5", *r.Voters)
 	}
-	if r.CacheMaxAgeMs != nil {
-		return checkMillis("cache_max_age_ms", *r.CacheMaxAgeMs, 1000, Millis(MaxOperatorTTL))
+	if r.CacheMaxAgeMs != nil { // the log knows which ages are good, once it is one
+		return checkMillis("cache_max_age_ms", *r.CacheMaxAgeMs, 1, Millis(math.MaxInt64-time.Second))
 	}
 	return nil
 }

@@ -83,7 +83,7 @@ func routes() []route {
 			}),
 		call("POST", "/v1/topology/pairs", Change, "Pin pairs of nodes, forbid them, or take that back",
 			func(s *Server, ctx context.Context, r PairsRequest) (Done, error) { return s.backend.SetPairs(ctx, r) }),
-		call("POST", "/v1/node", Change, "Set transit, cap and tags of a node",
+		call("POST", "/v1/node", Change, "Set transit, cap, tags, site and roles of a node",
 			func(s *Server, ctx context.Context, r NodeRequest) (Done, error) { return s.backend.SetNode(ctx, r) }),
 		call("GET", "/v1/drains", Read, "What is drained, and what this node still sends over it",
 			func(s *Server, ctx context.Context, _ none) (Drains, error) { return s.backend.Drains(ctx) }),

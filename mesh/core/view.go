@@ -71,6 +71,7 @@ func (n *Node) Links() []LinkView {
 type RouteView struct {
 	Origins  []mesh.NodeID
 	Prefixes []netip.Prefix
+	Group    uint32    // its next-hop object in the kernel, if anything carries
 	Cost     mesh.Cost // of the best path; Infinite: none
 	Carry    []LegView
 	Armed    []LegView // in the order in which they would take over
@@ -93,7 +94,7 @@ func (n *Node) Routes() []RouteView {
 	var out []RouteView
 	for _, d := range n.routes.dests {
 		carry, armed := used(n.routes.groups[d.group].legs)
-		v := RouteView{Origins: d.Origins, Prefixes: d.Prefixes, Cost: mesh.Infinite}
+		v := RouteView{Origins: d.Origins, Prefixes: d.Prefixes, Group: n.routes.groups[d.group].id, Cost: mesh.Infinite}
 		v.Feasibility, _ = n.router.Feasibility(d.Key)
 		s := shares(carry)
 		for i, l := range carry {

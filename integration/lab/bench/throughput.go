@@ -94,7 +94,7 @@ func oneLink(ctx context.Context, w *world.World) (kind string, mtu int, err err
 			return "no links from " + strings.Join(silent, ", "), nil
 		}
 		for _, l := range w.Links[a.Name] {
-			if l.State == api.LinkUp && l.MTU > 0 {
+			if (l.State == api.LinkUp || l.State == api.LinkDegraded) && l.MTU > 0 {
 				kind, mtu = st.Dataplane, l.MTU
 				return "", nil
 			}

@@ -141,7 +141,9 @@ func linkTable(links map[string][]api.Link) *screen.Table {
 func (d *demo) transits(ctx context.Context) (ways []string) {
 	for i, a := range d.Sites {
 		for _, b := range d.Sites[i+1:] {
-			if slices.ContainsFunc(d.Links[a.Name], func(l api.Link) bool { return l.Peer == b.Name && l.State == api.LinkUp }) {
+			if slices.ContainsFunc(d.Links[a.Name], func(l api.Link) bool {
+				return l.Peer == b.Name && (l.State == api.LinkUp || l.State == api.LinkDegraded)
+			}) {
 				continue
 			}
 			var p api.Path

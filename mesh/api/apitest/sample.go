@@ -56,8 +56,8 @@ func New() *Backend {
 		Mesh: *b.StatusDoc.Mesh, Node: *b.StatusDoc.Node, Neighbour: "paris-1", NeighbourMs: new(812.0),
 	}
 	b.Steps = []api.JoinStep{
-		{ElapsedMs: 1.2, Kind: "token", Sentence: "token k7m2 of mesh acme, valid until 2026-03-02 12:00 UTC"},
-		{ElapsedMs: 96.4, Kind: "server", Sentence: "paris-1 answers on 203.0.113.20:8686, its key is the one in the token"},
+		{ElapsedMs: 1.2, Kind: "token", Sentence: "token k7m2, valid until 2026-03-02 12:00 UTC"},
+		{ElapsedMs: 96.4, Kind: "server", Sentence: "203.0.113.20:8686 answers, its key is the one in the token"},
 		{ElapsedMs: 210.9, Kind: "admitted", Sentence: "admitted as berlin-1 with 10.86.0.1 and fd12:3456:789a::1", Addrs: addrs("10.86.0.1", "fd12:3456:789a::1")},
 		{ElapsedMs: 340, Kind: "uplink", Sentence: "uplink fibre (eth0): public, 203.0.113.10", Uplink: &b.StatusDoc.Uplinks[0]},
 		{ElapsedMs: 341, Kind: "uplink", Sentence: "uplink lte (wwan0): behind symmetric NAT, seen as 198.18.9.9", Uplink: &b.StatusDoc.Uplinks[1]},
@@ -70,8 +70,8 @@ func sampleStatus(last *api.Event) api.Status {
 	return api.Status{
 		Time: Now, Version: "v0.1.0", Started: ago(3 * time.Hour), Enrolled: true, Ready: true,
 		Health: api.NewHealth(
-			api.Finding{Level: api.Degraded, Sentence: "Link to rome-1 over lte is down since 2 min: no probe came back in 400 ms", Next: "meshctl links rome-1"},
-			api.Finding{Level: api.Down, Sentence: "kyiv-1 is not reached since 41 min", Next: "meshctl path berlin-1 kyiv-1"},
+			api.Finding{Level: api.Degraded, Sentence: "Link to rome-1 (lte → isp1) is down: no probe came back in 400 ms", Next: "meshctl links rome-1"},
+			api.Finding{Level: api.Down, Sentence: "No path to kyiv-1", Next: "meshctl links shows why"},
 		),
 		Mesh: &api.MeshInfo{ID: mesh.MeshID{0xac, 0xe}, Name: "acme", Pool4: prefixes("10.86.0.0/16")[0], Pool6: prefixes("fd12:3456:789a::/48")[0]},
 		Node: &api.SelfInfo{
@@ -119,7 +119,7 @@ func sampleLinks() api.Links {
 		},
 		{
 			Peer: "paris-1", PeerID: ID(2), Local: "lte", Remote: "wan", State: api.LinkDegraded, Since: ago(35 * time.Second),
-			Reason: "loss 4.2 % out, limit 2 %; carries nothing while fibre → wan is up",
+			Reason: "loss 4.2 % out, limit 2 %",
 			Device: "gw-2b", LocalPort: 51801, Endpoint: netip.MustParseAddrPort("203.0.113.20:51802"),
 			RTTMs: new(48.05), JitterMs: new(9.4), LossOut: new(4.2), LossIn: new(0.1), MTU: 1340, TxBytes: 9000, RxBytes: 8000,
 		},
