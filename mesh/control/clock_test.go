@@ -66,21 +66,20 @@ func TestClockStepsAhead(t *testing.T) {
 // has its clock, too. So it does not while that is wrong, and the next one does.
 func TestVotesAreRecordedByARightClock(t *testing.T) {
 	t.Parallel()
-	all := three(t)
-	wrong := leaderOf(t, all)
+	all := three(t, "four")
+	wrong, none := leaderOf(t, all), all[3]
 	eventually(t, "the leader has compared clocks", func() bool { return wrong.clock.compared.Load() != nil })
-	out := all[slices.IndexFunc(all, func(m *machine) bool { return m != wrong })]
-	lost, err := wrong.sign(store.Command{SetVoter: &store.SetVoter{Node: out.ID()}}) // and the leader will mend it
+	odd, err := wrong.sign(store.Command{SetVoter: &store.SetVoter{Node: none.ID(), Voter: true}}) // which the leader mends
 	if err != nil {
 		t.Fatal(err)
 	}
 	wrong.offset.Store(int64(10 * 365 * 24 * time.Hour))
-	r, err := wrong.voter.store().Propose(t.Context(), lost)
+	r, err := wrong.voter.store().Propose(t.Context(), odd)
 	if err != nil || r.Refused != nil {
 		t.Fatalf("%v %+v", err, r)
 	}
-	eventually(t, "the vote is recorded", func() bool { s := out.State(); return s.Index > r.Index && s.Nodes[out.ID()].Voter })
-	for _, record := range out.State().Audit.Recent {
+	eventually(t, "it is mended", func() bool { s := none.State(); return s.Index > r.Index && !s.Nodes[none.ID()].Voter })
+	for _, record := range none.State().Audit.Recent {
 		if record.Index > r.Index && record.Action == "set_voter" && record.Author == wrong.config.Ring.Identity() {
 			t.Errorf("a leader whose clock is wrong recorded it: %+v", record)
 		}
