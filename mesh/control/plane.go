@@ -60,7 +60,7 @@ type Plane struct {
 	following following
 	streams   streams
 	outdated  atomic.Pointer[[]mesh.NodeID] // see Status; nil: nobody was asked
-	stale     atomic.Bool // others do not accept this node's certificate any more
+	stale     atomic.Bool                   // others do not accept this node's certificate any more
 
 	closeOnce sync.Once
 	closeErr  error
