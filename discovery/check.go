@@ -77,8 +77,8 @@ type CheckPlan struct {
 	// one of them must not guess another, or a member could answer for an
 	// address that is not its own.
 	Seed     [32]byte
-	Start       time.Time // no packet of our own before
-	Deadline    time.Time // the end, with or without a path
+	Start    time.Time // no packet of our own before
+	Deadline time.Time // the end, with or without a path
 }
 
 // A Proof is a path that carried packets in both directions.
