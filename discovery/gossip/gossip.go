@@ -29,7 +29,7 @@ const (
 	// retransmits × log10(members + 1) is how often each passes a statement on:
 	// memberlist's own measure, as whoever believes one passes it on as well, and
 	// the exchange of full state repairs what is lost.
-	retransmits   = 4
+	retransmits   = 8
 	packetSize    = 1200 // bytes of gossip in one packet: fits the smallest overlay MTU
 	rejoinFirst   = 250 * time.Millisecond
 	rejoinSoon    = 2 * time.Second

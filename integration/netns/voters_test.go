@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -15,17 +16,17 @@ func TestLeaderKilled(t *testing.T) {
 	names := []string{"a", "b", "c"}
 	w.mesh(names...)
 	leader := ""
-	w.until("three voters with one leader", func() string {
-		leader = ""
-		for _, s := range names {
-			switch st := ask[api.Status](w, s, "status"); {
-			case st.Node.Role != "voter":
-				return s + " is a " + st.Node.Role
-			case leader != "" && st.Node.Leader != leader, !slices.Contains(names, st.Node.Leader):
-				return s + " follows " + st.Node.Leader
-			default:
-				leader = st.Node.Leader
+	w.until("three healthy voters and a leader", func() string {
+		st := ask[api.RaftStatus](w, "a", "raft", "status")
+		leader = st.Leader
+		healthy := 0
+		for _, m := range st.Members {
+			if m.Voter && m.Healthy != nil && *m.Healthy {
+				healthy++
 			}
+		}
+		if healthy < len(names) || !slices.Contains(names, leader) {
+			return fmt.Sprintf("%d healthy voters, %q leads", healthy, leader)
 		}
 		return ""
 	})
