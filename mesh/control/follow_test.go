@@ -449,6 +449,13 @@ func TestHeadTellsWhereNodesStand(t *testing.T) {
 	if answer.position != own || answer.Verdict != "" || answer.Version != store.Version {
 		t.Errorf("the follower answers %+v", answer)
 	}
+	// What other voters have told while its own log was out of service.
+	told := *one.State()
+	told.Index += 5
+	one.advance(&told)
+	if err := two.Do(t.Context(), one.ID(), http.MethodGet, "/v1/head", nil, &answer); err != nil || answer.Index != told.Index || answer.Leader != one.ID() {
+		t.Errorf("with a log that lags behind its state it answers %+v, %v", answer, err)
+	}
 	stream := two.stream(one, own) // one that does not say its version
 	eventually(t, "an old follower counts", func() bool { return one.streams.version() == 2 })
 	if err := stream.body.Close(); err != nil {

@@ -319,7 +319,12 @@ func (p *Plane) serveHead(w http.ResponseWriter, r *http.Request) {
 	log := p.voter.store()
 	answer := headAnswer{position: positionOf(p.State()), Leader: p.following.saidLeader(), Version: p.streams.version(), Time: p.clock.now()}
 	if log != nil {
-		answer.position, answer.Leader = positionOf(log.State()), log.Status().Leader
+		// A log that was out of service for a while may lag behind what other
+		// voters have told since: nobody is shown less than before.
+		if own := log.State(); own.Newer(p.State()) {
+			answer.position = positionOf(own)
+		}
+		answer.Leader = log.Status().Leader
 		q := r.URL.Query()
 		if version, err := strconv.Atoi(q.Get("version")); err == nil {
 			answer.Outdated = p.streams.outdated(version)
