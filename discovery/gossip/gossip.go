@@ -27,8 +27,8 @@ const (
 	maxAnnouncements = 16384
 	maxAnnouncement  = 4 << 10
 	// retransmits × log10(members + 1) is how often each passes a statement on:
-	// memberlist's own measure, as whoever believes one passes it on as well, and
-	// the exchange of full state repairs what is lost.
+	// twice memberlist's measure. With that, some do not hear of a mesh that starts
+	// all at once until the exchange of full state.
 	retransmits   = 8
 	packetSize    = 1200 // bytes of gossip in one packet: fits the smallest overlay MTU
 	rejoinFirst   = 250 * time.Millisecond
