@@ -18,8 +18,8 @@ const holdFor = 300 * time.Millisecond
 const onRelease = math.MaxUint64
 
 // hold reports whether a raise does not count yet. When the only neighbour
-// through which we reach a destination raises its distance above our feasible one,
-// we would be without a way until our own raise is confirmed. Where it forwards as
+// not in doubt through which we reach a destination raises its distance above our
+// feasible one, we would be without a way until our own raise is confirmed. Where it forwards as
 // before until we confirm, we first raise ours, and take its word, and confirm it,
 // when it costs nothing: to the invariants that is a message that arrives late.
 // For one destination who waits for whom follows the paths, which have no loop; but
@@ -30,7 +30,7 @@ func (r *Router) hold(n *neighbour, key wire.Destination, d mesh.Cost) bool {
 		return false
 	}
 	i := r.routes.dests[k].number
-	if len(n.held) > 0 && !r.now.Before(n.heldTill) || !r.lfi.RestsOn(n.id, i, d) {
+	if len(n.held) > 0 && !r.now.Before(n.heldTill) || !r.restsOn(n, i, d) {
 		return false
 	}
 	if len(n.held) == 0 {
@@ -40,12 +40,18 @@ func (r *Router) hold(n *neighbour, key wire.Destination, d mesh.Cost) bool {
 	return true
 }
 
+// restsOn reports whether a destination's only way that is not in doubt ends when
+// the neighbour's raise counts.
+func (r *Router) restsOn(n *neighbour, i int, d mesh.Cost) bool {
+	return r.lfi.RestsOn(n.id, i, d, func(id mesh.NodeID) bool { return !r.neighbours[id].doubt })
+}
+
 // release lets the raises of a neighbour count that need not be held any more,
 // and says when to look again.
 func (r *Router) release(n *neighbour) (deadline time.Time) {
 	over := !r.now.Before(n.heldTill)
 	for _, i := range slices.Sorted(maps.Keys(n.held)) {
-		if d := n.held[i]; over || !r.lfi.RestsOn(n.id, i, d) {
+		if d := n.held[i]; over || !r.restsOn(n, i, d) {
 			r.count(n, r.lfi.Key(i), d)
 		}
 	}

@@ -336,10 +336,12 @@ func (n *Node) speakIfReady() {
 	if n.complete || n.state == nil {
 		return
 	}
-	// Far ends without an agent cannot tell us the routes. As long as they
-	// forward, what an earlier run left is better than an empty table.
+	// Where nothing was left in the kernel, nothing is lost by routes of a database
+	// that still grows: a newcomer reaches its first neighbour at once. Else far
+	// ends without an agent cannot tell us the routes, and as long as they forward,
+	// what an earlier run left is better than an empty table.
 	headless := func(e *entry) bool { return e.rec.Alive && e.judge != nil && e.judge.State() == link.Headless }
-	n.complete = len(n.state.Nodes) == 1 || n.now.Sub(n.started) > settlePatience && !slices.ContainsFunc(n.sorted(), headless)
+	n.complete = !n.adopted || len(n.state.Nodes) == 1 || n.now.Sub(n.started) > settlePatience && !slices.ContainsFunc(n.sorted(), headless)
 }
 
 // settle takes the routes over from what an earlier run left in the kernel.

@@ -232,15 +232,15 @@ func (m *Machine) Hear(id mesh.NodeID, key wire.Destination, distance mesh.Cost)
 // Reported is what a neighbour reports for a destination.
 func (m *Machine) Reported(id mesh.NodeID, i int) mesh.Cost { return m.peers[id].rd[i] }
 
-// RestsOn reports whether the neighbour is the only successor to a destination,
-// and would be none at that distance.
-func (m *Machine) RestsOn(id mesh.NodeID, i int, distance mesh.Cost) bool {
+// RestsOn reports whether the neighbour is the only firm successor to a
+// destination, and would be none at that distance.
+func (m *Machine) RestsOn(id mesh.NodeID, i int, distance mesh.Cost, firm func(mesh.NodeID) bool) bool {
 	p, fd := m.peers[id], m.dests[i].fd
 	if !p.usable || p.rd[i] >= fd || distance < fd {
 		return false
 	}
 	for other := range m.Successors(i) {
-		if other != id {
+		if other != id && firm(other) {
 			return false
 		}
 	}
