@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -51,7 +52,22 @@ const (
 	// CheckDone says that the nomination was answered and the sender has let
 	// go of the port; it is not answered.
 	CheckDone
+	// ServerResponse is no packet of a check, but a STUN server's answer.
+	ServerResponse
 )
+
+// Keys are what the packets of one attempt are verified and sent with at one end.
+type Keys struct {
+	Controlling bool
+	Local       Credentials // admit the other end to us
+	Peer        Credentials // and us to it; zero: not known yet
+}
+
+// An Arrival is one verified packet.
+type Arrival struct {
+	At     time.Time
+	Packet CheckPacket
+}
 
 // A CheckPacket is one authenticated packet of a check, in or out.
 type CheckPacket struct {
@@ -60,6 +76,8 @@ type CheckPacket struct {
 	// Via is the local address that it came to or leaves from. Invalid: the
 	// kernel's choice.
 	Via netip.Addr
+	// TTL of the packet on its way out; zero: the kernel's.
+	TTL int
 	Tx  Tx
 	// Mapped, in a response, is how the answering end saw the asking one.
 	Mapped netip.AddrPort
@@ -70,16 +88,24 @@ type CheckPlan struct {
 	// Controlling is true at exactly one of the two ends: the one that chooses.
 	Controlling bool
 	Remote      []Candidate // the other end's; at most MaxCandidates are used
-	// Local admits the other end to us, Peer us to it. Check itself does not
-	// look at them: its packets have been, or will be, authenticated outside.
-	Local, Peer Credentials
 	// Seed is secret and random: all our transaction ids come from it. Who gets
 	// one of them must not guess another, or a member could answer for an
 	// address that is not its own.
 	Seed     [32]byte
-	Start    time.Time // no packet of our own before
+	Start    time.Time // no packet of our own before, but for Prime
 	Deadline time.Time // the end, with or without a path
+	// Prime: before the start, each outside IPv4 address of the other end gets one
+	// packet that does not live to arrive, so that our own NAT expects the other
+	// end's. One that is surprised by a packet from there takes it for its own, and
+	// gives our socket another port towards it.
+	Prime bool
+	// Refuse holds prefixes in which the other end cannot be: the overlay's own.
+	Refuse []netip.Prefix
+	Budget Allowance // nil: no limits beyond this check's own
 }
+
+// primeTTL lets a packet pass a home router and a carrier's NAT, and no more.
+const primeTTL = 3
 
 // A Proof is a path that carried packets in both directions.
 type Proof struct {
@@ -113,6 +139,7 @@ type Check struct {
 	chosen    *path // controlling: nominated by us; controlled: by the other end
 	nominated int
 	next      time.Time // next nomination, or the end of the controlled end's patience
+	primed    bool
 	done      bool
 	confirmed bool
 	out       []CheckPacket
@@ -150,10 +177,15 @@ type CheckReady struct {
 // NewCheck prepares a check; the first Tick starts it.
 func NewCheck(plan CheckPlan) *Check {
 	c := &Check{plan: plan, sentAt: make(map[Tx]request), random: rand.NewChaCha8(plan.Seed)}
-	for i, cand := range Choose(plan.Remote, MaxCandidates) {
+	remote := slices.DeleteFunc(slices.Clone(plan.Remote), func(r Candidate) bool { return c.refused(r.Addr) })
+	for i, cand := range Choose(remote, MaxCandidates) {
 		c.paths = append(c.paths, &path{cand: cand, next: plan.Start.Add(time.Duration(i) * checkStagger)})
 	}
 	return c
+}
+
+func (c *Check) refused(a netip.AddrPort) bool {
+	return slices.ContainsFunc(c.plan.Refuse, func(p netip.Prefix) bool { return p.Contains(a.Addr()) })
 }
 
 // Receive takes in one packet whose credentials have been verified.
@@ -178,7 +210,7 @@ func (c *Check) Receive(now time.Time, p CheckPacket) CheckReady {
 func (c *Check) asked(now time.Time, p CheckPacket) {
 	from := c.find(p.Peer)
 	if from == nil {
-		if c.learned == maxPeerReflexive || Usable(p.Peer) != nil {
+		if c.learned == maxPeerReflexive || Usable(p.Peer) != nil || c.refused(p.Peer) {
 			return
 		}
 		c.learned++
@@ -230,6 +262,9 @@ func (c *Check) answered(now time.Time, p CheckPacket) {
 	}
 	if !from.valid {
 		from.valid, from.since = true, now
+		if c.plan.Budget != nil {
+			c.plan.Budget.Proven(p.Peer.Addr())
+		}
 	}
 	if q.nominate {
 		// Two, because nothing answers them and the other end's port waits.
@@ -257,6 +292,10 @@ func (c *Check) advance(now time.Time) {
 		c.done = true
 		return
 	}
+	if c.plan.Prime && !c.primed {
+		c.primed = true
+		c.prime(now)
+	}
 	if c.chosen == nil && c.plan.Controlling {
 		if best := c.best(); best != nil && !now.Before(ripe(best)) {
 			c.chosen, c.next = best, now
@@ -270,7 +309,7 @@ func (c *Check) advance(now time.Time) {
 		default:
 			c.nominated++
 			c.next = now.Add(rto(c.chosen.rtt))
-			c.request(now, c.chosen, true)
+			c.request(now, c.chosen, true, 0)
 		}
 		return // nothing else needs proof
 	}
@@ -278,7 +317,11 @@ func (c *Check) advance(now time.Time) {
 		if p.valid || p.next.IsZero() || now.Before(p.next) {
 			continue
 		}
-		c.request(now, p, false)
+		if !p.heard && !c.allow(now, p.cand.Addr) {
+			p.next = time.Time{} // others aimed us there enough
+			continue
+		}
+		c.request(now, p, false, 0)
 		if p.heard {
 			p.triggered++
 			p.next = time.Time{}
@@ -293,6 +336,18 @@ func (c *Check) advance(now time.Time) {
 			p.next = now.Add(checkSchedule[p.blind] - checkSchedule[p.blind-1])
 		}
 	}
+}
+
+func (c *Check) prime(now time.Time) {
+	for _, p := range c.paths {
+		if a := p.cand.Addr.Addr(); now.Before(p.next) && a.Is4() && global(a) && c.allow(now, p.cand.Addr) {
+			c.request(now, p, false, primeTTL)
+		}
+	}
+}
+
+func (c *Check) allow(now time.Time, a netip.AddrPort) bool {
+	return c.plan.Budget == nil || c.plan.Budget.Allow(now, a.Addr())
 }
 
 // growing is d x 1.5^n.
@@ -338,7 +393,7 @@ func (c *Check) deadline() time.Time {
 	return d
 }
 
-func (c *Check) request(now time.Time, p *path, nominate bool) {
+func (c *Check) request(now time.Time, p *path, nominate bool, ttl int) {
 	kind := CheckRequest
 	if nominate {
 		kind = CheckNominate
@@ -346,7 +401,7 @@ func (c *Check) request(now time.Time, p *path, nominate bool) {
 	tx := c.tx()
 	c.sentAt[tx] = request{path: p, at: now, nominate: nominate}
 	p.last = now
-	c.send(CheckPacket{Kind: kind, Peer: p.cand.Addr, Via: p.via, Tx: tx})
+	c.send(CheckPacket{Kind: kind, Peer: p.cand.Addr, Via: p.via, TTL: ttl, Tx: tx})
 }
 
 func (c *Check) send(p CheckPacket) {

@@ -8,12 +8,14 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"guywire/discovery/nattest"
 )
 
 // An end is one host of the model: its socket, its NAT and its check.
 type end struct {
 	host     netip.AddrPort
-	nat      *natBox // nil: directly on the internet
+	nat      *nattest.Box // nil: directly on the internet
 	check    *Check
 	timer    time.Time
 	done     bool
@@ -21,64 +23,6 @@ type end struct {
 	sentTo   map[netip.AddrPort]int
 	sent     int
 	received int
-}
-
-// A natBox is a NAT as a pure function of the packets it has seen.
-type natBox struct {
-	public    netip.Addr
-	symmetric bool
-	filter    filter
-	firewall  bool // no translation, filter only
-	next      uint16
-	out       map[[2]netip.AddrPort]netip.AddrPort // inside, destination (zero if endpoint-independent)
-	in        map[netip.AddrPort]netip.AddrPort    // outside → inside
-	sent      map[[2]netip.AddrPort]bool           // outside, destination
-}
-
-type filter int
-
-const (
-	filterAddrPort filter = iota
-	filterAddr
-	filterNone
-)
-
-func (n *natBox) send(src, dst netip.AddrPort) netip.AddrPort {
-	outside := src
-	if !n.firewall {
-		key := [2]netip.AddrPort{src}
-		if n.symmetric {
-			key[1] = dst
-		}
-		if _, ok := n.out[key]; !ok {
-			n.next++
-			n.out[key] = netip.AddrPortFrom(n.public, n.next)
-		}
-		outside = n.out[key]
-	}
-	n.in[outside] = src
-	n.sent[[2]netip.AddrPort{outside, dst}] = true
-	return outside
-}
-
-func (n *natBox) receive(from, to netip.AddrPort) (netip.AddrPort, bool) {
-	inside, ok := n.in[to]
-	if !ok {
-		return netip.AddrPort{}, false
-	}
-	switch n.filter {
-	case filterNone:
-		return inside, true
-	case filterAddr:
-		for k := range n.sent {
-			if k[0] == to && k[1].Addr() == from.Addr() {
-				return inside, true
-			}
-		}
-		return netip.AddrPort{}, false
-	default:
-		return inside, n.sent[[2]netip.AddrPort{to, from}]
-	}
 }
 
 type world struct {
@@ -104,7 +48,7 @@ func (w *world) arrive(from, to netip.AddrPort) *end {
 			return e
 		}
 		if e.nat != nil {
-			if inside, ok := e.nat.receive(from, to); ok && inside == e.host {
+			if inside, ok := e.nat.In(from, to); ok && inside == e.host {
 				return e
 			}
 		}
@@ -116,7 +60,7 @@ func (w *world) leave(e *end, dst netip.AddrPort) netip.AddrPort {
 	if e.nat == nil || dst.Addr().IsPrivate() {
 		return e.host
 	}
-	return e.nat.send(e.host, dst)
+	return e.nat.Out(e.host, dst)
 }
 
 func (w *world) act(e *end, r CheckReady) {
@@ -175,22 +119,24 @@ func (w *world) run() {
 
 func ap(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
-func newBox(public string, symmetric bool, f filter) *natBox {
-	return &natBox{
-		public: netip.MustParseAddr(public), symmetric: symmetric, filter: f, next: 40000,
-		out: make(map[[2]netip.AddrPort]netip.AddrPort), in: make(map[netip.AddrPort]netip.AddrPort), sent: make(map[[2]netip.AddrPort]bool),
+type site func(public string) *nattest.Box
+
+func boxes(change func(*nattest.Box)) site {
+	return func(public string) *nattest.Box {
+		b := nattest.New(netip.MustParseAddr(public))
+		b.Keep = false
+		change(b)
+		return b
 	}
 }
 
-type site func(public string) *natBox
-
 var (
-	open      site = func(string) *natBox { return nil }
-	firewall  site = func(p string) *natBox { b := newBox(p, false, filterAddrPort); b.firewall = true; return b }
-	easy      site = func(p string) *natBox { return newBox(p, false, filterAddrPort) }
-	easyADF   site = func(p string) *natBox { return newBox(p, false, filterAddr) }
-	fullCone  site = func(p string) *natBox { return newBox(p, false, filterNone) }
-	symmetric site = func(p string) *natBox { return newBox(p, true, filterAddrPort) }
+	open      site = func(string) *nattest.Box { return nil }
+	firewall       = boxes(func(b *nattest.Box) { b.Firewall = true })
+	easy           = boxes(func(*nattest.Box) {})
+	easyADF        = boxes(func(b *nattest.Box) { b.Filter = nattest.ByAddress })
+	fullCone       = boxes(func(b *nattest.Box) { b.Filter = nattest.None })
+	symmetric      = boxes(func(b *nattest.Box) { b.Symmetric = true })
 )
 
 func newWorld(t *testing.T, seed uint64, loss float64, skew time.Duration, a, b site) *world {
@@ -200,7 +146,7 @@ func newWorld(t *testing.T, seed uint64, loss float64, skew time.Duration, a, b 
 	for i, s := range []site{a, b} {
 		public := fmt.Sprintf("203.0.113.%d", 10+i)
 		e := &end{host: ap(fmt.Sprintf("10.0.%d.2:51800", i)), nat: s(public), sentTo: make(map[netip.AddrPort]int)}
-		if e.nat == nil || e.nat.firewall {
+		if e.nat == nil || e.nat.Firewall {
 			e.host = netip.AddrPortFrom(netip.MustParseAddr(public), 51800)
 		}
 		cands[i] = []Candidate{{CandidateHost, e.host}}

@@ -23,7 +23,7 @@ const (
 	MaxVersion          = 64 // bytes of software version
 	MaxRoundTrips       = 64
 	MaxFacts            = 4096
-	factsVersion   byte = 2
+	factsVersion   byte = 3
 )
 
 // maxRoundTrip bounds a believable round trip.
@@ -55,7 +55,8 @@ type Uplink struct {
 	Name      string           `json:"name"`
 	Addrs     []netip.Addr     `json:"addrs,omitempty"`     // the host's own
 	Reflexive []netip.AddrPort `json:"reflexive,omitempty"` // as STUN servers saw it; the port is the measuring socket's
-	NAT       NAT              `json:"nat"`
+	NAT       NAT              `json:"nat"`                 // of IPv4
+	NAT6      NAT              `json:"nat6"`                // of IPv6
 	Metered   bool             `json:"metered,omitempty"`
 }
 
@@ -73,6 +74,7 @@ func (f Facts) Encode() ([]byte, error) {
 	for _, u := range f.Uplinks {
 		w.text("uplink name", u.Name, 32)
 		w.byte(byte(u.NAT))
+		w.byte(byte(u.NAT6))
 		w.bool(u.Metered)
 		w.count("uplink addresses", len(u.Addrs), MaxUplinkAddrs)
 		for _, a := range u.Addrs {
@@ -119,7 +121,7 @@ func DecodeFacts(b []byte) (Facts, error) {
 	}
 	f := Facts{Mesh: mesh.MeshID(r.take(8)), Node: mesh.NodeID(r.take(8)), Serial: r.uint64()}
 	for range r.count("uplinks", MaxUplinks) {
-		u := Uplink{Name: r.text("uplink name", 32), NAT: NAT(r.byte()), Metered: r.bool()}
+		u := Uplink{Name: r.text("uplink name", 32), NAT: NAT(r.byte()), NAT6: NAT(r.byte()), Metered: r.bool()}
 		for range r.count("uplink addresses", MaxUplinkAddrs) {
 			u.Addrs = append(u.Addrs, r.addr())
 		}
@@ -186,8 +188,8 @@ func (f Facts) check() error {
 			return fmt.Errorf("%w: uplink %q twice", ErrMalformed, u.Name)
 		}
 		names[u.Name] = true
-		if u.NAT >= natEnd {
-			return fmt.Errorf("%w: uplink %q has NAT kind %d", ErrMalformed, u.Name, u.NAT)
+		if u.NAT >= natEnd || u.NAT6 >= natEnd {
+			return fmt.Errorf("%w: uplink %q has NAT kinds %d and %d", ErrMalformed, u.Name, u.NAT, u.NAT6)
 		}
 		for _, a := range u.Addrs {
 			if err := Usable(netip.AddrPortFrom(a, 1)); err != nil {

@@ -8,7 +8,7 @@ import (
 )
 
 // A NAT says what an uplink's way to the internet does to the source of UDP
-// packets, in the words of RFC 4787. Only the mapping is told apart, because
+// packets of one address family, in the words of RFC 4787. Only the mapping is told apart, because
 // it decides which pairs can connect; the filter is met by sending first.
 type NAT uint8
 
@@ -28,11 +28,13 @@ const (
 	NATSymmetric
 	// NATBlocked: no server answered; UDP does not pass.
 	NATBlocked
+	// NATAbsent: there is no way out by this address family.
+	NATAbsent
 
 	natEnd
 )
 
-var natNames = [natEnd]string{"unknown", "none", "easy", "easy, port changed", "symmetric", "UDP blocked"}
+var natNames = [natEnd]string{"unknown", "none", "easy", "easy, port changed", "symmetric", "UDP blocked", "absent"}
 
 // String gives the kind in the operator's words.
 func (n NAT) String() string {
@@ -62,65 +64,118 @@ type Reflexion struct {
 	RTT    time.Duration
 }
 
-// Classify tells the kind of NAT that one socket is behind from the answers of
-// several servers. local are the host's addresses on the uplink and port the
-// socket's; asked are all servers that were asked, answered or not.
+// Classify tells what kind of NAT one socket is behind from the answers of
+// servers of one address family. local are the host's addresses on the uplink and
+// port the socket's; asked are all servers that were asked, answered or not.
 //
-// Address translation is a matter of IPv4, so IPv6 is judged only when no IPv4
-// server was asked. Two servers with different addresses are needed to call a
-// NAT easy: that is all it takes, the dual-address server of RFC 5780 is not
-// needed for the mapping.
+// Two answers that agree are enough to call a NAT easy, whatever a third says: no
+// other kind gives two destinations the same port, and one server may lie. That
+// is all the mapping takes, the dual-address server of RFC 5780 is not needed. Of
+// a mesh with one public node, two ports of that node will do: what they cannot
+// tell is the rare mapping by address alone (RFC 4787 4.1).
 func Classify(local []netip.Addr, port uint16, asked []netip.AddrPort, answers []Reflexion) NAT {
-	four := slices.ContainsFunc(asked, func(s netip.AddrPort) bool { return s.Addr().Is4() })
-	servers := 0
-	for _, s := range asked {
-		if s.Addr().Is4() == four {
-			servers++
-		}
-	}
-	var seen []Reflexion
-	for _, a := range answers {
-		if a.Mapped.Addr().Is4() == four && a.Server.Addr().Is4() == four {
-			seen = append(seen, a)
-		}
-	}
-	if len(seen) == 0 {
-		if servers >= 2 {
+	if len(answers) == 0 {
+		if len(asked) >= 2 {
 			return NATBlocked
 		}
 		return NATUnknown
 	}
-	first := seen[0]
-	other := false // another server than the first one's answered too
-	for _, a := range seen[1:] {
-		if a.Mapped != first.Mapped {
-			return NATSymmetric
+	mine := func(r Reflexion) bool { return r.Mapped.Port() == port && slices.Contains(local, r.Mapped.Addr()) }
+	for i, a := range answers {
+		for _, b := range answers[:i] {
+			switch {
+			case a.Mapped != b.Mapped || a.Server == b.Server:
+			case mine(a):
+				return NATNone
+			case a.Mapped.Port() == port:
+				return NATEasy
+			default:
+				return NATEasyPortChanged
+			}
 		}
-		other = other || a.Server.Addr() != first.Server.Addr()
 	}
 	switch {
-	case first.Mapped.Port() == port && slices.Contains(local, first.Mapped.Addr()):
+	case slices.ContainsFunc(answers, mine):
 		return NATNone
-	case !other:
+	case len(answers) == 1:
 		return NATUnknown
-	case first.Mapped.Port() == port:
-		return NATEasy
-	default:
-		return NATEasyPortChanged
 	}
+	return NATSymmetric
 }
 
-// CanConnect tells whether two uplinks can be expected to find a direct path,
-// and why not. It errs on the side of trying: unknown kinds may work.
-func CanConnect(a, b NAT) (ok bool, reason string) {
+// Agreed gives the endpoints that may be believed to be ours: those with an
+// address that two servers saw, or all where only one answered. A single server
+// could aim our peers' checks at somebody.
+func Agreed(answers []Reflexion) []netip.AddrPort {
+	var list []netip.AddrPort
+	for _, a := range answers {
+		seconded := !slices.ContainsFunc(answers, func(b Reflexion) bool { return b.Server.Addr() != a.Server.Addr() && sameFamily(a.Server, b.Server) }) ||
+			slices.ContainsFunc(answers, func(b Reflexion) bool {
+				return b.Server.Addr() != a.Server.Addr() && b.Mapped.Addr() == a.Mapped.Addr()
+			})
+		if seconded && Usable(a.Mapped) == nil && !slices.Contains(list, a.Mapped) {
+			list = append(list, a.Mapped)
+		}
+	}
+	return list
+}
+
+func sameFamily(a, b netip.AddrPort) bool { return a.Addr().Is4() == b.Addr().Is4() }
+
+// An Expectation says whether two uplinks can have a direct path.
+type Expectation uint8
+
+const (
+	// Never: what is known of the two rules it out.
+	Never Expectation = iota
+	// Perhaps: it depends on a filter that cannot be seen from outside.
+	Perhaps
+	// Direct: it should work.
+	Direct
+)
+
+// Expect tells whether two uplinks can be expected to find a direct path, and why
+// not. It errs on the side of trying: unknown kinds may work, and two ends behind
+// one outside address may be neighbours.
+func Expect(a, b Uplink) (e Expectation, why string) {
+	better := func(f Expectation, reason string) {
+		if f >= e {
+			e, why = f, reason
+		}
+	}
+	better(Never, "one end has IPv4 only, the other IPv6 only")
+	for _, nats := range [][2]NAT{{a.NAT, b.NAT}, {a.NAT6, b.NAT6}} {
+		if nats[0] != NATAbsent && nats[1] != NATAbsent {
+			better(expect(nats[0], nats[1]))
+		}
+	}
+	if e < Perhaps && shareOutside(a, b) {
+		return Perhaps, "both ends are behind one outside address: it works if they are in one network, or their NAT lets them meet"
+	}
+	if e == Direct {
+		why = ""
+	}
+	return e, why
+}
+
+func expect(a, b NAT) (Expectation, string) {
 	hard := func(n NAT) bool { return n == NATSymmetric }
+	easy := func(n NAT) bool { return n == NATEasy || n == NATEasyPortChanged }
 	switch {
 	case a == NATBlocked || b == NATBlocked:
-		return false, "UDP is blocked at one end"
+		return Never, "UDP does not pass at one end"
 	case hard(a) && hard(b):
-		return false, "both ends are behind symmetric NATs"
-	case hard(a) && b == NATEasyPortChanged, hard(b) && a == NATEasyPortChanged, hard(a) && b == NATEasy, hard(b) && a == NATEasy:
-		return true, "one end is behind a symmetric NAT: works only if the other end's NAT does not filter by port"
+		return Never, "both ends are behind symmetric NATs"
+	case hard(a) && easy(b), easy(a) && hard(b):
+		return Perhaps, "one end is behind a symmetric NAT: it works only if the other end's NAT does not filter by port"
+	case hard(a) || hard(b):
+		return Direct, "one end is behind a symmetric NAT: it works only if the other end's firewall does not filter by port"
 	}
-	return true, ""
+	return Direct, ""
+}
+
+func shareOutside(a, b Uplink) bool {
+	return slices.ContainsFunc(a.Reflexive, func(x netip.AddrPort) bool {
+		return slices.ContainsFunc(b.Reflexive, func(y netip.AddrPort) bool { return x.Addr() == y.Addr() })
+	})
 }

@@ -7,7 +7,7 @@ import (
 )
 
 func TestClassify(t *testing.T) {
-	s1, s2, s1b, s6, t6 := ap("203.0.113.1:8686"), ap("203.0.113.2:8686"), ap("203.0.113.1:8687"), ap("[2001:db8::1]:8686"), ap("[2001:db8::2]:8686")
+	s1, s2, s3, s1b, s6, t6 := ap("203.0.113.1:8686"), ap("203.0.113.2:8686"), ap("203.0.113.3:8686"), ap("203.0.113.1:8687"), ap("[2001:db8::1]:8686"), ap("[2001:db8::2]:8686")
 	local := []netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("2001:db8::9")}
 	for _, c := range []struct {
 		name    string
@@ -24,11 +24,11 @@ func TestClassify(t *testing.T) {
 		{"own address, other port", []netip.AddrPort{s1, s2}, []Reflexion{{Server: s1, Mapped: ap("203.0.113.9:9")}, {Server: s2, Mapped: ap("203.0.113.9:9")}}, NATEasyPortChanged},
 		{"symmetric", []netip.AddrPort{s1, s2}, []Reflexion{{Server: s1, Mapped: ap("198.51.100.1:9")}, {Server: s2, Mapped: ap("198.51.100.1:10")}}, NATSymmetric},
 		{"symmetric by address pool", []netip.AddrPort{s1, s2}, []Reflexion{{Server: s1, Mapped: ap("198.51.100.1:9")}, {Server: s2, Mapped: ap("198.51.100.2:9")}}, NATSymmetric},
-		{"same server's two ports differ", []netip.AddrPort{s1, s1b}, []Reflexion{{Server: s1, Mapped: ap("198.51.100.1:9")}, {Server: s1b, Mapped: ap("198.51.100.1:10")}}, NATSymmetric},
-		{"same server's two ports agree", []netip.AddrPort{s1, s1b}, []Reflexion{{Server: s1, Mapped: ap("198.51.100.1:9")}, {Server: s1b, Mapped: ap("198.51.100.1:9")}}, NATUnknown},
+		{"one server's two ports differ", []netip.AddrPort{s1, s1b}, []Reflexion{{Server: s1, Mapped: ap("198.51.100.1:9")}, {Server: s1b, Mapped: ap("198.51.100.1:10")}}, NATSymmetric},
+		{"one server's two ports agree", []netip.AddrPort{s1, s1b}, []Reflexion{{Server: s1, Mapped: ap("198.51.100.1:9")}, {Server: s1b, Mapped: ap("198.51.100.1:9")}}, NATEasyPortChanged},
+		{"a liar among three", []netip.AddrPort{s1, s2, s3}, []Reflexion{{Server: s1, Mapped: ap("192.0.2.1:53")}, {Server: s2, Mapped: ap("198.51.100.1:51800")}, {Server: s3, Mapped: ap("198.51.100.1:51800")}}, NATEasy},
 		{"one answer behind NAT", []netip.AddrPort{s1, s2}, []Reflexion{{Server: s1, Mapped: ap("198.51.100.1:9")}}, NATUnknown},
-		{"IPv6 does not hide a blocked IPv4", []netip.AddrPort{s1, s2, s6}, []Reflexion{{Server: s6, Mapped: ap("[2001:db8::9]:51800")}}, NATBlocked},
-		{"IPv6 only", []netip.AddrPort{s6, t6}, []Reflexion{{Server: s6, Mapped: ap("[2001:db8::9]:51800")}}, NATNone},
+		{"IPv6", []netip.AddrPort{s6, t6}, []Reflexion{{Server: s6, Mapped: ap("[2001:db8::9]:51800")}}, NATNone},
 	} {
 		if got := Classify(local, 51800, c.asked, c.answers); got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
@@ -49,22 +49,56 @@ func TestNATText(t *testing.T) {
 	}
 }
 
-func TestCanConnect(t *testing.T) {
+func TestExpect(t *testing.T) {
+	four := func(n NAT) Uplink { return Uplink{NAT: n, NAT6: NATAbsent} }
+	six := func(n NAT) Uplink { return Uplink{NAT: NATAbsent, NAT6: n} }
+	at := func(u Uplink, outside string) Uplink {
+		u.Reflexive = []netip.AddrPort{ap(outside)}
+		return u
+	}
 	for _, c := range []struct {
-		a, b NAT
-		want bool
+		a, b Uplink
+		want Expectation
 	}{
-		{NATNone, NATSymmetric, true},
-		{NATEasy, NATEasy, true},
-		{NATUnknown, NATSymmetric, true},
-		{NATSymmetric, NATEasy, true},
-		{NATSymmetric, NATSymmetric, false},
-		{NATBlocked, NATNone, false},
+		{four(NATNone), four(NATSymmetric), Direct},
+		{four(NATEasy), four(NATEasyPortChanged), Direct},
+		{four(NATUnknown), four(NATSymmetric), Direct},
+		{four(NATSymmetric), four(NATEasy), Perhaps},
+		{four(NATSymmetric), four(NATSymmetric), Never},
+		{at(four(NATSymmetric), "203.0.113.1:1"), at(four(NATSymmetric), "203.0.113.1:2"), Perhaps},
+		{at(four(NATSymmetric), "203.0.113.1:1"), at(four(NATSymmetric), "203.0.113.2:2"), Never},
+		{four(NATBlocked), four(NATNone), Never},
+		{six(NATNone), six(NATNone), Direct},
+		{six(NATNone), four(NATNone), Never},
+		{six(NATNone), Uplink{NAT: NATSymmetric, NAT6: NATNone}, Direct},
+		{Uplink{NAT: NATSymmetric, NAT6: NATNone}, Uplink{NAT: NATSymmetric, NAT6: NATNone}, Direct},
+		{Uplink{NAT: NATSymmetric, NAT6: NATBlocked}, Uplink{NAT: NATEasy, NAT6: NATNone}, Perhaps},
+		{Uplink{}, Uplink{}, Direct},
 	} {
-		for _, pair := range [][2]NAT{{c.a, c.b}, {c.b, c.a}} {
-			if ok, reason := CanConnect(pair[0], pair[1]); ok != c.want || !ok && reason == "" {
-				t.Errorf("%s with %s: %v %q", pair[0], pair[1], ok, reason)
+		for _, pair := range [][2]Uplink{{c.a, c.b}, {c.b, c.a}} {
+			if got, why := Expect(pair[0], pair[1]); got != c.want || got != Direct && why == "" {
+				t.Errorf("%+v with %+v: %d %q, want %d", pair[0], pair[1], got, why, c.want)
 			}
+		}
+	}
+}
+
+func TestAgreed(t *testing.T) {
+	one, two, three, six := ap("203.0.113.1:8686"), ap("203.0.113.2:8686"), ap("203.0.113.3:8686"), ap("[2001:db8::1]:8686")
+	me, other, victim := ap("198.51.100.1:9"), ap("198.51.100.1:10"), ap("192.0.2.1:53")
+	for name, c := range map[string]struct {
+		answers []Reflexion
+		want    []netip.AddrPort
+	}{
+		"one server is all there is": {[]Reflexion{{Server: one, Mapped: me}}, []netip.AddrPort{me}},
+		"a liar among three":         {[]Reflexion{{Server: one, Mapped: victim}, {Server: two, Mapped: me}, {Server: three, Mapped: me}}, []netip.AddrPort{me}},
+		"word against word":          {[]Reflexion{{Server: one, Mapped: victim}, {Server: two, Mapped: me}}, nil},
+		"two ports of one address":   {[]Reflexion{{Server: one, Mapped: me}, {Server: two, Mapped: other}}, []netip.AddrPort{me, other}},
+		"families by themselves":     {[]Reflexion{{Server: one, Mapped: me}, {Server: six, Mapped: ap("[2001:db8::9]:9")}}, []netip.AddrPort{me, ap("[2001:db8::9]:9")}},
+		"nothing to send to":         {[]Reflexion{{Server: one, Mapped: ap("127.0.0.1:9")}}, nil},
+	} {
+		if got := Agreed(c.answers); !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
 	}
 }

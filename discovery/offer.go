@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"crypto/ed25519"
 	"fmt"
 	"time"
 
@@ -17,7 +18,7 @@ const (
 	minUfrag       = 4  // RFC 8445, section 5.3
 	minPassword    = 22 // the same
 	maxCredential  = 32
-	offerVersion   = 1
+	offerVersion   = 2
 	offerDelayUnit = time.Millisecond
 )
 
@@ -42,7 +43,8 @@ type Offer struct {
 	Attempt     AttemptID
 	Candidates  []Candidate
 	Credentials Credentials
-	NAT         NAT
+	NAT         NAT        // of the uplink's IPv4
+	NAT6        NAT        // of its IPv6
 	Epoch       mesh.Epoch // generation of the WireGuard key that the link will use
 	Key         mesh.WireGuardKey
 	// Delay is how long the answering end waits after its answer before it
@@ -70,6 +72,7 @@ func (o Offer) MarshalBinary() ([]byte, error) {
 	w.text("ufrag", o.Credentials.Ufrag, maxCredential)
 	w.text("password", o.Credentials.Password, maxCredential)
 	w.byte(byte(o.NAT))
+	w.byte(byte(o.NAT6))
 	w.uint32(uint32(o.Epoch))
 	w.bytes(o.Key[:])
 	w.uint16(uint16(o.Delay / offerDelayUnit))
@@ -101,7 +104,7 @@ func (o *Offer) UnmarshalBinary(b []byte) error {
 		p.Candidates = append(p.Candidates, Candidate{Kind: CandidateKind(r.byte()), Addr: r.addrPort()})
 	}
 	p.Credentials = Credentials{Ufrag: r.text("ufrag", maxCredential), Password: r.text("password", maxCredential)}
-	p.NAT = NAT(r.byte())
+	p.NAT, p.NAT6 = NAT(r.byte()), NAT(r.byte())
 	p.Epoch = mesh.Epoch(r.uint32())
 	p.Key = mesh.WireGuardKey(r.take(32))
 	p.Delay = time.Duration(r.uint16()) * offerDelayUnit
@@ -121,6 +124,41 @@ func (o *Offer) UnmarshalBinary(b []byte) error {
 	return nil
 }
 
+// offerDomain separates the signature of offers from every other signature of the
+// same key.
+const offerDomain = "guywire offer v2\x00"
+
+// Sign gives the offer as it travels: its encoding and behind it the signature by
+// the identity key of o.From. So anybody may carry it.
+func (o Offer) Sign(sign func(message []byte) []byte) ([]byte, error) {
+	body, err := o.MarshalBinary()
+	if err != nil {
+		return nil, err
+	}
+	return append(body, sign(append([]byte(offerDomain), body...))...), nil
+}
+
+// OpenOffer reads what Sign writes. key gives the identity key that the log names
+// for a node. It fails with ErrMalformed, ErrForeign or ErrSignature.
+func OpenOffer(b []byte, key func(mesh.NodeID) (mesh.IdentityKey, bool)) (Offer, error) {
+	cut := len(b) - ed25519.SignatureSize
+	if cut <= 0 {
+		return Offer{}, fmt.Errorf("offer: %w: %d bytes", ErrMalformed, len(b))
+	}
+	var o Offer
+	if err := o.UnmarshalBinary(b[:cut]); err != nil {
+		return Offer{}, err
+	}
+	k, ok := key(o.From)
+	if !ok {
+		return Offer{}, fmt.Errorf("offer of %s, who is no member: %w", o.From, ErrForeign)
+	}
+	if !k.Verify(append([]byte(offerDomain), b[:cut]...), b[cut:]) {
+		return Offer{}, fmt.Errorf("offer of %s: %w", o.From, ErrSignature)
+	}
+	return o, nil
+}
+
 // check holds what is wrong with an offer at any time and place.
 func (o Offer) check() error {
 	bad := func(format string, args ...any) error {
@@ -131,8 +169,8 @@ func (o Offer) check() error {
 		return bad("offer from %s to %s", o.From, o.To)
 	case o.Attempt == AttemptID{}:
 		return bad("offer without attempt")
-	case o.NAT >= natEnd:
-		return bad("NAT kind %d", o.NAT)
+	case o.NAT >= natEnd, o.NAT6 >= natEnd:
+		return bad("NAT kinds %d and %d", o.NAT, o.NAT6)
 	case len(o.Candidates) > MaxCandidates:
 		return bad("%d candidates, at most %d", len(o.Candidates), MaxCandidates)
 	case o.Epoch == 0 || o.Key.IsZero():

@@ -22,7 +22,7 @@ func testOffer() Offer {
 		Attempt:     AttemptID{9},
 		Candidates:  []Candidate{{CandidateHost, ap("[2001:db8::2]:51800")}, {CandidateReflexive, ap("203.0.113.5:40001")}},
 		Credentials: Credentials{Ufrag: "abcd", Password: strings.Repeat("p", 22)},
-		NAT:         NATEasy, Epoch: 3, Key: mesh.WireGuardKey{4}, Delay: 40 * time.Millisecond, Expires: offerTime.Add(time.Minute),
+		NAT:         NATEasy, NAT6: NATAbsent, Epoch: 3, Key: mesh.WireGuardKey{4}, Delay: 40 * time.Millisecond, Expires: offerTime.Add(time.Minute),
 	}
 }
 

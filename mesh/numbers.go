@@ -27,9 +27,11 @@ const (
 	NextHopEnd  = 0x8700_0000
 
 	// ControlPort (TCP) carries Raft and the control API on the underlay and
-	// the overlay; StunPort (UDP) answers STUN on public nodes.
-	ControlPort = 8686
-	StunPort    = 8686
+	// the overlay; StunPort and StunPortSecond (UDP) answer STUN on public nodes:
+	// where there is one such node, two ports of it tell the kinds of NAT apart.
+	ControlPort    = 8686
+	StunPort       = 8686
+	StunPortSecond = 8689
 	// ProbePort (UDP) carries probes and routing inside each tunnel.
 	ProbePort = 8687
 	// GossipPort (TCP and UDP) carries gossip on overlay addresses.

@@ -2,11 +2,13 @@ package stun
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
@@ -80,8 +82,9 @@ func (c conn) read(buf []byte) (n int, from netip.AddrPort, via netip.Addr, err 
 	return n, from, via.Unmap(), nil
 }
 
-// write sends b, from the local address via unless it is invalid.
-func (c conn) write(b []byte, to netip.AddrPort, via netip.Addr) error {
+// write sends b, from the local address via unless it is invalid, and with another
+// time to live than the kernel's unless ttl is zero.
+func (c conn) write(b []byte, to netip.AddrPort, via netip.Addr, ttl int) error {
 	var oob []byte
 	if via.IsValid() {
 		if c.six {
@@ -90,6 +93,23 @@ func (c conn) write(b []byte, to netip.AddrPort, via netip.Addr) error {
 			oob = (&ipv4.ControlMessage{Src: via.AsSlice()}).Marshal()
 		}
 	}
+	if ttl > 0 {
+		oob = append(oob, hops(c.six, ttl)...)
+	}
 	_, _, err := c.WriteMsgUDPAddrPort(b, oob, to)
 	return err
+}
+
+// hops is the control message that sets one packet's time to live (ip(7) IP_TTL,
+// ipv6(7) IPV6_HOPLIMIT).
+func hops(six bool, ttl int) []byte {
+	b := make([]byte, unix.CmsgSpace(4))
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+	h.Level, h.Type = unix.IPPROTO_IP, unix.IP_TTL
+	if six {
+		h.Level, h.Type = unix.IPPROTO_IPV6, unix.IPV6_HOPLIMIT
+	}
+	h.SetLen(unix.CmsgLen(4))
+	binary.NativeEndian.PutUint32(b[unix.CmsgLen(0):], uint32(ttl))
+	return b
 }

@@ -151,7 +151,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(message{class: stun.ClassSuccessResponse, mapped: netip.MustParseAddrPort("[2001:db8::5]:1")}.encode(key))
 	f.Add([]byte{1, 1, 0, 4, 0x21, 0x12, 0xa4, 0x42, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0})
 	s := &Server{key: key}
-	plan := discovery.CheckPlan{Local: discovery.Credentials{Ufrag: "abcd", Password: "secret"}, Peer: discovery.Credentials{Ufrag: "efgh", Password: "secret"}}
+	keys := discovery.Keys{Local: discovery.Credentials{Ufrag: "abcd", Password: "secret"}, Peer: discovery.Credentials{Ufrag: "efgh", Password: "secret"}}
 	from := netip.MustParseAddrPort("203.0.113.5:1")
 	f.Fuzz(func(t *testing.T, b []byte) {
 		before := bytes.Clone(b)
@@ -165,7 +165,7 @@ func FuzzDecode(f *testing.F) {
 		if answer := s.answer(time.Unix(1000, 0), b, from); len(answer) > len(b) {
 			t.Fatalf("%d bytes answer %d", len(answer), len(b))
 		}
-		decodeCheck(packet{data: b, from: from}, plan)
+		decodeCheck(b, keys)
 		// The parser of the library, which strangers reach first.
 		var raw stun.Message
 		if stun.Decode(b, &raw) == nil {

@@ -1,7 +1,6 @@
 package stun
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -207,7 +206,7 @@ func TestThroughNATs(t *testing.T) {
 					return err
 				})
 				defer sockets[i].Close()
-				seen := sockets[i].Gather(t.Context(), in.servers)
+				seen := gather(sockets[i], in.servers)
 				if nat := discovery.Classify(in.local[i], sockets[i].Port(), in.servers, seen); nat != nats[c.kinds[i]] {
 					t.Errorf("%s NAT is called %s: %v", c.kinds[i], nat, seen)
 				}
@@ -221,15 +220,15 @@ func TestThroughNATs(t *testing.T) {
 			var errs [2]error
 			var wg sync.WaitGroup
 			for i := range sockets {
-				local, peer := left, right
+				keys := leftKeys
 				if i == 1 {
-					local, peer = right, left
+					keys = rightKeys
 				}
 				wg.Go(func() {
-					proofs[i], errs[i] = sockets[i].Check(t.Context(), discovery.CheckPlan{
-						Controlling: i == 0, Remote: cands[1-i], Local: local, Peer: peer, Seed: [32]byte{byte(i)},
+					proofs[i], errs[i] = check(t.Context(), sockets[i], discovery.CheckPlan{
+						Controlling: i == 0, Remote: cands[1-i], Seed: [32]byte{byte(i)},
 						Start: start, Deadline: start.Add(discovery.CheckTime),
-					})
+					}, keys)
 					_ = sockets[i].Close()
 				})
 			}
@@ -255,16 +254,20 @@ func TestThroughNATs(t *testing.T) {
 				})
 				defer sockets[i].Close()
 			}
-			hello := message{check: true, tx: discovery.Tx{7}}.encode([]byte("handed over"))
-			for i := range proofs {
-				sockets[i].send(hello, proofs[i].Remote, netip.Addr{})
+			hello := discovery.CheckPacket{Kind: discovery.CheckRequest, Tx: discovery.Tx{7}}
+			for i, keys := range []discovery.Keys{leftKeys, rightKeys} {
+				sockets[i].Expect(keys)
+			}
+			for i, keys := range []discovery.Keys{leftKeys, rightKeys} {
+				hello.Peer = proofs[i].Remote
+				sockets[i].Send(hello, keys)
 			}
 			for i := range proofs {
 				deadline := time.After(30 * time.Second)
 				for arrived := false; !arrived; {
 					select {
-					case p := <-sockets[i].in:
-						arrived = bytes.Equal(p.data, hello) // or a late packet of the check
+					case a := <-sockets[i].Arrivals():
+						arrived = a.Packet.Tx == hello.Tx // or a late packet of the check
 					case <-deadline:
 						t.Fatalf("end %d: nothing arrives after the hand-over", i)
 					}

@@ -88,7 +88,7 @@ func (s *Server) serve(c conn) {
 			continue // an ICMP error about an earlier answer
 		}
 		if answer := s.answer(time.Now(), buf[:n], from); answer != nil {
-			_ = c.write(answer, from, via) // lost answers are asked for again
+			_ = c.write(answer, from, via, 0) // lost answers are asked for again
 		}
 	}
 }

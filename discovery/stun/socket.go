@@ -1,16 +1,13 @@
 package stun
 
 import (
-	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	mrand "math/rand/v2"
+	"math/rand/v2"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pion/stun/v3"
@@ -19,21 +16,11 @@ import (
 	"guywire/discovery"
 )
 
-// Limits and times.
+// Limits.
 const (
-	maxWaiting = 64 // packets read and not yet looked at; more are lost
+	maxWaiting = 64 // packets verified and not yet looked at; more are lost
 	maxTries   = 64 // random ports before giving up
-	maxServers = 8  // asked at once
-	enough     = 2  // answers that suffice to go on
-	patience   = 250 * time.Millisecond
 )
-
-// gatherSchedule is when a server is asked: RFC 8489's doubling intervals from
-// 100 ms, because mesh nodes are near enough and joining should be quick.
-var gatherSchedule = [...]time.Duration{0, 100 * time.Millisecond, 300 * time.Millisecond, 700 * time.Millisecond, 1500 * time.Millisecond}
-
-// gatherTime is when servers that have not answered are given up.
-const gatherTime = 2300 * time.Millisecond
 
 // OpenConfig says what socket to open.
 type OpenConfig struct {
@@ -45,24 +32,16 @@ type OpenConfig struct {
 }
 
 // A Socket is a UDP port for one link attempt, on IPv4 and IPv6 (one of them,
-// when the kernel lacks the other), as WireGuard will bind it afterwards.
-// One goroutine at a time calls Gather and Check; Close may be called from
-// another and ends both.
+// when the kernel lacks the other), as WireGuard will bind it afterwards. Its
+// methods may be called from any goroutine.
 type Socket struct {
 	four, six conn // a nil UDPConn: family not available
 	port      uint16
 	key       []byte
-	in        chan packet
-	closed    chan struct{}
+	in        chan discovery.Arrival
+	keys      atomic.Pointer[discovery.Keys]
 	closing   sync.Once
 	readers   sync.WaitGroup
-}
-
-type packet struct {
-	data []byte
-	from netip.AddrPort
-	via  netip.Addr
-	at   time.Time
 }
 
 // Open binds a free port of the range, chosen at random. It fails with
@@ -72,7 +51,7 @@ func Open(cfg OpenConfig) (*Socket, error) {
 		return nil, fmt.Errorf("open UDP port: %d to %d is no range", cfg.First, cfg.Last)
 	}
 	size := int(cfg.Last) - int(cfg.First) + 1
-	start, step := mrand.IntN(size), 61
+	start, step := rand.IntN(size), 61
 	if size%step == 0 {
 		step = 1
 	}
@@ -91,7 +70,7 @@ func Open(cfg OpenConfig) (*Socket, error) {
 }
 
 func open(port uint16, cfg OpenConfig) (*Socket, error) {
-	s := &Socket{port: port, key: cfg.Key, in: make(chan packet, maxWaiting), closed: make(chan struct{})}
+	s := &Socket{port: port, key: cfg.Key, in: make(chan discovery.Arrival, maxWaiting)}
 	var err error
 	s.four, err = listen(netip.AddrPortFrom(netip.IPv4Unspecified(), port), cfg.Mark)
 	if err != nil && !familyMissing(err) {
@@ -123,7 +102,6 @@ func (s *Socket) Port() uint16 { return s.port }
 func (s *Socket) Close() error {
 	var errs []error
 	s.closing.Do(func() {
-		close(s.closed)
 		for _, c := range []conn{s.four, s.six} {
 			if c.UDPConn != nil {
 				errs = append(errs, c.Close())
@@ -144,15 +122,38 @@ func (s *Socket) receive(c conn) {
 		if err != nil || n > maxMessage || !stun.IsMessage(buf[:n]) {
 			continue // an ICMP error, or an early packet of WireGuard
 		}
-		select {
-		case s.in <- packet{slices.Clone(buf[:n]), from, via, time.Now()}:
-		default:
+		if p, ok := s.verify(buf[:n]); ok {
+			p.Peer, p.Via = from, via
+			select {
+			case s.in <- discovery.Arrival{At: time.Now(), Packet: p}:
+			default:
+			}
 		}
 	}
 }
 
+// Arrivals gives what arrives and is verified: servers' answers, and the other
+// end's packets once Expect has said how to know them. Whoever opened the socket
+// reads it until the socket is closed; it is never closed itself.
+func (s *Socket) Arrivals() <-chan discovery.Arrival { return s.in }
+
+// Expect lets in packets of a check.
+func (s *Socket) Expect(k discovery.Keys) { s.keys.Store(&k) }
+
+// Ask sends a query, and reports whether it could be sent at all.
+func (s *Socket) Ask(q discovery.Query) bool {
+	m := message{class: stun.ClassRequest, tx: q.Tx, padded: true}
+	return s.send(m.encode(s.key), q.Server, netip.Addr{}, 0)
+}
+
+// Send sends a packet of a check. An address that cannot be sent to is one that
+// does not answer.
+func (s *Socket) Send(p discovery.CheckPacket, k discovery.Keys) {
+	s.send(encodeCheck(p, k), p.Peer, p.Via, p.TTL)
+}
+
 // send reports whether the packet could be sent at all.
-func (s *Socket) send(b []byte, to netip.AddrPort, via netip.Addr) bool {
+func (s *Socket) send(b []byte, to netip.AddrPort, via netip.Addr, ttl int) bool {
 	c := s.four
 	if to.Addr().Is6() {
 		c = s.six
@@ -160,96 +161,9 @@ func (s *Socket) send(b []byte, to netip.AddrPort, via netip.Addr) bool {
 	if c.UDPConn == nil {
 		return false
 	}
-	err := c.write(b, to, via)
+	err := c.write(b, to, via, ttl)
 	if err != nil && via.IsValid() {
-		err = c.write(b, to, netip.Addr{}) // the address is gone since
+		err = c.write(b, to, netip.Addr{}, ttl) // the address is gone since
 	}
 	return err == nil
-}
-
-// query is one server being asked.
-type query struct {
-	server netip.AddrPort
-	sent   [len(gatherSchedule)]time.Time
-	asked  int
-	done   bool
-}
-
-// Gather asks the servers, all at once and repeatedly, how they see this
-// socket. It returns when all have answered or cannot be reached, shortly
-// after two answers, or after 2.3 seconds. At most eight servers are asked.
-func (s *Socket) Gather(ctx context.Context, servers []netip.AddrPort) []discovery.Reflexion {
-	var session [8]byte
-	_, _ = rand.Read(session[:]) // never fails
-	start := time.Now()
-	end := start.Add(gatherTime)
-	var queries []*query
-	for _, server := range servers[:min(len(servers), maxServers)] {
-		queries = append(queries, &query{server: server})
-	}
-	var answers []discovery.Reflexion
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		next, open := end, 0
-		for i, q := range queries {
-			for !q.done && q.asked < len(gatherSchedule) && !time.Now().Before(start.Add(gatherSchedule[q.asked])) {
-				m := message{class: stun.ClassRequest, tx: gatherTx(session, i, q.asked), padded: true}
-				q.sent[q.asked] = time.Now()
-				q.asked++
-				q.done = !s.send(m.encode(s.key), q.server, netip.Addr{})
-			}
-			if q.done {
-				continue
-			}
-			open++
-			if q.asked < len(gatherSchedule) {
-				if at := start.Add(gatherSchedule[q.asked]); at.Before(next) {
-					next = at
-				}
-			}
-		}
-		if open == 0 || !time.Now().Before(end) {
-			return answers
-		}
-		timer.Reset(time.Until(next))
-		select {
-		case <-ctx.Done():
-			return answers
-		case <-s.closed:
-			return answers
-		case <-timer.C:
-		case p := <-s.in:
-			if r, ok := s.reflexion(p, session, queries); ok {
-				answers = append(answers, r)
-				if soon := p.at.Add(patience); len(answers) >= enough && soon.Before(end) {
-					end = soon
-				}
-			}
-		}
-	}
-}
-
-// gatherTx numbers the requests, so that an answer tells which server and
-// which repetition it belongs to.
-func gatherTx(session [8]byte, server, try int) discovery.Tx {
-	return discovery.Tx(binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(session[:len(session):len(session)], uint16(server)), uint16(try)))
-}
-
-func (s *Socket) reflexion(p packet, session [8]byte, queries []*query) (discovery.Reflexion, bool) {
-	m, err := decode(p.data, func(m message) []byte {
-		if m.class != stun.ClassSuccessResponse {
-			return nil
-		}
-		return s.key
-	})
-	if err != nil || [8]byte(m.tx[:8]) != session || !m.mapped.IsValid() {
-		return discovery.Reflexion{}, false
-	}
-	i, try := int(binary.BigEndian.Uint16(m.tx[8:])), int(binary.BigEndian.Uint16(m.tx[10:]))
-	if i >= len(queries) || try >= queries[i].asked || queries[i].done || queries[i].server != p.from {
-		return discovery.Reflexion{}, false
-	}
-	queries[i].done = true
-	return discovery.Reflexion{Server: p.from, Mapped: m.mapped, RTT: p.at.Sub(queries[i].sent[try])}, true
 }

@@ -15,6 +15,9 @@ var (
 	testKey = []byte("members only")
 	left    = discovery.Credentials{Ufrag: "left", Password: "leftleftleftleftleftleft"}
 	right   = discovery.Credentials{Ufrag: "rigt", Password: "rightrightrightrightright"}
+
+	leftKeys  = discovery.Keys{Controlling: true, Local: left, Peer: right}
+	rightKeys = discovery.Keys{Local: right, Peer: left}
 )
 
 func openTest(t *testing.T) *Socket {
@@ -52,7 +55,7 @@ func TestGather(t *testing.T) {
 	servers := startServer(t, "127.0.0.1:0", "127.0.0.2:0", "[::1]:0")
 	s := openTest(t)
 	silent := at("127.0.0.3", servers[0].Port())
-	answers := s.Gather(t.Context(), append(servers, silent))
+	answers := gather(s, append(servers, silent))
 	if len(answers) != 3 {
 		t.Fatalf("answers: %v", answers)
 	}
@@ -61,7 +64,7 @@ func TestGather(t *testing.T) {
 			t.Errorf("%+v", a)
 		}
 	}
-	if nat := discovery.Classify([]netip.Addr{netip.MustParseAddr("127.0.0.1")}, s.Port(), servers, answers); nat != discovery.NATNone {
+	if nat := discovery.Classify([]netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")}, s.Port(), servers, answers); nat != discovery.NATNone {
 		t.Errorf("NAT: %s", nat)
 	}
 }
@@ -71,20 +74,8 @@ func TestGather(t *testing.T) {
 func TestWildcardServer(t *testing.T) {
 	port := startServer(t, "0.0.0.0:0")[0].Port()
 	s := openTest(t)
-	if answers := s.Gather(t.Context(), []netip.AddrPort{at("127.0.0.7", port)}); len(answers) != 1 {
+	if answers := gather(s, []netip.AddrPort{at("127.0.0.7", port)}); len(answers) != 1 {
 		t.Errorf("answers: %v", answers)
-	}
-}
-
-func TestGatherEnds(t *testing.T) {
-	s := openTest(t)
-	if answers := s.Gather(t.Context(), nil); answers != nil {
-		t.Errorf("answers of nobody: %v", answers)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if answers := s.Gather(ctx, []netip.AddrPort{at("127.0.0.3", 9)}); answers != nil {
-		t.Errorf("answers after the end: %v", answers)
 	}
 }
 
@@ -112,11 +103,11 @@ func TestPortInUse(t *testing.T) {
 
 func plans(a, b *Socket, start time.Time) (discovery.CheckPlan, discovery.CheckPlan) {
 	pa := discovery.CheckPlan{
-		Controlling: true, Local: left, Peer: right, Seed: [32]byte{1}, Start: start, Deadline: start.Add(discovery.CheckTime),
+		Controlling: true, Seed: [32]byte{1}, Start: start, Deadline: start.Add(discovery.CheckTime),
 		Remote: []discovery.Candidate{{Kind: discovery.CandidateHost, Addr: at("127.0.0.1", b.Port())}, {Kind: discovery.CandidateReflexive, Addr: at("127.0.0.9", 9)}},
 	}
 	pb := pa
-	pb.Controlling, pb.Local, pb.Peer, pb.Seed = false, right, left, [32]byte{2}
+	pb.Controlling, pb.Seed = false, [32]byte{2}
 	pb.Remote = []discovery.Candidate{{Kind: discovery.CandidateHost, Addr: at("127.0.0.1", a.Port())}}
 	return pa, pb
 }
@@ -129,9 +120,10 @@ func TestCheckPair(t *testing.T) {
 	for _, end := range []struct {
 		self, other *Socket
 		plan        discovery.CheckPlan
-	}{{a, b, pa}, {b, a, pb}} {
+		keys        discovery.Keys
+	}{{a, b, pa, leftKeys}, {b, a, pb, rightKeys}} {
 		wg.Go(func() {
-			p, err := end.self.Check(t.Context(), end.plan)
+			p, err := check(t.Context(), end.self, end.plan, end.keys)
 			if err != nil || p.Remote != at("127.0.0.1", end.other.Port()) || !p.Local.IsLoopback() {
 				t.Errorf("%+v, %v", p, err)
 			}
@@ -149,28 +141,36 @@ func TestCheckRefusesStrangers(t *testing.T) {
 	pa, pb := plans(a, b, time.Now())
 	pa.Deadline = pa.Start.Add(700 * time.Millisecond)
 	pb.Deadline = pa.Deadline
-	pb.Peer.Password = "somethingelseentirely0000"
-	pb.Local.Password = "somethingelseentirely1111"
+	strange := rightKeys
+	strange.Peer.Password = "somethingelseentirely0000"
+	strange.Local.Password = "somethingelseentirely1111"
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if p, err := a.Check(t.Context(), pa); !errors.Is(err, discovery.ErrNoPath) {
+		if p, err := check(t.Context(), a, pa, leftKeys); !errors.Is(err, discovery.ErrNoPath) {
 			t.Errorf("%+v, %v", p, err)
 		}
 	})
 	wg.Go(func() {
-		if p, err := b.Check(t.Context(), pb); !errors.Is(err, discovery.ErrNoPath) {
+		if p, err := check(t.Context(), b, pb, strange); !errors.Is(err, discovery.ErrNoPath) {
 			t.Errorf("%+v, %v", p, err)
 		}
 	})
 	wg.Wait()
 }
 
-func TestCheckIsCancelled(t *testing.T) {
+// The other end's requests are known before its offer is, by our own credentials;
+// its answers are not.
+func TestEarlyRequests(t *testing.T) {
 	a, b := openTest(t), openTest(t)
-	pa, _ := plans(a, b, time.Now())
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := a.Check(ctx, pa); !errors.Is(err, context.Canceled) {
-		t.Error(err)
+	a.Expect(discovery.Keys{Controlling: true, Local: left})
+	b.Send(discovery.CheckPacket{Kind: discovery.CheckResponse, Peer: at("127.0.0.1", a.Port()), Tx: discovery.Tx{1}, Mapped: at("127.0.0.1", 9)}, rightKeys)
+	b.Send(discovery.CheckPacket{Kind: discovery.CheckRequest, Peer: at("127.0.0.1", a.Port()), Tx: discovery.Tx{2}}, rightKeys)
+	select {
+	case got := <-a.Arrivals():
+		if got.Packet.Kind != discovery.CheckRequest || got.Packet.Tx != (discovery.Tx{2}) || got.Packet.Peer != at("127.0.0.1", b.Port()) {
+			t.Errorf("%+v", got)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("nothing arrives")
 	}
 }

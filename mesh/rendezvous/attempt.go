@@ -3,20 +3,14 @@ package rendezvous
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"time"
 
 	"guywire/discovery"
+	"guywire/discovery/attempt"
 	"guywire/mesh"
-)
-
-const (
-	leastDelay   = 20 * time.Millisecond // beyond the way of the answer, for our own slowness
-	unknownDelay = 50 * time.Millisecond
-	maxReflexive = 2 // offered; more are of a symmetric NAT and of no use
 )
 
 func newAttemptID() (id discovery.AttemptID) {
@@ -29,59 +23,95 @@ func newSeed() (s [32]byte) {
 	return s
 }
 
-// start is the initiator's side: gather, offer, await the answer, check.
-func (a *Attempter) start(ctx context.Context, att *attempt, req Request) Result {
-	uplink := req.LocalUplink
-	socket, offer, err := a.prepare(ctx, att, uplink)
-	if err != nil {
-		return Result{Err: err}
-	}
-	defer socket.Close()
-	offer.Delay = unknownDelay
-	if req.PathRTT > 0 {
-		offer.Delay = min(req.PathRTT/2+leastDelay, discovery.MaxOfferDelay).Truncate(time.Millisecond)
-	}
-	answer, err := a.cfg.Exchange(ctx, req.Peer, offer)
-	if err == nil {
-		err = offer.ValidateAnswer(time.Now(), answer)
-	}
-	if err != nil {
-		return Result{NAT: offer.NAT, Err: fmt.Errorf("offer link to %s: %w", req.Peer, err)}
-	}
-	return a.check(ctx, socket, true, offer, answer, time.Now())
-}
-
-// answer is the other side: gather, hand out the answer, check.
-func (a *Attempter) answer(ctx context.Context, att *attempt, offer discovery.Offer, uplink mesh.Uplink) Result {
-	socket, answer, err := a.prepare(ctx, att, uplink)
-	att.answer, att.err = answer, err
-	close(att.ready)
-	if err != nil {
-		return Result{Err: err}
-	}
-	defer socket.Close()
-	return a.check(ctx, socket, false, answer, offer, time.Now().Add(offer.Delay))
-}
-
-// prepare opens a port and makes our offer of it.
-func (a *Attempter) prepare(ctx context.Context, att *attempt, uplink mesh.Uplink) (Socket, discovery.Offer, error) {
+// run is one attempt from its port to its result. theirs is the offer that it
+// answers; nil: this end initiates.
+func (a *Attempter) run(ctx context.Context, att *active, uplink mesh.Uplink, pathRTT time.Duration, theirs *discovery.Offer) Result {
 	socket, err := a.open(uplink)
 	if err != nil {
-		return nil, discovery.Offer{}, err
+		return Result{Err: err}
 	}
-	seen, nat := a.gather(ctx, socket, uplink)
-	if err := ctx.Err(); err != nil {
-		return nil, discovery.Offer{}, errors.Join(fmt.Errorf("gather candidates on %s: %w", uplink.Name, err), socket.Close())
+	defer socket.Close()
+	v := a.drive(ctx, att, socket, attempt.New(time.Now(), a.config(att, socket, uplink, pathRTT, theirs)))
+	if v.Err == nil {
+		v.Err = socket.Close()
 	}
+	return Result{
+		Port: socket.Port(), Endpoint: v.Proof.Remote, Local: v.Proof.Local, Mapped: v.Proof.Mapped, RTT: v.Proof.RTT,
+		Confirmed: v.Proof.Confirmed, Sent: v.Proof.Sent, Kind: v.Proof.Kind, First: v.First, Hopeless: v.Hopeless,
+		Epoch: v.Ours.Epoch, PeerEpoch: v.Theirs.Epoch, PeerKey: v.Theirs.Key, Err: v.Err,
+	}
+}
+
+func (a *Attempter) config(att *active, socket Socket, uplink mesh.Uplink, pathRTT time.Duration, theirs *discovery.Offer) attempt.Config {
 	epoch, key := a.cfg.Key()
-	o := discovery.Offer{
-		Mesh: a.cfg.Mesh, From: a.cfg.Self, To: att.link.Peer, FromUplink: att.link.Local, ToUplink: att.link.Remote,
-		Attempt: att.id, NAT: nat, Epoch: epoch, Key: key,
-		Candidates:  discovery.Choose(a.candidates(uplink, socket.Port(), seen), discovery.MaxCandidates),
-		Credentials: discovery.Credentials{Ufrag: rand.Text()[:8], Password: rand.Text()},
-		Expires:     time.Now().Add(discovery.MaxOfferLife).Truncate(time.Second).UTC(),
+	known := a.cfg.Surveyed(uplink.Name)
+	c := attempt.Config{
+		Offer: discovery.Offer{
+			Mesh: a.cfg.Mesh, From: a.cfg.Self, To: att.link.Peer, FromUplink: att.link.Local, ToUplink: att.link.Remote,
+			Attempt: att.id, NAT: known.NAT, NAT6: known.NAT6, Epoch: epoch, Key: key,
+			Credentials: discovery.Credentials{Ufrag: rand.Text()[:8], Password: rand.Text()},
+			Expires:     time.Now().Add(discovery.MaxOfferLife).Truncate(time.Second).UTC(),
+		},
+		Theirs: theirs, Own: hosts(uplink, socket.Port()), Servers: a.servers(uplink), PathRTT: pathRTT,
+		Refuse: a.cfg.Refuse, Budget: &a.budget, Seed: newSeed(),
 	}
-	return socket, o, nil
+	for _, r := range known.Reflexive {
+		c.Outside = append(c.Outside, r.Addr())
+	}
+	return c
+}
+
+// reply is the other end's word on our offer.
+type reply struct {
+	answer discovery.Offer
+	err    error
+}
+
+// drive is the attempt's hands: it carries out what the machine says until there
+// is a verdict.
+func (a *Attempter) drive(ctx context.Context, att *active, socket Socket, m *attempt.Attempt) attempt.Verdict {
+	replies := make(chan reply, 1)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	ready := m.Tick(time.Now())
+	for {
+		socket.Expect(m.Keys())
+		for _, q := range ready.Ask {
+			if !socket.Ask(q) {
+				m.Unreachable(q.Server)
+				ready.Deadline = time.Now()
+			}
+		}
+		for _, p := range ready.Send {
+			socket.Send(p, m.Keys())
+		}
+		if ready.Offer != nil && m.Initiates() {
+			go func() { // ends with ctx
+				answer, err := a.cfg.Exchange(ctx, att.link.Peer, *ready.Offer)
+				replies <- reply{answer, err}
+			}()
+		} else if ready.Offer != nil {
+			att.reply(*ready.Offer, nil)
+		}
+		if ready.Verdict != nil {
+			return *ready.Verdict
+		}
+		timer.Reset(time.Until(ready.Deadline))
+		select {
+		case <-ctx.Done():
+			ready = m.Cancel(context.Cause(ctx))
+		case <-timer.C:
+			ready = m.Tick(time.Now())
+		case r := <-replies:
+			if r.err != nil {
+				ready = m.Refused(time.Now(), r.err)
+			} else {
+				ready = m.Answered(time.Now(), r.answer)
+			}
+		case arrival := <-socket.Arrivals():
+			ready = m.Received(arrival.At, arrival.Packet)
+		}
+	}
 }
 
 func (a *Attempter) open(uplink mesh.Uplink) (Socket, error) {
@@ -95,79 +125,27 @@ func (a *Attempter) open(uplink mesh.Uplink) (Socket, error) {
 	return socket, nil
 }
 
-// gather asks the STUN servers. The NAT kind counts only servers of families
-// that the uplink has a way out for.
-func (a *Attempter) gather(ctx context.Context, socket Socket, uplink mesh.Uplink) ([]discovery.Reflexion, discovery.NAT) {
-	servers := slices.DeleteFunc(slices.Clone(a.cfg.Servers()), func(s netip.AddrPort) bool {
-		if s.Addr().Is4() {
-			return !uplink.Default4
-		}
-		return !uplink.Default6
-	})
-	seen := socket.Gather(ctx, servers)
-	return seen, discovery.Classify(uplink.Addrs, socket.Port(), servers, seen)
-}
-
-// candidates are the endpoints of a port that may be offered.
-func (a *Attempter) candidates(uplink mesh.Uplink, port uint16, seen []discovery.Reflexion) []discovery.Candidate {
-	list := hosts(uplink, port)
-	for _, m := range mapped(seen, maxReflexive) {
-		list = append(list, discovery.Candidate{Kind: discovery.CandidateReflexive, Addr: m})
-	}
-	return a.acceptable(list)
-}
-
-// acceptable drops what must not be sent to.
-func (a *Attempter) acceptable(list []discovery.Candidate) []discovery.Candidate {
-	return slices.DeleteFunc(slices.Clone(list), func(c discovery.Candidate) bool {
-		return discovery.Usable(c.Addr) != nil ||
-			slices.ContainsFunc(a.cfg.Refuse, func(p netip.Prefix) bool { return p.Contains(c.Addr.Addr()) })
-	})
-}
-
-// mapped gives the different endpoints that servers saw, in the order of the
-// answers, at most limit of them.
-func mapped(seen []discovery.Reflexion, limit int) []netip.AddrPort {
-	var list []netip.AddrPort
-	for _, r := range seen {
-		if len(list) < limit && !slices.Contains(list, r.Mapped) && discovery.Usable(r.Mapped) == nil {
-			list = append(list, r.Mapped)
+// servers gives the STUN servers to ask, of families that the uplink has a way
+// out for.
+func (a *Attempter) servers(uplink mesh.Uplink) (list []netip.AddrPort) {
+	var four, six []netip.AddrPort
+	for _, s := range a.cfg.Servers() {
+		switch {
+		case s.Addr().Is4() && uplink.Default4:
+			four = append(four, s)
+		case s.Addr().Is6() && uplink.Default6:
+			six = append(six, s)
 		}
 	}
-	return list
-}
-
-// check proves a path and frees the port.
-func (a *Attempter) check(ctx context.Context, socket Socket, controlling bool, ours, theirs discovery.Offer, start time.Time) Result {
-	proof, err := socket.Check(ctx, discovery.CheckPlan{
-		Controlling: controlling, Remote: a.acceptable(theirs.Candidates),
-		Local: ours.Credentials, Peer: theirs.Credentials, Seed: newSeed(),
-		Start: start, Deadline: start.Add(discovery.CheckTime),
-	})
-	r := Result{
-		Port: socket.Port(), Epoch: ours.Epoch, PeerEpoch: theirs.Epoch, PeerKey: theirs.Key,
-		NAT: ours.NAT, PeerNAT: theirs.NAT,
-	}
-	if err == nil {
-		err = socket.Close()
-	}
-	if err != nil {
-		r.Err = fmt.Errorf("no direct link to %s: %w", theirs.From, err)
-		if _, reason := discovery.CanConnect(ours.NAT, theirs.NAT); reason != "" && errors.Is(err, discovery.ErrNoPath) {
-			r.Err = fmt.Errorf("%w (%s)", r.Err, reason)
-		}
-		return r
-	}
-	r.Endpoint, r.Local, r.Mapped, r.RTT, r.Confirmed = proof.Remote, proof.Local, proof.Mapped, proof.RTT, proof.Confirmed
-	return r
+	return append(a.ranking.choose(four), a.ranking.choose(six)...)
 }
 
 // Survey measures an uplink: how the outside sees it and which kind of NAT it
 // is behind. It blocks for at most a few seconds.
 func (a *Attempter) Survey(ctx context.Context, uplink mesh.Uplink) (discovery.Uplink, error) {
 	facts := discovery.Uplink{Name: uplink.Name, Metered: uplink.Metered}
-	for _, c := range a.acceptable(hosts(uplink, mesh.TunnelPortFirst)) {
-		if len(facts.Addrs) < discovery.MaxUplinkAddrs {
+	for _, c := range hosts(uplink, mesh.TunnelPortFirst) {
+		if len(facts.Addrs) < discovery.MaxUplinkAddrs && a.acceptable(c.Addr) {
 			facts.Addrs = append(facts.Addrs, c.Addr.Addr())
 		}
 	}
@@ -175,9 +153,58 @@ func (a *Attempter) Survey(ctx context.Context, uplink mesh.Uplink) (discovery.U
 	if err != nil {
 		return facts, err
 	}
-	seen, nat := a.gather(ctx, socket, uplink)
-	facts.Reflexive, facts.NAT = mapped(seen, discovery.MaxReflexive), nat
-	return facts, errors.Join(ctx.Err(), socket.Close())
+	g := discovery.NewGathering(time.Now(), a.servers(uplink), 2, newSeed())
+	if err := gather(ctx, socket, g); err != nil {
+		return facts, err
+	}
+	port, answers := socket.Port(), g.Answers()
+	if err := socket.Close(); err != nil {
+		return facts, fmt.Errorf("survey %s: %w", uplink.Name, err)
+	}
+	a.ranking.note(g)
+	agreed := discovery.Agreed(answers)
+	facts.Reflexive = agreed[:min(len(agreed), discovery.MaxReflexive)]
+	facts.NAT = classify(uplink.Addrs, port, g, uplink.Default4, true)
+	facts.NAT6 = classify(uplink.Addrs, port, g, uplink.Default6, false)
+	return facts, nil
+}
+
+// gather runs a gathering; it fails only when ctx ends.
+func gather(ctx context.Context, socket Socket, g *discovery.Gathering) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for ready := g.Tick(time.Now()); !ready.Done; {
+		for _, q := range ready.Ask {
+			if !socket.Ask(q) {
+				g.Unreachable(q.Server)
+				ready.Deadline = time.Now()
+			}
+		}
+		timer.Reset(time.Until(ready.Deadline))
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-timer.C:
+			ready = g.Tick(time.Now())
+		case p := <-socket.Arrivals():
+			ready = g.Answered(p.At, p.Packet.Peer, p.Packet.Tx, p.Packet.Mapped)
+		}
+	}
+	return nil
+}
+
+// classify tells the kind of NAT of one address family.
+func classify(local []netip.Addr, port uint16, g *discovery.Gathering, there, four bool) discovery.NAT {
+	if !there {
+		return discovery.NATAbsent
+	}
+	asked := slices.DeleteFunc(g.Servers(), func(s netip.AddrPort) bool { return s.Addr().Is4() != four })
+	answers := slices.DeleteFunc(slices.Clone(g.Answers()), func(r discovery.Reflexion) bool { return r.Server.Addr().Is4() != four })
+	return discovery.Classify(local, port, asked, answers)
+}
+
+func (a *Attempter) acceptable(e netip.AddrPort) bool {
+	return discovery.Usable(e) == nil && !slices.ContainsFunc(a.cfg.Refuse, func(p netip.Prefix) bool { return p.Contains(e.Addr()) })
 }
 
 func hosts(uplink mesh.Uplink, port uint16) []discovery.Candidate {

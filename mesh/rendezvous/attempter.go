@@ -15,8 +15,6 @@ import (
 
 // Limits.
 const (
-	// MaxAttempt is the longest that an attempt takes.
-	MaxAttempt  = 20 * time.Second
 	maxStarted  = 32 // own attempts at once
 	maxAnswered = 32 // attempts of others at once
 	peerBurst   = 16 // offers of one peer answered at once
@@ -25,11 +23,16 @@ const (
 )
 
 // A Socket is a UDP port that WireGuard will bind later; package stun has it.
-// Close frees the port, and may be called twice.
 type Socket interface {
 	Port() uint16
-	Gather(ctx context.Context, servers []netip.AddrPort) []discovery.Reflexion
-	Check(ctx context.Context, plan discovery.CheckPlan) (discovery.Proof, error)
+	// Ask sends a query to a STUN server, and reports whether it can be reached at all.
+	Ask(q discovery.Query) bool
+	// Send sends a packet of a check, Expect says how the other end's are known.
+	Send(p discovery.CheckPacket, k discovery.Keys)
+	Expect(k discovery.Keys)
+	// Arrivals gives what arrives and is verified.
+	Arrivals() <-chan discovery.Arrival
+	// Close frees the port, and may be called twice.
 	Close() error
 }
 
@@ -42,8 +45,10 @@ type Config struct {
 	Uplink func(name string) (mesh.Uplink, bool)
 	// Open takes a free port for what leaves with mark.
 	Open func(mark uint32) (Socket, error)
-	// Servers gives STUN servers to ask, best first; not the node itself.
+	// Servers gives all STUN servers that may be asked; not the node itself.
 	Servers func() []netip.AddrPort
+	// Surveyed gives what the last Survey of an uplink found.
+	Surveyed func(name string) discovery.Uplink
 	// Exchange brings our offer to the peer and its answer back, until ctx ends.
 	Exchange func(ctx context.Context, peer mesh.NodeID, offer discovery.Offer) (discovery.Offer, error)
 	// Key gives the WireGuard key that a new link of ours uses.
@@ -71,17 +76,19 @@ type Result struct {
 	Attempt   discovery.AttemptID
 	Initiated bool // by us
 	Port      uint16
-	Endpoint  netip.AddrPort // of the peer, proven
-	Local     netip.Addr     // our address on the path; invalid: not known
-	Mapped    netip.AddrPort // how the peer sees us; invalid: not known
-	Epoch     mesh.Epoch     // of our key that the peer expects
+	Endpoint  netip.AddrPort          // of the peer, proven
+	Kind      discovery.CandidateKind // of Endpoint
+	Local     netip.Addr              // our address on the path; invalid: not known
+	Mapped    netip.AddrPort          // how the peer sees us; invalid: not known
+	Epoch     mesh.Epoch              // of our key that the peer expects
 	PeerEpoch mesh.Epoch
 	PeerKey   mesh.WireGuardKey // to be compared with the log's before use
-	NAT       discovery.NAT     // of our uplink, as measured now
-	PeerNAT   discovery.NAT
-	RTT       time.Duration // zero: not measured by this end
-	Confirmed bool          // the peer is known to have the same result
+	RTT       time.Duration     // zero: not measured by this end
+	Confirmed bool              // the peer is known to have the same result
+	First     bool              // this end begins WireGuard's handshake
+	Sent      int               // packets of the check
 	Took      time.Duration
+	Hopeless  bool  // with Err: another attempt can hardly do better while both ends stay as they are
 	Err       error // why there is no link, for people; ErrYielded is no failure
 }
 
@@ -93,20 +100,24 @@ type Attempter struct {
 	results chan Result
 	running sync.WaitGroup
 
+	ranking ranking
+	budget  budget
+
 	mu       sync.Mutex
 	closed   bool
-	attempts map[mesh.LinkID]*attempt
+	attempts map[mesh.LinkID]*active
 	started  int
 	answered int
 	peers    map[mesh.NodeID]time.Time // when the peer's allowance is full again
 }
 
-type attempt struct {
+type active struct {
 	link      mesh.LinkID
 	id        discovery.AttemptID
 	initiated bool
 	begun     time.Time
 	cancel    context.CancelCauseFunc
+	replied   sync.Once
 	ready     chan struct{} // closed when answer and err are set
 	answer    discovery.Offer
 	err       error
@@ -120,7 +131,7 @@ func New(cfg Config) *Attempter {
 	}
 	a := &Attempter{
 		cfg: cfg, results: make(chan Result, maxStarted+maxAnswered),
-		attempts: make(map[mesh.LinkID]*attempt), peers: make(map[mesh.NodeID]time.Time),
+		attempts: make(map[mesh.LinkID]*active), peers: make(map[mesh.NodeID]time.Time),
 	}
 	a.ctx, a.cancel = context.WithCancel(context.Background())
 	return a
@@ -155,7 +166,7 @@ func (a *Attempter) Start(ctx context.Context, req Request) error {
 	}
 	go func() {
 		defer a.running.Done()
-		a.finish(ctx, att, a.start(ctx, att, req))
+		a.finish(ctx, att, a.run(ctx, att, req.LocalUplink, req.PathRTT, nil))
 	}()
 	return nil
 }
@@ -182,7 +193,7 @@ func (a *Attempter) Answer(ctx context.Context, from mesh.NodeID, offer discover
 		var other *rival
 		switch {
 		case errors.As(err, &other):
-			if err := a.settle(ctx, other.attempt, att); err != nil {
+			if err := a.settle(ctx, other.active, att); err != nil {
 				return discovery.Offer{}, err
 			}
 			if !other.initiated && other.id == att.id {
@@ -194,7 +205,9 @@ func (a *Attempter) Answer(ctx context.Context, from mesh.NodeID, offer discover
 		}
 		go func() {
 			defer a.running.Done()
-			a.finish(attemptCtx, att, a.answer(attemptCtx, att, offer, uplink))
+			r := a.run(attemptCtx, att, uplink, 0, &offer)
+			att.reply(discovery.Offer{}, r.Err)
+			a.finish(attemptCtx, att, r)
 		}()
 		select {
 		case <-att.ready:
@@ -206,10 +219,18 @@ func (a *Attempter) Answer(ctx context.Context, from mesh.NodeID, offer discover
 	}
 }
 
+// reply answers the peer's offer, once.
+func (a *active) reply(answer discovery.Offer, err error) {
+	a.replied.Do(func() {
+		a.answer, a.err = answer, err
+		close(a.ready)
+	})
+}
+
 // settle decides between an attempt of ours and a peer's offer for the same
 // link. A nil error means that other has the answer, if it is the same attempt
 // (the peer asks again), or else that other is gone.
-func (a *Attempter) settle(ctx context.Context, other, att *attempt) error {
+func (a *Attempter) settle(ctx context.Context, other, att *active) error {
 	if !other.initiated && other.id == att.id {
 		select {
 		case <-other.ready:
@@ -231,17 +252,17 @@ func (a *Attempter) settle(ctx context.Context, other, att *attempt) error {
 }
 
 // rival is the error of begin that names the attempt that is in the way.
-type rival struct{ *attempt }
+type rival struct{ *active }
 
 func (r *rival) Error() string { return ErrRunning.Error() }
 func (r *rival) Unwrap() error { return ErrRunning }
 
-func newAttempt(link mesh.LinkID, id discovery.AttemptID, initiated bool) *attempt {
-	return &attempt{link: link, id: id, initiated: initiated, begun: time.Now(), ready: make(chan struct{}), gone: make(chan struct{})}
+func newAttempt(link mesh.LinkID, id discovery.AttemptID, initiated bool) *active {
+	return &active{link: link, id: id, initiated: initiated, begun: time.Now(), ready: make(chan struct{}), gone: make(chan struct{})}
 }
 
 // begin registers an attempt within the limits and gives its context.
-func (a *Attempter) begin(parent context.Context, att *attempt) (context.Context, error) {
+func (a *Attempter) begin(parent context.Context, att *active) (context.Context, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch other := a.attempts[att.link]; {
@@ -264,9 +285,8 @@ func (a *Attempter) begin(parent context.Context, att *attempt) (context.Context
 
 	ctx, cancel := context.WithCancelCause(parent)
 	att.cancel = cancel
-	ctx, release := context.WithTimeout(ctx, MaxAttempt)
 	stop := context.AfterFunc(a.ctx, func() { cancel(ErrClosed) })
-	context.AfterFunc(ctx, func() { stop(); release() })
+	context.AfterFunc(ctx, func() { stop() })
 	return ctx, nil
 }
 
@@ -289,7 +309,7 @@ func (a *Attempter) allow(peer mesh.NodeID, now time.Time) bool {
 }
 
 // finish reports the result. The socket is closed already.
-func (a *Attempter) finish(ctx context.Context, att *attempt, r Result) {
+func (a *Attempter) finish(ctx context.Context, att *active, r Result) {
 	r.Link, r.Attempt, r.Initiated, r.Took = att.link, att.id, att.initiated, time.Since(att.begun)
 	if r.Err != nil {
 		if cause := context.Cause(ctx); errors.Is(cause, ErrYielded) || errors.Is(cause, ErrClosed) {

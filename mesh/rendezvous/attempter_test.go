@@ -12,81 +12,77 @@ import (
 	"time"
 
 	"guywire/discovery"
+	"guywire/discovery/attempt"
 	"guywire/mesh"
 )
 
-// A hub is the internet between fake sockets: a check succeeds when both ends
-// of one pair of credentials check at the same time.
+// A hub is the internet between fake sockets: packets arrive after a while, where
+// the receiver expects their sender.
 type hub struct {
-	t       *testing.T
 	mu      sync.Mutex
 	port    uint16
 	open    int
-	checks  map[string]chan *fakeSocket
+	sockets map[netip.AddrPort]*fakeSocket
 	blocked bool
+	sent    int
 }
 
+const flight = 10 * time.Millisecond
+
 type fakeSocket struct {
-	hub    *hub
-	host   netip.Addr
-	seen   []discovery.Reflexion
-	port   uint16
-	mark   uint32
+	hub  *hub
+	at   netip.AddrPort
+	seen []discovery.Reflexion
+	in   chan discovery.Arrival
+
+	mu     sync.Mutex
+	keys   discovery.Keys
 	closed bool
 }
 
-func (s *fakeSocket) Port() uint16 { return s.port }
+func (s *fakeSocket) Port() uint16                       { return s.at.Port() }
+func (s *fakeSocket) Arrivals() <-chan discovery.Arrival { return s.in }
 
-func (s *fakeSocket) Gather(ctx context.Context, servers []netip.AddrPort) []discovery.Reflexion {
-	select {
-	case <-time.After(50 * time.Millisecond):
-	case <-ctx.Done():
-	}
-	return s.seen
+func (s *fakeSocket) deliver(p discovery.CheckPacket) {
+	time.AfterFunc(flight, func() {
+		select {
+		case s.in <- discovery.Arrival{At: time.Now(), Packet: p}:
+		default:
+		}
+	})
 }
 
-func (s *fakeSocket) Check(ctx context.Context, plan discovery.CheckPlan) (discovery.Proof, error) {
-	key := plan.Local.Ufrag + plan.Peer.Ufrag
-	if !plan.Controlling {
-		key = plan.Peer.Ufrag + plan.Local.Ufrag
+func (s *fakeSocket) Ask(q discovery.Query) bool {
+	for _, r := range s.seen {
+		if r.Server == q.Server {
+			s.deliver(discovery.CheckPacket{Kind: discovery.ServerResponse, Peer: q.Server, Tx: q.Tx, Mapped: r.Mapped})
+		}
 	}
+	return true
+}
+
+func (s *fakeSocket) Expect(k discovery.Keys) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keys = k
+}
+
+func (s *fakeSocket) Send(p discovery.CheckPacket, k discovery.Keys) {
 	s.hub.mu.Lock()
-	ch := s.hub.checks[key]
-	if ch == nil {
-		ch = make(chan *fakeSocket)
-		s.hub.checks[key] = ch
-	}
+	to := s.hub.sockets[p.Peer]
+	s.hub.sent++
 	blocked := s.hub.blocked
 	s.hub.mu.Unlock()
-	if blocked {
-		ch = nil
+	if to == nil || blocked || p.TTL > 0 {
+		return
 	}
-	timeout := time.After(time.Until(plan.Deadline))
-	var other *fakeSocket
-	if plan.Controlling {
-		select {
-		case ch <- s:
-			select {
-			case other = <-ch:
-			case <-ctx.Done():
-				return discovery.Proof{}, ctx.Err()
-			}
-		case <-ctx.Done():
-			return discovery.Proof{}, ctx.Err()
-		case <-timeout:
-			return discovery.Proof{}, discovery.ErrNoPath
-		}
-	} else {
-		select {
-		case other = <-ch:
-			ch <- s
-		case <-ctx.Done():
-			return discovery.Proof{}, ctx.Err()
-		case <-timeout:
-			return discovery.Proof{}, discovery.ErrNoPath
-		}
+	to.mu.Lock()
+	known := to.keys.Local == k.Peer && (to.keys.Peer == k.Local || to.keys.Peer == (discovery.Credentials{}))
+	to.mu.Unlock()
+	if known {
+		p.Peer, p.Via = s.at, p.Peer.Addr()
+		to.deliver(p)
 	}
-	return discovery.Proof{Remote: netip.AddrPortFrom(other.host, other.port), RTT: time.Millisecond, Confirmed: true}, nil
 }
 
 func (s *fakeSocket) Close() error {
@@ -95,6 +91,7 @@ func (s *fakeSocket) Close() error {
 	if !s.closed {
 		s.closed = true
 		s.hub.open--
+		delete(s.hub.sockets, s.at)
 	}
 	return nil
 }
@@ -104,6 +101,7 @@ type party struct {
 	id     mesh.NodeID
 	uplink mesh.Uplink
 	seen   []discovery.Reflexion
+	survey discovery.Uplink
 }
 
 type scene struct {
@@ -118,7 +116,7 @@ var (
 )
 
 func newScene(t *testing.T, n int) (*scene, []*party) {
-	sc := &scene{hub: &hub{t: t, checks: make(map[string]chan *fakeSocket)}, parties: make(map[mesh.NodeID]*party), delay: 30 * time.Millisecond}
+	sc := &scene{hub: &hub{sockets: make(map[netip.AddrPort]*fakeSocket)}, parties: make(map[mesh.NodeID]*party), delay: 30 * time.Millisecond}
 	var list []*party
 	for i := range n {
 		p := &party{id: mesh.NodeID{byte(i + 1)}}
@@ -127,8 +125,9 @@ func newScene(t *testing.T, n int) (*scene, []*party) {
 		}}
 		p.Attempter = New(Config{
 			Mesh: testMesh, Self: p.id,
-			Uplink:  func(name string) (mesh.Uplink, bool) { return p.uplink, name == p.uplink.Name },
-			Servers: func() []netip.AddrPort { return servers },
+			Uplink:   func(name string) (mesh.Uplink, bool) { return p.uplink, name == p.uplink.Name },
+			Servers:  func() []netip.AddrPort { return servers },
+			Surveyed: func(string) discovery.Uplink { return p.survey },
 			Key: func() (mesh.Epoch, mesh.WireGuardKey) {
 				return 3, mesh.WireGuardKey(append(p.id[:], make([]byte, 24)...))
 			},
@@ -138,7 +137,11 @@ func newScene(t *testing.T, n int) (*scene, []*party) {
 				defer sc.hub.mu.Unlock()
 				sc.hub.port++
 				sc.hub.open++
-				return &fakeSocket{hub: sc.hub, host: p.uplink.Addrs[0], port: 51800 + sc.hub.port, mark: mark, seen: p.seen}, nil
+				s := &fakeSocket{
+					hub: sc.hub, at: netip.AddrPortFrom(p.uplink.Addrs[0], 51800+sc.hub.port), seen: p.seen, in: make(chan discovery.Arrival, 64),
+				}
+				sc.hub.sockets[s.at] = s
+				return s, nil
 			},
 			Exchange: func(ctx context.Context, peer mesh.NodeID, o discovery.Offer) (discovery.Offer, error) {
 				b, err := o.MarshalBinary()
@@ -188,6 +191,9 @@ func TestAttempt(t *testing.T) {
 		a, b := <-p[0].Results(), <-p[1].Results()
 		if a.Err != nil || b.Err != nil {
 			t.Fatal(a.Err, b.Err)
+		}
+		if a.First == b.First || a.First {
+			t.Errorf("the handshake is begun by the end that lets go first: %v %v", a.First, b.First)
 		}
 		if a.Endpoint.Port() != b.Port || b.Endpoint.Port() != a.Port || a.Attempt != b.Attempt || !a.Initiated || b.Initiated {
 			t.Errorf("results do not match:\n%+v\n%+v", a, b)
@@ -251,17 +257,14 @@ func TestNoPathSaysWhy(t *testing.T) {
 		defer sc.end(t)
 		sc.hub.blocked = true
 		for i := range p {
-			p[i].seen = []discovery.Reflexion{
-				{Server: servers[0], Mapped: netip.MustParseAddrPort("192.0.2.1:1000")},
-				{Server: servers[1], Mapped: netip.MustParseAddrPort("192.0.2.1:1001")},
-			}
+			p[i].survey = discovery.Uplink{NAT: discovery.NATSymmetric, NAT6: discovery.NATAbsent}
 		}
 		if err := p[0].Start(t.Context(), p[0].request(p[1])); err != nil {
 			t.Fatal(err)
 		}
 		for _, r := range []Result{<-p[0].Results(), <-p[1].Results()} {
-			if !errors.Is(r.Err, discovery.ErrNoPath) || !strings.Contains(r.Err.Error(), "symmetric") || r.Took > MaxAttempt {
-				t.Errorf("%v after %s", r.Err, r.Took)
+			if !errors.Is(r.Err, discovery.ErrNoPath) || !strings.Contains(r.Err.Error(), "symmetric") || !r.Hopeless || r.Took > attempt.MaxTime {
+				t.Errorf("%v after %s, hopeless: %v", r.Err, r.Took, r.Hopeless)
 			}
 		}
 	})
@@ -314,6 +317,7 @@ func TestLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sc, p := newScene(t, 2)
 		defer sc.end(t)
+		p[1].seen = []discovery.Reflexion{{Server: servers[0], Mapped: netip.MustParseAddrPort("192.0.2.1:1000")}, {Server: servers[1], Mapped: netip.MustParseAddrPort("192.0.2.1:1000")}}
 		answered := 0
 		for range 3 * peerBurst {
 			_, err := p[1].Answer(t.Context(), p[0].id, offer(p[0], p[1]))
@@ -381,8 +385,9 @@ func TestSurvey(t *testing.T) {
 			{Server: servers[0], Mapped: netip.MustParseAddrPort("192.0.2.1:1000")},
 			{Server: servers[1], Mapped: netip.MustParseAddrPort("192.0.2.1:1000")},
 		}
+		p[0].uplink.Default6 = false
 		f, err := p[0].Survey(t.Context(), p[0].uplink)
-		if err != nil || f.NAT != discovery.NATEasyPortChanged || len(f.Reflexive) != 1 || len(f.Addrs) != 1 || f.Name != "wan0" {
+		if err != nil || f.NAT != discovery.NATEasyPortChanged || f.NAT6 != discovery.NATAbsent || len(f.Reflexive) != 1 || len(f.Addrs) != 1 || f.Name != "wan0" {
 			t.Errorf("%+v, %v", f, err)
 		}
 		p[0].uplink.Up = false
@@ -390,4 +395,35 @@ func TestSurvey(t *testing.T) {
 			t.Errorf("uplink down: %v", err)
 		}
 	})
+}
+
+// Servers that answer are asked again, the nearest first; one that does not is
+// left to chance. A single one is asked at two ports.
+func TestRanking(t *testing.T) {
+	var r ranking
+	list := []netip.AddrPort{servers[0], servers[1], netip.MustParseAddrPort("198.51.100.3:8686"), netip.MustParseAddrPort("198.51.100.4:8686")}
+	now := time.Unix(1000, 0)
+	g := discovery.NewGathering(now, list, 4, [32]byte{1})
+	tx := map[netip.AddrPort]discovery.Tx{}
+	for _, q := range g.Tick(now).Ask {
+		tx[q.Server] = q.Tx
+	}
+	for i, after := range []time.Duration{0, 30, 10, 20} { // the first is dead
+		if s := list[i]; after > 0 {
+			g.Answered(now.Add(after*time.Millisecond), s, tx[s], netip.MustParseAddrPort("192.0.2.1:1000"))
+		}
+	}
+	r.note(g)
+	for range 20 {
+		if got := r.choose(list); len(got) != 3 || got[0] != list[2] || got[1] != list[3] {
+			t.Fatalf("chosen: %v", got)
+		}
+	}
+	one := servers[0]
+	if got := r.choose([]netip.AddrPort{one}); len(got) != 2 || got[0] != one || got[1].Addr() != one.Addr() || got[1].Port() == one.Port() {
+		t.Errorf("of one server: %v", got)
+	}
+	if got := r.choose(nil); len(got) != 0 {
+		t.Errorf("of none: %v", got)
+	}
 }

@@ -5,6 +5,6 @@
 //
 // At most one attempt per link runs at a time, at both ends the same one; the
 // number of attempts and the offers answered per peer are bounded; every
-// attempt ends within MaxAttempt, gives exactly one Result, and has closed its
+// attempt ends within seconds, gives exactly one Result, and has closed its
 // socket by then.
 package rendezvous

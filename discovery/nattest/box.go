@@ -1,0 +1,118 @@
+// Package nattest models NAT boxes for tests: what they do to a packet depends only
+// on the packets that they have seen.
+package nattest
+
+import "net/netip"
+
+// A Filter says which packets from outside reach a mapping (RFC 4787, section 5).
+type Filter int
+
+// What a Filter asks for: a packet has left for the sender's address and port, for
+// its address, or nothing.
+const (
+	ByPort Filter = iota
+	ByAddress
+	None
+)
+
+// A Box stands between hosts and the internet.
+type Box struct {
+	Public netip.Addr
+	// Symmetric: each destination sees another port (address- and port-dependent).
+	Symmetric bool
+	// Keep: the outside port is the inside one wherever it is free towards that
+	// destination, as Linux does. Without, it is another one.
+	Keep bool
+	// Answers: packets from outside that nobody waits for reach the box itself, which
+	// remembers them: towards their sender, that port is taken from then on (bug B40).
+	Answers  bool
+	Filter   Filter
+	Firewall bool // no translation, filter only
+
+	next  uint16
+	out   map[pair]netip.AddrPort           // inside, destination (none when independent of it)
+	in    map[netip.AddrPort]netip.AddrPort // outside → inside
+	sent  map[pair]bool                     // outside, destination
+	taken map[pair]bool                     // outside, destination
+}
+
+type pair struct{ a, b netip.AddrPort }
+
+// New makes a box with an outside address that keeps ports and filters by port.
+func New(public netip.Addr) *Box {
+	return &Box{Public: public, Keep: true, next: 40000,
+		out: map[pair]netip.AddrPort{}, in: map[netip.AddrPort]netip.AddrPort{}, sent: map[pair]bool{}, taken: map[pair]bool{}}
+}
+
+// Out gives the source with which a packet leaves.
+func (b *Box) Out(src, dst netip.AddrPort) netip.AddrPort {
+	outside := src
+	if !b.Firewall {
+		outside = b.mapping(src, dst)
+	}
+	b.in[outside] = src
+	b.sent[pair{outside, dst}] = true
+	return outside
+}
+
+func (b *Box) mapping(src, dst netip.AddrPort) netip.AddrPort {
+	if own, ok := b.out[pair{src, dst}]; ok {
+		return own // once given, it stays
+	}
+	shared := pair{src, netip.AddrPort{}}
+	outside, ok := b.out[shared]
+	if !ok || b.Symmetric {
+		port := src.Port()
+		if !b.Keep || b.Symmetric {
+			b.next++
+			port = b.next
+		}
+		outside = netip.AddrPortFrom(b.Public, port)
+		if !b.Symmetric {
+			b.out[shared] = outside
+		}
+	}
+	if b.taken[pair{outside, dst}] {
+		b.next++
+		outside = netip.AddrPortFrom(b.Public, b.next)
+	}
+	b.out[pair{src, dst}] = outside
+	return outside
+}
+
+// In gives the host that a packet from outside reaches.
+func (b *Box) In(from, to netip.AddrPort) (inside netip.AddrPort, ok bool) {
+	inside, ok = b.in[to]
+	if ok && b.passes(from, to) {
+		return inside, true
+	}
+	if b.Answers && to.Addr() == b.Public && !b.sent[pair{to, from}] {
+		b.taken[pair{to, from}] = true
+	}
+	return netip.AddrPort{}, false
+}
+
+func (b *Box) passes(from, to netip.AddrPort) bool {
+	switch b.Filter {
+	case None:
+		return true
+	case ByAddress:
+		for p := range b.sent {
+			if p.a == to && p.b.Addr() == from.Addr() {
+				return true
+			}
+		}
+		return false
+	}
+	return b.sent[pair{to, from}]
+}
+
+// Forget drops all mappings, as a reboot does; new ones have other ports.
+func (b *Box) Forget() {
+	clear(b.out)
+	clear(b.in)
+	clear(b.sent)
+	clear(b.taken)
+	b.next += 1000
+	b.Keep = false
+}
