@@ -281,7 +281,7 @@ func explainJoin(err error) error {
 	case errors.Is(err, errForged):
 		return err
 	case errors.Is(err, transport.ErrUntrusted):
-		return fmt.Errorf("it does not hold the key that the token pins, so nothing was sent to it; the token is for another mesh, or somebody answers in its place: ask for a new token (%w)", err)
+		return fmt.Errorf("it does not hold the key that the token pins, so nothing was sent to it; the mesh changed its CA since the token was made, the token is for another mesh, or somebody answers in its place: ask for a new token (%w)", err)
 	case errors.Is(err, transport.ErrClock):
 		return err
 	}
