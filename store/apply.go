@@ -260,7 +260,7 @@ func (s *State) do(c Command, by mesh.NodeID) (*Node, *Refusal) {
 	case c.SetSettings != nil:
 		return nil, s.setSettings(*c.SetSettings)
 	case c.RotateCA != nil:
-		return nil, s.rotateCA(*c.RotateCA)
+		return nil, s.rotateCA(*c.RotateCA, c.Now)
 	case c.SetVersion != nil:
 		return nil, s.setVersion(*c.SetVersion)
 	case c.RegisterBoot != nil:
@@ -347,7 +347,9 @@ func (s *State) removeNode(c RemoveNode, by mesh.NodeID, now time.Time) (*Node, 
 		if c.Revoke && !t.Revoked {
 			t.Revoked = true
 			s.bury(c.Node, t)
-			s.Mesh.CADue = s.Mesh.CADue || t.EverVoted
+			if t.EverVoted {
+				s.distrustCAs()
+			}
 		}
 		return t.node(c.Node), nil
 	}
@@ -360,7 +362,9 @@ func (s *State) removeNode(c RemoveNode, by mesh.NodeID, now time.Time) (*Node, 
 	}
 	s.remove(n, c.Revoke, now)
 	// Who leaves by itself is trusted to destroy its copy of the key.
-	s.Mesh.CADue = s.Mesh.CADue || n.EverVoted && by != n.ID
+	if n.EverVoted && by != n.ID {
+		s.distrustCAs()
+	}
 	return &n, nil
 }
 

@@ -259,6 +259,9 @@ type (
 		Step CAStep `json:"step"`
 		Pin  Digest `json:"pin"`
 		Root []byte `json:"root,omitempty"` // with CAAdd, and only then
+		// Aged, with CAAdd: the current CA is only old. Tokens that pin it are
+		// waited for: see CA.From.
+		Aged bool `json:"aged,omitempty"`
 	}
 	// SetVersion raises Settings.Version by one (voter, once every voter and
 	// every follower knows the new version).

@@ -130,7 +130,9 @@ func (m Settings) beyond2() bool {
 	return m.Version != 0 || m.Generation != 0 || m.CADue || m.CacheMaxAge != 0 || m.Voters != 0 || len(m.Authorities) > 0
 }
 
-func (t Token) beyond2() bool { return t.AnyPrefix || t.Site != "" || len(t.Roles) > 0 }
+func (t Token) beyond2() bool {
+	return t.AnyPrefix || t.Site != "" || len(t.Roles) > 0 || t.CAIndex != 0
+}
 
 // Restore reads what Snapshot wrote, and nothing else; the state then keeps
 // every rule that Apply keeps. Errors wrap ErrNewer, ErrCorrupt or ErrTooLarge.

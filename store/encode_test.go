@@ -149,6 +149,9 @@ func TestRestoreChecksTheRules(t *testing.T) {
 		"two current CAs": func(s *State, _, _ *Node) {
 			s.Mesh.Authorities = []CA{{Pin: Digest{1}, State: CACurrent}, {Pin: Digest{2}, State: CACurrent}}
 		},
+		"an old CA begins": func(s *State, _, _ *Node) {
+			s.Mesh.Authorities = []CA{{Pin: Digest{1}, State: CAPrevious, From: testNow}, {Pin: Digest{2}, State: CACurrent}}
+		},
 		"one CA twice": func(s *State, _, _ *Node) {
 			s.Mesh.Authorities = []CA{{Pin: Digest{1}, State: CACurrent}, {Pin: Digest{1}, State: CANext}}
 		},
@@ -318,6 +321,7 @@ func newCommands(root, oslo *joiner) []Command {
 		{RotateCA: &RotateCA{Step: CAAdd, Pin: Digest{2}, Root: []byte{0x30}}},
 		{RotateCA: &RotateCA{Step: CAPromote, Pin: Digest{2}}},
 		{RotateCA: &RotateCA{Step: CARetire, Pin: Digest{1}}},
+		{RotateCA: &RotateCA{Step: CAAdd, Pin: Digest{3}, Root: []byte{0x30}, Aged: true}},
 		{AddKey: &AddKey{root.id(), Key{2, newJoiner("", "new key").key.Public}}},
 		{DropKey: &DropKey{root.id(), 1}},
 		{RegisterBoot: &RegisterBoot{root.id(), Boot{1, Nonce{1}}}},

@@ -164,6 +164,8 @@ func (s *State) checkToken(c Join, now time.Time) (Token, *Refusal) {
 		return Token{}, refuse(CodeTokenProof, "the joiner does not hold token %s; paste the whole token again", token.ID)
 	case !now.Before(token.Expires):
 		return Token{}, refuse(CodeTokenExpired, "token %s expired at %s; ask for a new one: meshctl token create", token.ID, token.Expires.Format(time.RFC3339))
+	case s.Outlived(token):
+		return Token{}, refuse(CodeTokenExpired, "token %s was made before the CA of the mesh was replaced, so it cannot tell a member from a stranger; ask for a new one: meshctl token create", token.ID)
 	case token.Uses < 1:
 		return Token{}, refuse(CodeTokenUsed, "token %s has been used; ask for a new one: meshctl token create", token.ID)
 	}

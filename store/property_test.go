@@ -121,6 +121,7 @@ func (h *history) next(s *State) Command {
 		c.RotateCA = &RotateCA{Step: []CAStep{CAAdd, CAPromote, CARetire}[h.IntN(3)], Pin: Digest{byte(h.IntN(4))}}
 		if h.IntN(8) > 0 && c.RotateCA.Step == CAAdd {
 			c.RotateCA.Root = []byte{0x30, byte(h.IntN(3))}
+			c.RotateCA.Aged = c.RotateCA.Root[1] > 0
 		}
 	case 28:
 		id := h.member(s)

@@ -178,7 +178,7 @@ func (s *State) setOperator(c SetOperator, now time.Time) *Refusal {
 		o.Created = old.Created
 	}
 	if !o.Expires.IsZero() && !o.Expires.After(now) {
-		return refuse(CodeInvalid, "an operator must expire later than now, not at %s; change --expires", o.Expires.Format(time.RFC3339))
+		return refuse(CodeInvalid, "an operator must expire later than now, not at %s; change --ttl", o.Expires.Format(time.RFC3339))
 	}
 	s.Operators = maps.Clone(s.Operators)
 	if s.Operators == nil {
@@ -203,7 +203,7 @@ func (s *State) checkOperator(name string, o Operator) *Refusal {
 		return refuse(CodeInvalid, "the operator's key is unusable; make another: meshctl operator create")
 	}
 	if !o.Expires.IsZero() && !validTime(o.Expires) || !validTime(o.Created) {
-		return refuse(CodeInvalid, "the operator's time of expiry is unusable; change --expires")
+		return refuse(CodeInvalid, "the operator's time of expiry is unusable; change --ttl")
 	}
 	id := o.Key.NodeID()
 	if _, live := s.Nodes[id]; live {

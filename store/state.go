@@ -139,6 +139,8 @@ type Token struct {
 	AnyPrefix bool       `json:"any_prefix,omitempty"` // the joiner may claim any free prefix; Prefixes is empty
 	Roles     []NodeRole `json:"roles,omitempty"`      // given to the node
 	Site      string     `json:"site,omitempty"`       // given to the node
+
+	CAIndex uint64 `json:"ca_index,omitempty"` // CA.Index of the newest CA that there was when it was made
 }
 
 // A Tombstone remembers a node that left or was revoked, for ever: its

@@ -13,6 +13,7 @@ import (
 // not grow for ever.
 func (s *State) addToken(t Token, now time.Time) *Refusal {
 	t.Expires, t.Created = t.Expires.UTC().Round(0), now
+	t.CAIndex = s.newestCA()
 	switch {
 	case mesh.CheckName(t.ID) != nil:
 		return refuse(CodeInvalid, "the token's id is malformed; make another token: meshctl token create")
@@ -21,7 +22,7 @@ func (s *State) addToken(t Token, now time.Time) *Refusal {
 	case t.Uses < 1 || t.Uses > MaxTokenUses:
 		return refuse(CodeInvalid, "a token may be used 1 to %d times, not %d; change --uses", MaxTokenUses, t.Uses)
 	case !t.Expires.After(now) || t.Expires.After(now.Add(MaxTokenLifetime)):
-		return refuse(CodeInvalid, "a token must expire within %d days from now, not at %s; change --expires", MaxTokenLifetime/(24*time.Hour), t.Expires.Format(time.RFC3339))
+		return refuse(CodeInvalid, "a token must expire within %d days from now, not at %s; change --ttl", MaxTokenLifetime/(24*time.Hour), t.Expires.Format(time.RFC3339))
 	}
 	if t.Name != "" {
 		if refused := checkNodeName(t.Name); refused != nil {

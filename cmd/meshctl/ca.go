@@ -19,6 +19,11 @@ func (a *app) caCommand() *cobra.Command {
 				t.add(row{cells: []string{ca.State, ca.Pin}})
 			}
 			a.print(&t)
+			for _, ca := range d.Authorities {
+				if ca.From != nil {
+					a.say("The next one takes over %s, when the tokens that know only the current one have expired.\n", a.until(*ca.From))
+				}
+			}
 			if d.Due {
 				a.say("A node that knew a key was removed; the mesh is changing to a new one.\n")
 			}

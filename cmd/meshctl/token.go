@@ -84,7 +84,7 @@ func (a *app) tokenCreateCommand() *cobra.Command {
 func (a *app) tokenListCommand() *cobra.Command {
 	return a.jsonFlag(&cobra.Command{
 		Use:   "list",
-		Short: "tokens that can still be used, without their secrets",
+		Short: "tokens that are not used up and have not expired, without their secrets",
 		Args:  cobra.NoArgs,
 		RunE: listing(a, func(ctx context.Context, c *api.Client) (api.Tokens, error) { return c.Tokens(ctx) }, func(d api.Tokens) {
 			if len(d.Tokens) == 0 {
@@ -113,9 +113,18 @@ func (a *app) tokenListCommand() *cobra.Command {
 				case len(k.Prefixes) > 0:
 					prefixes = all(k.Prefixes, ",")
 				}
-				t.add(row{cells: []string{k.ID, name, prefixes, all(k.Tags, ","), all(k.Roles, ","), orUnknown(k.Site), fmt.Sprint(k.Uses), a.until(k.Expires)}})
+				expires := a.until(k.Expires)
+				if k.Unusable != "" {
+					expires = "unusable"
+				}
+				t.add(row{cells: []string{k.ID, name, prefixes, all(k.Tags, ","), all(k.Roles, ","), orUnknown(k.Site), fmt.Sprint(k.Uses), expires}})
 			}
 			a.print(&t)
+			for _, k := range d.Tokens {
+				if k.Unusable != "" {
+					a.say("Token %s is unusable: %s. Make a new one: meshctl token create\n", k.ID, k.Unusable)
+				}
+			}
 		}),
 	})
 }

@@ -61,6 +61,7 @@ var kinds = map[string]kind{
 	"discovery/stun":               adapter,
 	"routing/fib":                  adapter,
 	"routing/firewall":             adapter,
+	"store/audit":                  adapter,
 	"store/cache":                  adapter,
 	"store/disk":                   adapter,
 	"store/raftstore":              adapter,
@@ -103,6 +104,7 @@ var exceptions = map[[2]string]string{
 	{"mesh/control", "mesh/transport"}:  "the control plane is what composes TLS, Raft, keys and cache",
 	{"mesh/control", "mesh/keyring"}:    "as above",
 	{"mesh/control", "store/raftstore"}: "as above",
+	{"mesh/control", "store/audit"}:     "as above",
 	{"mesh/control", "store/cache"}:     "as above",
 	{"mesh/control", "store/disk"}:      "as above",
 	{"mesh/agent", "mesh/api"}:          "the agent answers the API and speaks its types",
@@ -111,6 +113,7 @@ var exceptions = map[[2]string]string{
 	{"mesh/agent", "store/cache"}:       "the agent keeps link records in the cache",
 	{"mesh/agent", "store/raftstore"}:   "the API shows the control plane's status, which holds that of the log",
 	{"mesh/keyring", "store/disk"}:      "store/disk is the one way to write files durably",
+	{"store/audit", "store/disk"}:       "as above",
 	{"store/cache", "store/disk"}:       "as above",
 }
 

@@ -525,13 +525,7 @@ func (a *Agent) Tokens(context.Context) (api.Tokens, error) {
 	if err != nil {
 		return api.Tokens{}, err
 	}
-	var out api.Tokens
-	for _, t := range m.plane.Tokens() {
-		if t.Uses > 0 && t.Expires.After(time.Now()) {
-			out.Tokens = append(out.Tokens, aboutToken(t))
-		}
-	}
-	return out, nil
+	return listTokens(m.plane.State(), m.plane.Tokens(), time.Now()), nil
 }
 
 // RevokeToken implements api.Backend.
@@ -544,6 +538,21 @@ func (a *Agent) RevokeToken(ctx context.Context, id string) (api.Done, error) {
 		return api.Done{}, convert(err)
 	}
 	return api.Done{Sentence: "token " + id + " admits nobody any more"}, nil
+}
+
+// listTokens leaves out those that are used up or have expired.
+func listTokens(s *store.State, tokens []store.Token, now time.Time) (out api.Tokens) {
+	for _, t := range tokens {
+		if t.Uses < 1 || !t.Expires.After(now) {
+			continue
+		}
+		about := aboutToken(t)
+		if s.Outlived(t) {
+			about.Unusable = "made before the CA was replaced"
+		}
+		out.Tokens = append(out.Tokens, about)
+	}
+	return out
 }
 
 func aboutToken(t store.Token) api.Token {

@@ -450,7 +450,11 @@ func (a *Agent) Authorities(context.Context) (api.Authorities, error) {
 	s := m.plane.State()
 	out := api.Authorities{Due: s.Mesh.CADue}
 	for _, ca := range s.Mesh.Authorities {
-		out.Authorities = append(out.Authorities, api.Authority{Pin: ca.Pin.String(), State: string(ca.State)})
+		about := api.Authority{Pin: ca.Pin.String(), State: string(ca.State)}
+		if ca.State == store.CANext && !ca.From.IsZero() {
+			about.From = &ca.From
+		}
+		out.Authorities = append(out.Authorities, about)
 	}
 	if s.Mesh.Version == 0 {
 		for _, pin := range s.Pins() {

@@ -64,6 +64,28 @@ func TestTruthFindings(t *testing.T) {
 }
 
 // The leader's word completes the table; without it what is unknown is said to be.
+// TestListTokens: what is used up or has expired is not shown, and what was made
+// before the CA was replaced is marked.
+func TestListTokens(t *testing.T) {
+	now := time.Now()
+	s := lookedAt()
+	s.Mesh.Authorities = []store.CA{{State: store.CAPrevious}, {State: store.CACurrent, Index: 7}, {State: store.CANext, Index: 9}}
+	out := listTokens(s, []store.Token{
+		{ID: "used", CAIndex: 7, Expires: now.Add(time.Hour)},
+		{ID: "over", CAIndex: 7, Expires: now, Uses: 1},
+		{ID: "old", Expires: now.Add(time.Hour), Uses: 1},
+		{ID: "good", CAIndex: 7, Expires: now.Add(time.Hour), Uses: 1},
+		{ID: "both", CAIndex: 9, Expires: now.Add(time.Hour), Uses: 1},
+	}, now)
+	var got []string
+	for _, k := range out.Tokens {
+		got = append(got, k.ID+":"+k.Unusable)
+	}
+	if want := "old:made before the CA was replaced good: both:"; strings.Join(got, " ") != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
 func TestDescribeRaft(t *testing.T) {
 	now := time.Now()
 	st := control.Status{Role: "follower", Leader: mesh.NodeID{2}, Voters: []mesh.NodeID{{1}, {2}}, Index: 5}

@@ -84,7 +84,7 @@ type CreatedToken struct {
 	Token  Token  `json:"about"`
 }
 
-// Tokens lists the tokens that can still be used.
+// Tokens lists the tokens that are not used up and have not expired.
 type Tokens struct {
 	Schema Schema      `json:"schema"`
 	Tokens List[Token] `json:"tokens"`
@@ -102,6 +102,7 @@ type Token struct {
 	Uses      int                `json:"uses"` // left
 	Created   time.Time          `json:"created"`
 	Expires   time.Time          `json:"expires"`
+	Unusable  string             `json:"unusable"` // why it admits nobody before it expires; empty: it does
 }
 
 // A TokenQuery names a token.

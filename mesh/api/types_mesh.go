@@ -184,6 +184,9 @@ type Authorities struct {
 type Authority struct {
 	Pin   string `json:"pin"` // hex SHA-256 of its SubjectPublicKeyInfo
 	State string `json:"state" enum:"next,current,previous,retired"`
+	// From is when the next one becomes current; null: as soon as the voters
+	// have its key, or it is none that is next.
+	From *time.Time `json:"from"`
 }
 
 // Settings are those of the mesh that operators change.

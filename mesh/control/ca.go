@@ -108,11 +108,12 @@ func (p *Plane) RotateCA(ctx context.Context) error {
 	}
 }
 
-// underWay reports whether the mesh changes, or has changed, from a CA to another.
+// underWay reports whether the mesh changes at once, or has changed, from a CA to
+// another.
 func underWay(state *store.State, before [32]byte) bool {
 	pin, _ := current(state)
-	_, next := inState(state, store.CANext)
-	return next || pin != before
+	next, known := inState(state, store.CANext)
+	return known && next.From.IsZero() || pin != before
 }
 
 // requestRotation has the leader begin to change the CA.
@@ -133,7 +134,7 @@ func (p *Plane) requestRotation(ctx context.Context) error {
 	return err
 }
 
-// beginRotation makes a CA and has it accepted, if that is not under way.
+// beginRotation makes a CA and has it accepted at once, if that is not under way.
 func (p *Plane) beginRotation(ctx context.Context, log *raftstore.Store, by mesh.NodeID) error {
 	state := log.State()
 	if state.Mesh.Version == 0 {
@@ -142,15 +143,23 @@ func (p *Plane) beginRotation(ctx context.Context, log *raftstore.Store, by mesh
 	if !state.RoleOf(state.Nodes[by].Identity, time.Now()).Has(store.RoleOperator) {
 		return newError(http.StatusForbidden, store.CodeForbidden, "only an operator may change the CA")
 	}
-	return p.addAuthority(ctx, log)
+	return p.addAuthority(ctx, log, false)
 }
 
-func (p *Plane) addAuthority(ctx context.Context, log *raftstore.Store) error {
+// addAuthority makes the next CA, unless there is one. When the current one is
+// no more than aged, the next waits for the tokens that pin that one; whoever
+// wants another CA at once gets one whose key did not lie on disks meanwhile.
+func (p *Plane) addAuthority(ctx context.Context, log *raftstore.Store, aged bool) error {
 	p.voter.rotation.Lock()
 	defer p.voter.rotation.Unlock()
 	state := log.State()
-	if _, underWay := inState(state, store.CANext); underWay {
-		return nil
+	if next, underWay := inState(state, store.CANext); underWay {
+		if aged || next.From.IsZero() {
+			return nil
+		}
+		if err := p.propagate(ctx, log, store.Command{RotateCA: &store.RotateCA{Step: store.CARetire, Pin: next.Pin}}); err != nil {
+			return err
+		}
 	}
 	ca, err := transport.NewAuthority(state.Mesh.ID, p.clock.now())
 	if err != nil {
@@ -159,60 +168,86 @@ func (p *Plane) addAuthority(ctx context.Context, log *raftstore.Store) error {
 	if err := p.hold(ca); err != nil { // before anyone relies on it
 		return err
 	}
-	p.logger.Info("the CA changes")
-	return p.propagate(ctx, log, store.Command{RotateCA: &store.RotateCA{Step: store.CAAdd, Pin: ca.Pin(), Root: ca.Certificate()}})
+	p.logger.Info("the CA changes", "aged", aged)
+	return p.propagate(ctx, log, store.Command{RotateCA: &store.RotateCA{Step: store.CAAdd, Pin: ca.Pin(), Root: ca.Certificate(), Aged: aged}})
 }
 
+// tendAuthority is the leader's next step towards the CA that the mesh should
+// have, and gives the voters the keys that they lack.
 func (p *Plane) tendAuthority(ctx context.Context, log *raftstore.Store) error {
 	state := log.State()
+	missing, err := p.handOut(ctx, log, p.voter.issuers(state))
 	if state.Mesh.Version == 0 { // it keeps its CA
-		return p.handOutCurrent(ctx, log)
+		return err
 	}
 	step := func(step store.CAStep, ca store.CA) error {
 		err := p.propagate(ctx, log, store.Command{RotateCA: &store.RotateCA{Step: step, Pin: ca.Pin}})
-		wake(p.voter.kick) // there may be a next step
-		return err
-	}
-	if next, underWay := inState(state, store.CANext); underWay {
-		key := p.voter.key(next.Pin)
-		if key == nil { // its maker is gone
-			return step(store.CARetire, next)
-		}
-		missing, err := p.handOut(ctx, log, key)
-		if voters := len(log.Status().Voters); missing == 0 || state.Mesh.CADue && 2*missing < voters {
-			return step(store.CAPromote, next)
+		if err == nil {
+			wake(p.voter.kick) // there may be a next step
 		}
 		return err
 	}
-	now, _ := inState(state, store.CACurrent)
-	made, err := transport.Made(now.Root)
-	if err != nil {
-		return err
-	}
+	now, issuers := p.clock.now(), state.Issuers()
+	was := issuers[0]
 	// Without its key a leader can issue nothing, nor tell whether anybody has it.
-	lost := p.voter.key(now.Pin) == nil
-	if age := p.clock.now().Sub(made); lost || state.Mesh.CADue || age > authorityAge || age < -maxClockOffset {
-		err := p.addAuthority(ctx, log)
-		wake(p.voter.kick)
+	atOnce := state.Mesh.CADue || p.voter.key(was.Pin) == nil
+	if len(issuers) > 1 {
+		switch next, voters := issuers[1], len(log.Status().Voters); {
+		case p.voter.key(next.Pin) == nil: // its maker is gone
+			return step(store.CARetire, next)
+		case next.Waits(now):
+			if !atOnce {
+				return err
+			}
+		case missing == 0, state.Mesh.CADue && 2*missing < voters:
+			return step(store.CAPromote, next)
+		default:
+			return err
+		}
+	}
+	made, wrong := transport.Made(was.Root)
+	if wrong != nil {
+		return wrong
+	}
+	if age := now.Sub(made); atOnce || age > authorityAge || age < -maxClockOffset {
+		err := p.addAuthority(ctx, log, !atOnce)
+		if err == nil {
+			wake(p.voter.kick)
+		}
 		return err
 	}
 	for _, ca := range state.Mesh.Authorities {
-		if ca.State == store.CAPrevious && (time.Since(made) > 2*transport.Lifetime || betrayed(state, ca)) {
+		if ca.State == store.CAPrevious && (now.Sub(latest(made, was.From)) > 2*transport.Lifetime || betrayed(state, ca)) {
 			return step(store.CARetire, ca)
 		}
 	}
-	return p.handOutCurrent(ctx, log)
+	return err
 }
 
-// handOutCurrent gives the CA that issues certificates to voters that missed it.
-func (p *Plane) handOutCurrent(ctx context.Context, log *raftstore.Store) error {
-	pin, _ := current(log.State())
-	key := p.voter.key(pin)
-	if key == nil {
-		return nil
+func latest(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
 	}
-	_, err := p.handOut(ctx, log, key)
-	return err
+	return a
+}
+
+// awaitIssuer waits until the CA is not to be changed at once, and for a little
+// while until this node shows a certificate of the current one.
+func (p *Plane) awaitIssuer(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	for began := time.Now(); ; {
+		due := p.State().Mesh.CADue
+		if !due && (p.signedByCurrent() || time.Since(began) > 2*renewCheck) {
+			return nil
+		}
+		if !pause(ctx, retryMin) {
+			if due {
+				return errors.New("the mesh is changing to a new CA, because a node that knew the key of the old one was removed; try again in a moment")
+			}
+			return ctx.Err()
+		}
+	}
 }
 
 // betrayed reports whether somebody who is no member any more may know the key
@@ -227,13 +262,16 @@ func betrayed(state *store.State, ca store.CA) bool {
 	return false
 }
 
-// handOut gives a CA to all voters, and tells how many do not have it.
-func (p *Plane) handOut(ctx context.Context, log *raftstore.Store, ca *transport.Authority) (missing int, err error) {
+// handOut gives CAs to all voters, and tells how many do not have them all.
+func (p *Plane) handOut(ctx context.Context, log *raftstore.Store, cas []*transport.Authority) (missing int, err error) {
 	st := log.Status()
 	var mu sync.Mutex // guards missing, err and given
 	var all sync.WaitGroup
 	for _, id := range st.Voters {
-		now := given{ca.Pin(), st.Term, log.State().Nodes[id].Boot}
+		now := given{term: st.Term, boot: log.State().Nodes[id].Boot}
+		for i, ca := range cas {
+			now.pins[i] = ca.Pin()
+		}
 		mu.Lock()
 		has := p.voter.given[id] == now
 		mu.Unlock()
@@ -241,7 +279,7 @@ func (p *Plane) handOut(ctx context.Context, log *raftstore.Store, ca *transport
 			continue
 		}
 		all.Go(func() {
-			failed := p.Do(ctx, id, http.MethodPost, "/v1/ca", keyOf(ca), nil)
+			failed := p.entrustWith(ctx, id, cas)
 			mu.Lock()
 			defer mu.Unlock()
 			if failed != nil {
@@ -254,6 +292,16 @@ func (p *Plane) handOut(ctx context.Context, log *raftstore.Store, ca *transport
 	}
 	all.Wait()
 	return missing, err
+}
+
+// entrustWith gives the keys of CAs to a voter.
+func (p *Plane) entrustWith(ctx context.Context, id mesh.NodeID, cas []*transport.Authority) error {
+	for _, ca := range cas {
+		if err := p.Do(ctx, id, http.MethodPost, "/v1/ca", keyOf(ca), nil); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // serveAuthority takes a CA of the mesh from the leader.

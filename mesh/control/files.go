@@ -8,6 +8,7 @@ import (
 	"io/fs"
 
 	"guywire/mesh/transport"
+	"guywire/store/audit"
 	"guywire/store/cache"
 	"guywire/store/disk"
 	"guywire/store/raftstore"
@@ -86,7 +87,7 @@ func (f files) clear() error {
 		f.dir.Remove(certificateFile),
 		f.dir.Remove(authorityFile),
 		raftstore.Destroy(f.raft()),
-		f.dir.RemoveAll(auditFolder),
+		f.dir.RemoveAll(audit.Folder),
 		cache.Forget(f.state),
 	)
 }

@@ -85,12 +85,7 @@ func (p *Plane) entrust(ctx context.Context, id mesh.NodeID) error {
 	if len(list) == 0 {
 		return errNoKey
 	}
-	for _, ca := range list {
-		if err := p.Do(ctx, id, http.MethodPost, "/v1/ca", keyOf(ca), nil); err != nil {
-			return err
-		}
-	}
-	return nil
+	return p.entrustWith(ctx, id, list)
 }
 
 // propagate writes what voters say by themselves into the log that this one

@@ -17,6 +17,7 @@ import (
 	"guywire/mesh"
 	"guywire/mesh/transport"
 	"guywire/store"
+	"guywire/store/audit"
 	"guywire/store/cache"
 )
 
@@ -56,7 +57,7 @@ type Plane struct {
 
 	joins     joins
 	proposals gate
-	trail     trail
+	trail     audit.Trail
 	voter     voter
 	following following
 	streams   streams
@@ -244,7 +245,7 @@ func (p *Plane) Close() error {
 		p.client.CloseIdleConnections()
 		err = errors.Join(err, p.listener.Close())
 		p.tasks.Wait()
-		err = errors.Join(err, p.trail.close())
+		err = errors.Join(err, p.trail.Close())
 		if p.cache != nil {
 			err = errors.Join(err, p.cache.Close())
 		}

@@ -44,9 +44,16 @@ func (p *Plane) renewalDue(now time.Time) bool {
 	if now.Before(shown.Leaf.NotBefore) || now.After(shown.Leaf.NotBefore.Add(shown.Leaf.NotAfter.Sub(shown.Leaf.NotBefore)/2)) {
 		return true
 	}
+	return !p.signedByCurrent()
+}
+
+// signedByCurrent reports whether this node's certificate is of the CA that
+// issues them, as far as this node knows.
+func (p *Plane) signedByCurrent() bool {
 	pin, known := current(p.State())
-	signer, err := transport.Pin(shown.Certificate[len(shown.Certificate)-1])
-	return known && (err != nil || signer != pin)
+	shown := p.certificate.Load().Certificate
+	signer, err := transport.Pin(shown[len(shown)-1])
+	return !known || err == nil && signer == pin
 }
 
 func (p *Plane) expiry() time.Time { return p.certificate.Load().Leaf.NotAfter }

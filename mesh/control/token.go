@@ -30,29 +30,56 @@ type TokenRequest struct {
 // CreateToken makes a token, on a node with the operator role. The text admits
 // a node: it is to be shown once and never logged.
 func (p *Plane) CreateToken(ctx context.Context, request TokenRequest) (text string, token store.Token, err error) {
+	for {
+		if err := p.awaitIssuer(ctx); err != nil {
+			return "", store.Token{}, err
+		}
+		secret, err := p.newToken(request)
+		if err != nil {
+			return "", store.Token{}, err
+		}
+		_, err = p.Operate(ctx, store.Command{AddToken: &store.AddToken{Token: store.Token{
+			ID: secret.ID, Key: secret.Public(), Expires: secret.Expires, Uses: cmp.Or(request.Uses, 1),
+			Name: request.Name, Prefixes: request.Prefixes, Tags: request.Tags,
+			AnyPrefix: request.AnyPrefix, Roles: request.Roles, Site: request.Site,
+		}}})
+		if err != nil {
+			return "", store.Token{}, err
+		}
+		state := p.State()
+		if !slices.ContainsFunc(tokenPins(state), func(pin [32]byte) bool { return !secret.Pinned(pin) }) {
+			return secret.Text(), state.Tokens[secret.ID], nil
+		}
+		// This node did not know yet of a CA that the log had.
+		if err := p.RevokeToken(ctx, secret.ID); err != nil {
+			return "", store.Token{}, err
+		}
+	}
+}
+
+func (p *Plane) newToken(request TokenRequest) (invite.Token, error) {
 	state := p.State()
 	servers := tokenServers(state, p.id)
 	if len(servers) == 0 {
-		return "", store.Token{}, errors.New("no node of the mesh has a control address that others can reach, so nobody could join; set control.advertise on one that has")
+		return invite.Token{}, errors.New("no node of the mesh has a control address that others can reach, so nobody could join; set control.advertise on one that has")
 	}
 	var random [invite.RandomSize]byte
 	rand.Read(random[:]) // never fails since Go 1.24
-	pins := state.Pins()
-	pins = pins[max(0, len(pins)-invite.MaxPins):]
 	expires := time.Now().Add(cmp.Or(request.Lifetime, 24*time.Hour))
-	secret, err := invite.New(random, state.Mesh.ID, pins, servers, expires)
-	if err != nil {
-		return "", store.Token{}, err
+	return invite.New(random, state.Mesh.ID, tokenPins(state), servers, expires)
+}
+
+// tokenPins are those of the CA that issues certificates and of the one that
+// will. Not of those before: their keys may be why they were replaced.
+func tokenPins(state *store.State) (pins [][32]byte) {
+	if state.Mesh.Version == 0 {
+		pins = state.Pins()
+		return pins[max(0, len(pins)-invite.MaxPins):]
 	}
-	_, err = p.Operate(ctx, store.Command{AddToken: &store.AddToken{Token: store.Token{
-		ID: secret.ID, Key: secret.Public(), Expires: secret.Expires, Uses: cmp.Or(request.Uses, 1),
-		Name: request.Name, Prefixes: request.Prefixes, Tags: request.Tags,
-		AnyPrefix: request.AnyPrefix, Roles: request.Roles, Site: request.Site,
-	}}})
-	if err != nil {
-		return "", store.Token{}, err
+	for _, ca := range state.Issuers() {
+		pins = append(pins, ca.Pin)
 	}
-	return secret.Text(), p.State().Tokens[secret.ID], nil
+	return pins
 }
 
 // tokenServers are up to three control addresses, of different nodes first:

@@ -33,10 +33,10 @@ type voter struct {
 	doubled time.Time              // when another machine was last seen that runs as this node
 }
 
-// given says which CA the leader of a term gave to a voter, as it ran then: one
+// given says which CAs the leader of a term gave to a voter, as it ran then: one
 // that started again may have found its key damaged.
 type given struct {
-	pin  [32]byte
+	pins [2][32]byte // of voter.issuers
 	term uint64
 	boot store.Boot
 }

@@ -40,11 +40,12 @@ func New() *Backend {
 			{Name: "berlin-1", Node: true, Key: mesh.IdentityKey{2}, Right: api.RightChange, Created: ago(72 * time.Hour)},
 		},
 	}
-	b.CADoc = api.Authorities{Authorities: []api.Authority{{Pin: strings.Repeat("cd", 32), State: "retired"}, {Pin: strings.Repeat("ab", 32), State: "current"}}}
+	b.CADoc = api.Authorities{Authorities: []api.Authority{{Pin: strings.Repeat("cd", 32), State: "retired"}, {Pin: strings.Repeat("ab", 32), State: "current"}, {Pin: strings.Repeat("ef", 32), State: "next", From: new(Now.Add(12 * 24 * time.Hour))}}}
 	b.SettingDoc = api.Settings{Voters: 3, CacheMaxAgeMs: api.Millis(30 * 24 * time.Hour)}
 	b.TokensDoc = api.Tokens{Tokens: []api.Token{
 		{ID: "k7m2", Name: "oslo-1", Prefixes: prefixes("10.70.0.0/16"), Tags: []string{"office"}, Uses: 1, Created: ago(time.Hour), Expires: Now.Add(23 * time.Hour)},
 		{ID: "q9x4", AnyPrefix: true, Roles: []string{api.RoleOperator}, Uses: 12, Created: ago(48 * time.Hour), Expires: Now.Add(90 * time.Second)},
+		{ID: "z3c8", Uses: 1, Created: ago(500 * time.Hour), Expires: Now.Add(50 * time.Hour), Unusable: "made before the CA was replaced"},
 	}}
 	b.Replies = []api.PingReply{
 		{Index: 1, Node: "paris-1", Addr: addrs("10.86.0.2")[0], Answered: true, RTTMs: new(12.4), Path: "direct, fibre → wan"},
