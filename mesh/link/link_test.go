@@ -168,6 +168,35 @@ func TestDeadAgentBehindALongPathIsNotDown(t *testing.T) {
 	}
 }
 
+// The answers of a kernel whose agent is away are counted as traffic, too. That
+// takes no patience from those that come a little late.
+func TestDeadAgentAndASlowKernel(t *testing.T) {
+	for _, flow := range [][2]uint64{{0, 0}, {1e6, 0}, {1e6, 1e6}} {
+		for offset := range 20 {
+			p := newPair()
+			p.pace(Idle, false)
+			p.polls = 50 * time.Millisecond
+			p.run(5*time.Second + time.Duration(offset)*5*time.Millisecond)
+			p.agent[1] = false
+			p.flow = flow
+			for range 20 {
+				p.run(500 * time.Millisecond)
+				p.flow, p.kernel[1] = [2]uint64{flow[0], 0}, false
+				p.run(60 * time.Millisecond)
+				p.flow, p.kernel[1] = flow, true
+			}
+			if p.never(t, Down); t.Failed() {
+				t.Fatalf("flow %v, offset %d: %v", flow, offset, p.history)
+			}
+			p.cut()
+			p.run(30 * time.Second)
+			if s := p.ends[0].State(); s != Down {
+				t.Fatalf("flow %v, offset %d: %s although nothing answers", flow, offset, s)
+			}
+		}
+	}
+}
+
 // Deadlines keep the monotonic reading of the time that they are made from, so
 // that a step of the wall clock moves none of them.
 func TestDeadlinesKeepTheMonotonicClock(t *testing.T) {

@@ -180,7 +180,10 @@ func (p *pair) step() {
 		}
 		l.Tick(p.now)
 		if l.Echo(p.now) && p.kernel[1-i] && p.rng.Float64() >= p.loss[i] {
-			p.send(1-i, p.delay, func(l *Link, at time.Time) { l.Echoed(at) })
+			p.send(1-i, p.delay, func(l *Link, at time.Time) {
+				p.counts[i].rx += echoBytes
+				l.Echoed(at)
+			})
 		}
 		for {
 			probe, due := l.Probe(p.now, 0, wire.Header{})
@@ -235,6 +238,9 @@ func (p *pair) restart(pace Pace) {
 	p.started[0]++
 	p.due[0] = time.Time{}
 }
+
+// echoBytes is what a device counts of the answer of a kernel.
+const echoBytes = 64
 
 func (p *pair) cut() { p.loss = [2]float64{1, 1} }
 

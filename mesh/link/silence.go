@@ -144,14 +144,20 @@ func (l *Link) echoPace(now time.Time) time.Duration { return max(l.need(now), e
 // Echoed takes an answer of the far end's kernel.
 func (l *Link) Echoed(at time.Time) { l.echoAt = at }
 
-// kernelAnswers is until when an echo came back recently enough; zero: none did.
+// kernelAnswers is until when the far end's kernel is held to forward without its
+// agent: while an echo came back recently enough. Once that is known, every sign of
+// life counts; what is read as traffic may be the answers themselves. Zero: never.
 func (l *Link) kernelAnswers(now time.Time) time.Time {
-	if l.echoAsked.IsZero() || !l.echoAt.After(l.echoAsked) {
+	proof := l.echoAt
+	switch {
+	case l.state == Headless:
+		proof = latest(proof, l.heard)
+	case l.echoAsked.IsZero() || !proof.After(l.echoAsked):
 		return time.Time{}
 	}
 	pace := l.echoPace(now)
 	window := time.Duration(l.downMisses(pace))*pace + l.room
-	return l.echoAt.Add(window + min(l.grace, window))
+	return proof.Add(window + min(l.grace, window))
 }
 
 // echoDue is when an answer to the first request of the present silence, if
