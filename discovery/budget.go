@@ -10,8 +10,8 @@ import (
 // together cannot aim a node at a victim, nor one by many uplinks.
 const (
 	blindBurst = 60
-	blindEvery = 200 * time.Millisecond // 5/s after the burst
-	blindDay   = 240                    // and no more than these in blindSpan
+	blindEvery = 200 * time.Millisecond // after the burst
+	blindMost  = 120                    // of a longer burst, as many again in each blindSpan
 	blindSpan  = 10 * time.Minute
 	// maxTargets bounds the addresses remembered per generation. A flood of them
 	// makes us at most twice as generous.
@@ -51,7 +51,7 @@ func (b *Budget) Allow(now time.Time, target netip.Addr) bool {
 		b.young[target] = s
 	}
 	short := latest(s.short, now).Add(blindEvery)
-	long := latest(s.long, now).Add(blindSpan / blindDay)
+	long := latest(s.long, now).Add(blindSpan / blindMost)
 	if short.Sub(now) > blindBurst*blindEvery || long.Sub(now) > blindSpan {
 		return false
 	}

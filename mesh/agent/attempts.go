@@ -21,7 +21,7 @@ import (
 // offerBody carries an offer together with what its sender is, so that the
 // other end knows the uplinks it speaks of.
 type offerBody struct {
-	Offer []byte           `json:"offer"` // discovery.Offer, as it encodes itself
+	Offer []byte           `json:"offer"` // discovery.Offer, signed
 	Facts discovery.Signed `json:"facts"`
 }
 
@@ -38,6 +38,7 @@ func (m *member) newAttempter() *rendezvous.Attempter {
 			return m.agent.outside.Socket(mark, ports.First, ports.Last, m.stunKey())
 		},
 		Servers:  m.stunServers,
+		Surveyed: m.surveyOf,
 		Exchange: m.exchange,
 		Key: func() (mesh.Epoch, mesh.WireGuardKey) {
 			keys := m.plane.State().Nodes[m.self].Keys
@@ -68,11 +69,12 @@ func (m *member) uplink(name string) (mesh.Uplink, bool) {
 func (m *member) stunKey() []byte { return m.plane.State().Mesh.Secret }
 
 // startAttempt begins a link attempt; its end comes as an event in any case.
-func (m *member) startAttempt(link mesh.LinkID) {
+func (m *member) startAttempt(a core.Attempt) {
+	link := a.Link
 	local, ok := m.uplink(link.Local)
 	err := errors.New("uplink " + link.Local + " is down")
 	if ok {
-		err = m.attempts.Start(context.Background(), rendezvous.Request{Peer: link.Peer, LocalUplink: local, RemoteUplink: link.Remote})
+		err = m.attempts.Start(context.Background(), rendezvous.Request{Peer: link.Peer, LocalUplink: local, RemoteUplink: link.Remote, PathRTT: a.PathRTT})
 	}
 	if err != nil {
 		// The loop itself is here: it cannot post to its own full queue.
@@ -83,7 +85,7 @@ func (m *member) startAttempt(link mesh.LinkID) {
 // exchange brings an offer to the peer, over whatever path there is, and its
 // answer back.
 func (m *member) exchange(ctx context.Context, peer mesh.NodeID, offer discovery.Offer) (discovery.Offer, error) {
-	b, err := offer.MarshalBinary()
+	b, err := offer.Sign(m.agent.ring.Sign)
 	if err != nil {
 		return discovery.Offer{}, err
 	}
@@ -99,9 +101,13 @@ func (m *member) exchange(ctx context.Context, peer mesh.NodeID, offer discovery
 		return discovery.Offer{}, err
 	}
 	m.heard(reply.Facts)
-	var answer discovery.Offer
-	err = answer.UnmarshalBinary(reply.Offer)
-	return answer, err
+	return discovery.OpenOffer(reply.Offer, m.identityOf)
+}
+
+// identityOf gives the key by which the log knows a member.
+func (m *member) identityOf(id mesh.NodeID) (mesh.IdentityKey, bool) {
+	n, ok := m.standing.Load().state.Nodes[id]
+	return n.Identity, ok
 }
 
 // serveOffer answers another node's offer.
@@ -112,8 +118,7 @@ func (m *member) serveOffer(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	m.heard(body.Facts)
-	var offer discovery.Offer
-	err := offer.UnmarshalBinary(body.Offer)
+	offer, err := discovery.OpenOffer(body.Offer, m.identityOf)
 	if err == nil {
 		offer, err = m.attempts.Answer(r.Context(), control.Caller(r.Context()), offer)
 	}
@@ -127,7 +132,7 @@ func (m *member) serveOffer(w http.ResponseWriter, r *http.Request) {
 	m.mu.Lock()
 	reply := offerBody{Facts: m.own}
 	m.mu.Unlock()
-	if reply.Offer, err = offer.MarshalBinary(); err != nil {
+	if reply.Offer, err = offer.Sign(m.agent.ring.Sign); err != nil {
 		control.Fail(w, err)
 		return
 	}
@@ -142,11 +147,11 @@ func (m *member) followAttempts(ctx context.Context) error {
 		case r := <-m.attempts.Results():
 			done := core.AttemptDone{
 				Link: r.Link, ID: binary.BigEndian.Uint64(r.Attempt[:8]), Port: r.Port, Endpoint: r.Endpoint,
-				Peer: store.Key{Epoch: r.PeerEpoch, Public: r.PeerKey},
+				Peer: store.Key{Epoch: r.PeerEpoch, Public: r.PeerKey}, First: r.First, Hopeless: r.Hopeless,
 			}
 			switch {
 			case errors.Is(r.Err, rendezvous.ErrYielded):
-				done.Err = "the far end's attempt goes first"
+				done.Err, done.Yielded = "the far end's attempt goes first", true
 			case r.Err != nil:
 				peer := r.Link.Peer
 				done.Err = strings.ReplaceAll(r.Err.Error(), peer.String(), nodeName(m.plane.State(), peer))
@@ -167,7 +172,7 @@ func (m *member) keyOf(node mesh.NodeID, key store.Key) bool {
 
 // serveStun answers other members' STUN requests.
 func (m *member) serveStun(ctx context.Context) error {
-	serve, err := m.agent.outside.Stun(wildcards(mesh.StunPort), m.stunKey())
+	serve, err := m.agent.outside.Stun(append(wildcards(mesh.StunPort), wildcards(mesh.StunPortSecond)...), m.stunKey())
 	if err != nil {
 		m.log.Warn("STUN is not served here; other nodes ask elsewhere", mesh.LogError, err)
 		return nil
@@ -175,38 +180,28 @@ func (m *member) serveStun(ctx context.Context) error {
 	return serve(ctx)
 }
 
-// survey measures what each uplink looks like from outside: at once, after
-// every change of an uplink, and from time to time.
+// survey measures what each uplink looks like from outside: at once, after every
+// change of an uplink or a sleep of the machine, when a link by it is lost, and
+// from time to time.
 func (m *member) survey(ctx context.Context) error {
 	measured := map[string]time.Time{}
 	tick := time.NewTicker(surveyTick)
 	defer tick.Stop()
+	wall, clock := time.Now().Round(0), time.Now()
 	for {
+		// Go's timers stand still while the machine sleeps, its clock goes on.
+		resumed := time.Now().Round(0).Sub(wall)-time.Since(clock) > surveySleep
+		wall, clock = time.Now().Round(0), time.Now()
+		if resumed {
+			clear(measured)
+		}
 		host := m.host.Load()
 		for i := 0; host != nil && i < len(host.Uplinks) && len(m.stunServers()) > 0; i++ {
-			u := host.Uplinks[i]
-			m.mu.Lock()
-			old, known := m.surveys[u.Name]
-			m.mu.Unlock()
-			same := known && slices.Equal(old.Addrs, u.Addrs)
-			pause := surveyEvery
-			if old.NAT == discovery.NATUnknown || old.NAT == discovery.NATBlocked {
-				pause = surveyRetry
+			if u := host.Uplinks[i]; u.Up && m.surveyDue(u, measured[u.Name]) {
+				if m.surveyUplink(ctx, u, resumed) {
+					measured[u.Name] = time.Now()
+				}
 			}
-			if !u.Up || same && time.Since(measured[u.Name]) < pause {
-				continue
-			}
-			found, err := m.attempts.Survey(ctx, u)
-			if err != nil {
-				m.log.Debug("uplink cannot be surveyed", mesh.LogUplink, u.Name, mesh.LogError, err)
-				continue
-			}
-			found.Addrs = u.Addrs
-			measured[u.Name] = time.Now()
-			m.mu.Lock()
-			m.surveys[u.Name] = found
-			m.mu.Unlock()
-			m.publish()
 		}
 		select {
 		case <-tick.C:
@@ -214,6 +209,54 @@ func (m *member) survey(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// surveyDue reports whether an uplink is to be measured, which it was then.
+func (m *member) surveyDue(u mesh.Uplink, then time.Time) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	old, known := m.surveys[u.Name]
+	passes := func(n discovery.NAT) bool {
+		return n != discovery.NATUnknown && n != discovery.NATBlocked && n != discovery.NATAbsent
+	}
+	switch {
+	case !known || !slices.Equal(old.Addrs, u.Addrs) || then.IsZero():
+		return true
+	case !passes(old.NAT) && !passes(old.NAT6), m.doubted[u.Name].After(then):
+		return time.Since(then) > surveyRetry
+	default:
+		return time.Since(then) > surveyEvery
+	}
+}
+
+// surveyUplink measures an uplink, and reports whether it could.
+func (m *member) surveyUplink(ctx context.Context, u mesh.Uplink, resumed bool) bool {
+	found, err := m.attempts.Survey(ctx, u)
+	if err != nil {
+		m.log.Debug("uplink cannot be surveyed", mesh.LogUplink, u.Name, mesh.LogError, err)
+		return false
+	}
+	found.Addrs = u.Addrs
+	m.mu.Lock()
+	m.surveys[u.Name] = found
+	m.mu.Unlock()
+	m.publish()
+	m.post(core.Surveyed{Uplink: found, Resumed: resumed})
+	return true
+}
+
+// doubt has an uplink measured anew soon.
+func (m *member) doubt(uplink string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.doubted[uplink] = time.Now()
+}
+
+// surveyOf gives what the last survey of an uplink found.
+func (m *member) surveyOf(name string) discovery.Uplink {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.surveys[name]
 }
 
 // surveyed reports whether every uplink that is up has been measured.

@@ -122,7 +122,7 @@ func (m *member) publish() {
 	for _, u := range host.Uplinks {
 		out := discovery.Uplink{Name: u.Name, Addrs: u.Addrs, Metered: u.Metered}
 		if s, ok := m.surveys[u.Name]; ok && slices.Equal(s.Addrs, u.Addrs) {
-			out.Reflexive, out.NAT = s.Reflexive, s.NAT
+			out.Reflexive, out.NAT, out.NAT6 = s.Reflexive, s.NAT, s.NAT6
 		}
 		out.Addrs = out.Addrs[:min(len(out.Addrs), discovery.MaxUplinkAddrs)]
 		f.Uplinks = append(f.Uplinks, out)
@@ -333,13 +333,20 @@ func (m *member) admit(node mesh.NodeID, addr netip.Addr) bool {
 	return ok && n.Addr6 == addr
 }
 
-// stunServers are where this node may ask for its outside address.
+// stunServers are where this node may ask for its outside address: endpoints that
+// their nodes name, at addresses where the log says that they are reached. So no
+// member can have others ask a stranger.
 func (m *member) stunServers() []netip.AddrPort {
+	state := m.standing.Load().state
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var out []netip.AddrPort
 	for _, f := range m.directory.All() {
-		out = append(out, f.STUN...)
+		for _, s := range f.STUN {
+			if slices.ContainsFunc(state.Nodes[f.Node].Control, func(c netip.AddrPort) bool { return c.Addr() == s.Addr() }) {
+				out = append(out, s)
+			}
+		}
 	}
 	return out
 }

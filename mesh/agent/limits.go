@@ -28,10 +28,13 @@ const (
 	siteEvery = 10 * time.Second
 	// surveyEvery is how often the NAT of each uplink is measured anew.
 	surveyEvery = 10 * time.Minute
-	// surveyRetry is the same while too few servers are known, surveyTick how
-	// often it is looked whether a survey is due.
+	// surveyRetry is the same while too little is known or a link by it was lost,
+	// surveyTick how often it is looked whether a survey is due.
 	surveyRetry = 10 * time.Second
 	surveyTick  = 250 * time.Millisecond
+	// surveySleep is how long a machine must have slept, or its clock have jumped,
+	// for its networks to be others.
+	surveySleep = 3 * time.Second
 	// enrolPatience bounds the wait for the first link of a join.
 	enrolPatience = 15 * time.Second
 	// teardownPatience bounds the removal of everything from the kernel.

@@ -60,10 +60,13 @@ func (m *member) step(ev core.Event) {
 		m.send(t, nil)
 	}
 	for _, a := range r.Attempt {
-		m.startAttempt(a.Link)
+		m.startAttempt(a)
 	}
 	for _, f := range r.Facts {
 		m.record(f)
+		if f.Kind == core.LinkDown || f.Kind == core.LinkFailed {
+			m.doubt(f.Link.Local)
+		}
 	}
 	if r.Distances != nil {
 		m.mu.Lock()

@@ -74,6 +74,7 @@ type member struct {
 	directory *discovery.Directory
 	bans      *discovery.Bans
 	surveys   map[string]discovery.Uplink // by uplink
+	doubted   map[string]time.Time        // when a link by that uplink was lost
 	own       discovery.Signed
 	ownFacts  discovery.Facts
 	newFacts  bool // since the directory was saved
@@ -97,6 +98,7 @@ func (a *Agent) open(plane *control.Plane) (_ *member, err error) {
 		directory:   discovery.NewDirectory(state.Mesh.ID, maxDirectory),
 		bans:        discovery.NewBans(),
 		surveys:     map[string]discovery.Uplink{},
+		doubted:     map[string]time.Time{},
 		devices:     newDevices(a.outside.Devices),
 	}
 	defer func() {

@@ -476,3 +476,89 @@ func TestFalseAlarmsOfOneMomentAreOne(t *testing.T) {
 		t.Errorf("%v alarms in two moments", got)
 	}
 }
+
+// Where the kinds of NAT rule a path out, nothing is tried, and it is said why; a
+// change at either end lets hope anew.
+func TestHopelessPairsRest(t *testing.T) {
+	hard := discovery.Uplink{Name: "isp1", NAT: discovery.NATSymmetric, NAT6: discovery.NATAbsent}
+	theirs := func(n discovery.NAT) Event {
+		f := facts(2, "a")
+		f.Serial = 10 - uint64(n) // a better kind is newer
+		f.Uplinks[0].NAT, f.Uplinks[0].NAT6 = n, discovery.NATAbsent
+		return FactsChanged{Facts: f}
+	}
+	tried := func(n *Node, ev Event, at time.Duration) []string {
+		return slices.DeleteFunc(attempts(n.Step(start.Add(at), ev)), func(s string) bool { return s != "isp1>a" })
+	}
+	for what, end := range map[string]struct {
+		event Event
+		after time.Duration
+	}{
+		"we move":     {Surveyed{Uplink: discovery.Uplink{Name: "isp1", NAT: discovery.NATEasy, NAT6: discovery.NATAbsent}}, time.Minute},
+		"they move":   {theirs(discovery.NATNone), time.Minute},
+		"a long time": {Tick{}, restFor + time.Minute},
+	} {
+		n := node(state(2, 1, 2))
+		n.Step(start, Surveyed{Uplink: hard})
+		r := n.Step(start, theirs(discovery.NATSymmetric))
+		if got := tried(n, Tick{}, 30*time.Second); len(got) > 0 || len(attempts(r)) > 1 {
+			t.Errorf("tried: %v %v", attempts(r), got)
+		}
+		if !slices.ContainsFunc(r.Facts, func(f Fact) bool { return f.Kind == LinkFailed && strings.Contains(f.Cause, "symmetric") }) {
+			t.Errorf("it is not said why: %+v", r.Facts)
+		}
+		if got := tried(n, end.event, end.after); len(got) != 1 {
+			t.Errorf("%s: tried %v", what, got)
+		}
+	}
+}
+
+// An attempt without hope is not repeated soon, one that yielded is no failure.
+func TestHowAttemptsEnd(t *testing.T) {
+	link := mesh.LinkID{Peer: id(2), Local: "isp1", Remote: "a"}
+	for _, c := range []struct {
+		end     AttemptDone
+		sooner  time.Duration // no attempt before
+		already time.Duration // but one by then
+	}{
+		{AttemptDone{Link: link, Err: "no answer"}, retryFirst / 2, 2 * retryFirst},
+		{AttemptDone{Link: link, Err: "symmetric", Hopeless: true}, restFor / 2, 2 * restFor},
+		{AttemptDone{Link: link, Err: "theirs goes on", Yielded: true}, retryFirst / 2, 2 * retryFirst},
+	} {
+		n := node(state(2, 1, 2))
+		n.Step(start, FactsChanged{Facts: facts(2, "a")})
+		r := n.Step(start, c.end)
+		if told := slices.ContainsFunc(r.Facts, func(f Fact) bool { return f.Kind == LinkFailed }); told == c.end.Yielded {
+			t.Errorf("%s: told %v", c.end.Err, told)
+		}
+		for _, at := range []time.Duration{c.sooner, c.already} {
+			got := attempts(n.Step(start.Add(at), Tick{}))
+			if again := slices.Contains(got, "isp1>a"); again != (at == c.already) {
+				t.Errorf("%s: after %s %v", c.end.Err, at, got)
+			}
+		}
+	}
+}
+
+// An uplink whose network changed tries its lost links at once, whichever end
+// would begin otherwise.
+func TestNewsAreTriedAtOnce(t *testing.T) {
+	n := node(state(2, 1)) // the other end begins
+	n.Step(start, Surveyed{Uplink: discovery.Uplink{Name: "isp1", NAT: discovery.NATEasy}})
+	n.Step(start, FactsChanged{Facts: facts(2, "a")})
+	made(n, 2)
+	now := start.Add(time.Minute)
+	for at := start; at.Before(now); at = at.Add(50 * time.Millisecond) {
+		for _, a := range n.Step(at, Tick{}).Attempt { // nothing is heard: the link is not up
+			n.Step(at, AttemptDone{Link: a.Link, Err: "no answer"})
+		}
+	}
+	n.entries[mesh.LinkID{Peer: id(2), Local: "isp1", Remote: "a"}].retry = now.Add(retryMost)
+	r := n.Step(now, Surveyed{Uplink: discovery.Uplink{Name: "isp1", NAT: discovery.NATSymmetric}})
+	if got := attempts(r); !slices.Contains(got, "isp1>a") {
+		t.Errorf("attempts: %v", got)
+	}
+	if got := attempts(n.Step(now, Surveyed{Uplink: discovery.Uplink{Name: "isp1", NAT: discovery.NATSymmetric}})); len(got) > 0 {
+		t.Errorf("no news: %v", got)
+	}
+}

@@ -47,7 +47,16 @@ type (
 		Port     uint16 // proven local port
 		Endpoint netip.AddrPort
 		Peer     store.Key // the far end's WireGuard key
+		First    bool      // this end begins the handshake
 		Err      string    // why not, for people; empty: success
+		Hopeless bool      // with Err: so it will be while both ends stay as they are
+		Yielded  bool      // with Err: the far end's own attempt goes on instead
+	}
+	// Surveyed brings what an uplink looks like from outside. Resumed: the machine
+	// slept meanwhile, so nothing that was known may hold.
+	Surveyed struct {
+		Uplink  discovery.Uplink
+		Resumed bool
 	}
 	// KernelDone says that a revision of Desired is in the kernel as far as
 	// neighbours may count on it: the filter wholly, and nothing forwards
@@ -95,6 +104,7 @@ func (FactsChanged) isEvent() {}
 func (Received) isEvent()     {}
 func (Echoed) isEvent()       {}
 func (AttemptDone) isEvent()  {}
+func (Surveyed) isEvent()     {}
 func (KernelDone) isEvent()   {}
 func (TunnelFailed) isEvent() {}
 func (Measured) isEvent()     {}
@@ -130,7 +140,11 @@ type Target struct {
 }
 
 // An Attempt is a link to try.
-type Attempt struct{ Link mesh.LinkID }
+type Attempt struct {
+	Link mesh.LinkID
+	// PathRTT is about the round trip of messages to the peer; zero: not known.
+	PathRTT time.Duration
+}
 
 // A Fact is something that happened, for the event log, people and tests.
 type Fact struct {

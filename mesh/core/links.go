@@ -12,15 +12,6 @@ import (
 )
 
 const (
-	// retryFirst and retryMost bound the pause between attempts of one link.
-	retryFirst = time.Second
-	retryMost  = time.Minute
-	// reseatAfter is how long a link stays down before a new attempt looks for
-	// another way to the same uplink.
-	reseatAfter = 8 * time.Second
-	// deferFor is how long the end that is not the initiator waits before it
-	// tries itself.
-	deferFor = 20 * time.Second
 	// standby is how many armed legs of a group in use are probed fast.
 	standby = 1
 	// alarmPace is what each false alarm of late adds to the least interval of
@@ -47,9 +38,11 @@ type entry struct {
 	due     time.Time // when to look at it; zero: what it depends on has changed
 
 	wanted     time.Time // since when
+	news       time.Time // when our network changed last; zero: not since it is wanted
+	changed    time.Time // when either end's did; zero: the same
 	retry      time.Time // of the next attempt
 	failures   int
-	why        string // the last attempt failed
+	why        string // the last attempt failed, or there is none
 	attempting bool
 	told       time.Time // when the far end was last told that it is not heard
 	seen       worth     // as the routes last took it
@@ -169,82 +162,6 @@ func (n *Node) remove(id mesh.LinkID, why string) {
 	n.ready.Dirty, n.ready.Save = true, true
 	n.lastCause, n.causedAt = "link to "+n.name(id.Peer)+" removed: "+why, n.now
 	n.fact(Fact{Kind: LinkRemoved, Node: id.Peer, Link: id, Sentence: "link to " + n.name(id.Peer) + " removed", Cause: why})
-}
-
-// attemptIfDue starts an attempt for a link that has no tunnel or a dead one.
-func (n *Node) attemptIfDue(e *entry) {
-	if e.attempting || n.state == nil {
-		return
-	}
-	since := e.wanted
-	if e.judge != nil {
-		if s := e.judge.State(); s != link.Down && s != link.Probing {
-			return
-		}
-		since = e.judge.Since().Add(reseatAfter)
-	}
-	if !n.initiates(e.rec.Link.Peer) {
-		since = since.Add(deferFor)
-	}
-	due := latest(since, e.retry)
-	local, ok := n.uplink(e.rec.Link.Local)
-	if !ok || !local.Up {
-		return // tried again when the uplink comes back
-	}
-	if due.After(n.now) {
-		e.dueBy(due)
-		return
-	}
-	e.attempting = true
-	n.ready.Attempt = append(n.ready.Attempt, Attempt{e.rec.Link})
-}
-
-// initiates says which end begins: the one that cannot be reached, for it can
-// reach the other; else the one with the lower id.
-func (n *Node) initiates(peer mesh.NodeID) bool {
-	mine := len(n.state.Nodes[n.cfg.Self].Control) > 0
-	theirs := len(n.state.Nodes[peer].Control) > 0
-	if mine != theirs {
-		return theirs
-	}
-	return n.cfg.Self.Compare(peer) < 0
-}
-
-// attempted takes the end of an attempt, ours or the far end's.
-func (n *Node) attempted(ev AttemptDone) {
-	e := n.entries[ev.Link]
-	if e == nil {
-		return // unwanted meanwhile
-	}
-	e.attempting, e.due = false, time.Time{}
-	if ev.Err != "" {
-		e.failures++
-		pause := min(retryFirst<<min(e.failures-1, 10), retryMost)
-		e.retry = n.now.Add(pause + time.Duration(n.cfg.Rand.Int64N(int64(pause)/4+1)))
-		if e.failures == 1 {
-			n.fact(Fact{Kind: LinkFailed, Node: ev.Link.Peer, Link: ev.Link, Sentence: "no link to " + n.linkName(ev.Link) + " yet", Cause: ev.Err})
-		}
-		e.why = ev.Err
-		return
-	}
-	e.failures, e.why, e.retry = 0, "", n.now.Add(reseatAfter)
-	e.rec.Generation, e.rec.Port, e.rec.Endpoint = ev.ID, ev.Port, ev.Endpoint
-	e.rec.Peer = ev.Peer.Public
-	e.rec.Epoch = n.epoch()
-	if e.judge == nil {
-		e.rec.Device = deviceName(n.name(ev.Link.Peer), ev.Link, func(s string) bool { return n.byDevice[s] != nil })
-		e.rec.Slot = n.freeSlot()
-		n.byDevice[e.rec.Device] = e
-	}
-	switch first := n.first(ev.Link.Peer); {
-	case e.judge == nil:
-		e.judge = link.New(n.now, first, n.phase)
-	case e.judge.State() != link.Up:
-		e.judge = link.Renew(n.now, first, e.judge)
-	}
-	n.sizeTunnels()
-	n.ready.Dirty, n.ready.Save = true, true
-	n.fact(Fact{Kind: LinkMade, Node: ev.Link.Peer, Link: ev.Link, Sentence: "tunnel to " + n.linkName(ev.Link) + " at " + ev.Endpoint.String()})
 }
 
 // epoch is our newest WireGuard key.

@@ -71,13 +71,14 @@ type Node struct {
 	started time.Time
 	phase   time.Duration // of our probes, different from node to node
 
-	state  *store.State
-	banned map[mesh.NodeID]string // whom state is without ahead of the log, and by whose word
-	host   Host
-	facts  map[mesh.NodeID]discovery.Facts
-	pools  []netip.Prefix // of the whole mesh, aggregated; nil: to be gathered
-	router *routing.Router
-	guard  link.Guard
+	state   *store.State
+	banned  map[mesh.NodeID]string // whom state is without ahead of the log, and by whose word
+	host    Host
+	facts   map[mesh.NodeID]discovery.Facts
+	outside map[string]discovery.Uplink // our uplinks, as seen from there
+	pools   []netip.Prefix              // of the whole mesh, aggregated; nil: to be gathered
+	router  *routing.Router
+	guard   link.Guard
 
 	shape     shape
 	distances coordinate.Report // as published
@@ -120,6 +121,7 @@ func New(now time.Time, cfg Config) *Node {
 		cfg: cfg, now: now, started: now,
 		phase:      time.Duration(binary.BigEndian.Uint32(cfg.Self[:4])),
 		facts:      map[mesh.NodeID]discovery.Facts{},
+		outside:    map[string]discovery.Uplink{},
 		entries:    map[mesh.LinkID]*entry{},
 		byDevice:   map[string]*entry{},
 		peers:      map[mesh.NodeID]bool{},
@@ -163,6 +165,7 @@ func (n *Node) Step(now time.Time, ev Event) Ready {
 		n.setHost(ev.Host)
 	case FactsChanged:
 		if ev.Facts.Node != n.cfg.Self && ev.Facts.Serial >= n.facts[ev.Facts.Node].Serial {
+			n.compareFacts(n.facts[ev.Facts.Node], ev.Facts)
 			n.facts[ev.Facts.Node] = ev.Facts
 			if slices.Contains(n.shape.wanted, ev.Facts.Node) || n.peers[ev.Facts.Node] {
 				n.plan()
@@ -181,6 +184,8 @@ func (n *Node) Step(now time.Time, ev Event) Ready {
 		urgent = false
 	case AttemptDone:
 		n.attempted(ev)
+	case Surveyed:
+		n.seenOutside(ev)
 	case KernelDone:
 		n.kernelDone(ev.Revision)
 	case TunnelFailed:
@@ -501,11 +506,9 @@ func (n *Node) setHost(h Host) {
 		switch {
 		case u.Up && (i < 0 || !old.Uplinks[i].Up):
 			n.fact(Fact{Kind: UplinkUp, Sentence: "uplink " + u.Name + " is up", To: u.Name})
-			for _, e := range n.entries {
-				if e.rec.Link.Local == u.Name {
-					e.retry, e.failures = n.now, 0
-				}
-			}
+			n.networkChanged(u.Name)
+		case u.Up && !slices.Equal(old.Uplinks[i].Addrs, u.Addrs):
+			n.networkChanged(u.Name)
 		case !u.Up && i >= 0 && old.Uplinks[i].Up:
 			n.fact(Fact{Kind: UplinkDown, Sentence: "uplink " + u.Name + " is down", Cause: "no carrier, or switched off", From: u.Name})
 		}

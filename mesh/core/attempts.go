@@ -1,0 +1,200 @@
+package core
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"guywire/discovery"
+	"guywire/mesh"
+	"guywire/mesh/link"
+)
+
+const (
+	// retryFirst and retryMost bound the pause between attempts of one link.
+	retryFirst = time.Second
+	retryMost  = time.Minute
+	// restFor is the same where nothing lets hope for success. A change at either
+	// end ends it.
+	restFor = 15 * time.Minute
+	// reseatAfter is how long a link stays down before a new attempt looks for
+	// another way to the same uplink: a short cut is over by then.
+	reseatAfter = 2 * time.Second
+	// deferFor is how long the end that is not the initiator waits before it
+	// tries itself.
+	deferFor = 3 * time.Second
+)
+
+// attemptIfDue starts an attempt for a link that has no tunnel or a dead one.
+func (n *Node) attemptIfDue(e *entry) {
+	if e.attempting || n.state == nil {
+		return
+	}
+	since := e.wanted
+	if e.judge != nil {
+		if s := e.judge.State(); s != link.Down && s != link.Probing {
+			return
+		}
+		since = e.judge.Since().Add(reseatAfter)
+	}
+	switch {
+	case !e.news.IsZero() && (e.judge == nil || e.news.After(e.judge.Since())):
+		since = e.news // the other end cannot know
+	case !n.initiates(e.rec.Link.Peer):
+		since = since.Add(deferFor)
+	}
+	due := latest(since, e.retry)
+	local, ok := n.uplink(e.rec.Link.Local)
+	if !ok || !local.Up {
+		return // tried again when the uplink comes back
+	}
+	if why := n.hopeless(e.rec.Link); why != "" {
+		n.noLink(e, why)
+		due = latest(due, latest(e.wanted, e.changed).Add(restFor))
+	}
+	if due.After(n.now) {
+		e.dueBy(due)
+		return
+	}
+	e.attempting = true
+	n.ready.Attempt = append(n.ready.Attempt, Attempt{e.rec.Link, n.roundTrip(e.rec.Link.Peer)})
+}
+
+// hopeless says why two uplinks cannot have a direct path, as far as their ends
+// know what lies before them; or nothing.
+func (n *Node) hopeless(id mesh.LinkID) string {
+	facts := n.facts[id.Peer]
+	i := slices.IndexFunc(facts.Uplinks, func(u discovery.Uplink) bool { return u.Name == id.Remote })
+	if i < 0 {
+		return ""
+	}
+	if e, why := discovery.Expect(n.outside[id.Local], facts.Uplinks[i]); e == discovery.Never {
+		return why
+	}
+	return ""
+}
+
+// noLink notes why there is no link, and tells it when that is news.
+func (n *Node) noLink(e *entry, why string) {
+	if e.why == "" {
+		id := e.rec.Link
+		n.fact(Fact{Kind: LinkFailed, Node: id.Peer, Link: id, Sentence: "no link to " + n.linkName(id) + " yet", Cause: why})
+	}
+	e.why = why
+}
+
+// roundTrip is about how long a message to the node and its answer take; zero:
+// not known.
+func (n *Node) roundTrip(peer mesh.NodeID) time.Duration {
+	here, there := n.distances.Coordinate, n.facts[peer].Distances.Coordinate
+	if here.IsZero() || there.IsZero() {
+		return 0
+	}
+	return here.Distance(there)
+}
+
+// initiates says which end begins: the one that cannot be reached, for it can
+// reach the other; else the one with the lower id.
+func (n *Node) initiates(peer mesh.NodeID) bool {
+	mine := len(n.state.Nodes[n.cfg.Self].Control) > 0
+	theirs := len(n.state.Nodes[peer].Control) > 0
+	if mine != theirs {
+		return theirs
+	}
+	return n.cfg.Self.Compare(peer) < 0
+}
+
+// seenOutside takes what one of our uplinks looks like from outside.
+func (n *Node) seenOutside(ev Surveyed) {
+	name := ev.Uplink.Name
+	if old, known := n.outside[name]; known && !ev.Resumed && sameOutside(old, ev.Uplink) {
+		return
+	}
+	n.outside[name] = ev.Uplink
+	n.networkChanged(name)
+}
+
+// networkChanged lets hope anew for an uplink's links. This end begins: the others
+// cannot know.
+func (n *Node) networkChanged(uplink string) {
+	for id, e := range n.entries {
+		if id.Local == uplink {
+			e.hope(n.now)
+			e.news = n.now
+		}
+	}
+}
+
+// compareFacts lets hope anew for links to uplinks that have changed.
+func (n *Node) compareFacts(old, now discovery.Facts) {
+	for id, e := range n.entries {
+		if id.Peer != now.Node {
+			continue
+		}
+		named := func(u discovery.Uplink) bool { return u.Name == id.Remote }
+		i, j := slices.IndexFunc(old.Uplinks, named), slices.IndexFunc(now.Uplinks, named)
+		if i >= 0 && j >= 0 && !sameOutside(old.Uplinks[i], now.Uplinks[j]) {
+			e.hope(n.now)
+		}
+	}
+}
+
+// hope forgets that attempts failed.
+func (e *entry) hope(now time.Time) {
+	e.retry, e.failures, e.why, e.changed, e.due = now, 0, "", now, time.Time{}
+}
+
+// sameOutside reports whether nothing has changed that attempts depend on. The
+// ports of reflexive endpoints are other ones each time.
+func sameOutside(a, b discovery.Uplink) bool {
+	seen := func(u discovery.Uplink) []netip.Addr {
+		var list []netip.Addr
+		for _, r := range u.Reflexive {
+			list = append(list, r.Addr())
+		}
+		slices.SortFunc(list, netip.Addr.Compare)
+		return slices.Compact(list)
+	}
+	return a.NAT == b.NAT && a.NAT6 == b.NAT6 && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(seen(a), seen(b))
+}
+
+// attempted takes the end of an attempt, ours or the far end's.
+func (n *Node) attempted(ev AttemptDone) {
+	e := n.entries[ev.Link]
+	if e == nil {
+		return // unwanted meanwhile
+	}
+	e.attempting, e.due = false, time.Time{}
+	if ev.Yielded { // the far end's attempt is under way
+		e.retry = n.now.Add(retryFirst)
+		return
+	}
+	if ev.Err != "" {
+		e.failures++
+		pause := min(retryFirst<<min(e.failures-1, 10), retryMost)
+		if ev.Hopeless {
+			pause = restFor
+		}
+		e.retry = n.now.Add(pause + time.Duration(n.cfg.Rand.Int64N(int64(pause)/4+1)))
+		n.noLink(e, ev.Err)
+		return
+	}
+	e.failures, e.why, e.news, e.retry = 0, "", time.Time{}, n.now.Add(reseatAfter)
+	e.rec.Generation, e.rec.Port, e.rec.Endpoint = ev.ID, ev.Port, ev.Endpoint
+	e.rec.Peer = ev.Peer.Public
+	e.rec.Epoch = n.epoch()
+	if e.judge == nil {
+		e.rec.Device = deviceName(n.name(ev.Link.Peer), ev.Link, func(s string) bool { return n.byDevice[s] != nil })
+		e.rec.Slot = n.freeSlot()
+		n.byDevice[e.rec.Device] = e
+	}
+	switch {
+	case e.judge == nil:
+		e.judge = link.New(n.now, ev.First, n.phase)
+	case e.judge.State() != link.Up:
+		e.judge = link.Renew(n.now, ev.First, e.judge)
+	}
+	n.sizeTunnels()
+	n.ready.Dirty, n.ready.Save = true, true
+	n.fact(Fact{Kind: LinkMade, Node: ev.Link.Peer, Link: ev.Link, Sentence: "tunnel to " + n.linkName(ev.Link) + " at " + ev.Endpoint.String()})
+}
