@@ -1,0 +1,48 @@
+package grid
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// InsideCommands are what the package does inside nodes; see world.InsideCommand.
+func InsideCommands() []*cobra.Command {
+	return []*cobra.Command{{Use: "forwarded", Short: "Count the IPv4 packets that the node has forwarded", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		data, err := os.ReadFile("/proc/self/net/snmp")
+		if err != nil {
+			return err
+		}
+		n, err := forwardedIn(string(data))
+		if err == nil {
+			_, err = fmt.Fprintln(c.OutOrStdout(), n)
+		}
+		return err
+	}}}
+}
+
+// forwardedIn finds ipForwDatagrams of RFC 1213 in /proc/net/snmp, which names the counters of a group in one line and gives
+// them in the next.
+func forwardedIn(snmp string) (n uint64, err error) {
+	var names []string
+	for line := range strings.Lines(snmp) {
+		f := strings.Fields(line)
+		if len(f) == 0 || f[0] != "Ip:" {
+			continue
+		}
+		if names == nil {
+			names = f
+			continue
+		}
+		if i := slices.Index(names, "ForwDatagrams"); i > 0 && i < len(f) {
+			_, err = fmt.Sscan(f[i], &n)
+			return n, err
+		}
+		break
+	}
+	return 0, errors.New("/proc/net/snmp has no ForwDatagrams of Ip")
+}

@@ -1,0 +1,78 @@
+package grid
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"text/tabwriter"
+)
+
+// Render writes results as a table: a row and a column per kind, with way and seconds until both were known; what is worse
+// than expected is marked by !, what is better by +, and both are told below.
+func Render(w io.Writer, results []Result) error {
+	var names []string
+	for _, r := range results {
+		for _, k := range []string{r.Left, r.Right} {
+			if !kinds[k].shared && !slices.Contains(names, k) {
+				names = append(names, k)
+			}
+		}
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, n := range names {
+		fmt.Fprintf(t, "\t%s", n)
+	}
+	fmt.Fprintln(t)
+	for i, row := range names {
+		fmt.Fprint(t, row)
+		for k, column := range names {
+			fmt.Fprint(t, "\t")
+			at := slices.IndexFunc(results, func(r Result) bool { return r.has(row, column) })
+			if k >= i && at >= 0 {
+				fmt.Fprint(t, results[at].text())
+			}
+		}
+		fmt.Fprintln(t)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, r := range results {
+		if kinds[r.Left].shared {
+			fmt.Fprintf(t, "%s\t%s\t%s\n", r.Left, r.text(), kinds[r.Left].says)
+		}
+	}
+	fmt.Fprintln(t)
+	for _, r := range results {
+		switch {
+		case !r.Passes():
+			fmt.Fprintf(t, "! %s\twant %s in %s, got %s: ping %.1f s, verdict %.1f s\t%s\n", r.Cell, r.Expect, limit, r.Way, r.Ping, r.Verdict, r.Why)
+		case r.Better():
+			fmt.Fprintf(t, "+ %s\twant %s, got %s: update expected.txt\t\n", r.Cell, r.Expect, r.Way)
+		}
+	}
+	return t.Flush()
+}
+
+func (r Result) text() string {
+	mark := ""
+	if !r.Passes() {
+		mark = "!"
+	} else if r.Better() {
+		mark = "+"
+	}
+	return fmt.Sprintf("%s%s %.1f", mark, r.Way, max(r.Ping, r.Verdict))
+}
+
+// String tells the result in a line.
+func (r Result) String() string {
+	s := fmt.Sprintf("%s: %s, want %s; ping %.1f s, verdict %.1f s; %d of %d pings answered, %d packets forwarded",
+		r.Cell, r.Way, r.Expect, r.Ping, r.Verdict, r.Trace.Answered, r.Trace.Sent, r.Trace.Forwarded)
+	if r.Better() {
+		s += "; better than expected: update expected.txt"
+	}
+	if r.Why != "" {
+		s += "; " + r.Why
+	}
+	return s
+}
