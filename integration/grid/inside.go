@@ -8,21 +8,35 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // InsideCommands are what the package does inside nodes; see world.InsideCommand.
 func InsideCommands() []*cobra.Command {
-	return []*cobra.Command{{Use: "forwarded", Short: "Count the IPv4 packets that the node has forwarded", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		data, err := os.ReadFile("/proc/self/net/snmp")
-		if err != nil {
-			return err
-		}
-		n, err := forwardedIn(string(data))
+	return []*cobra.Command{
+		count("forwarded", "Count the IPv4 packets that the node has forwarded", func() (uint64, error) {
+			data, err := os.ReadFile("/proc/self/net/snmp")
+			if err != nil {
+				return 0, err
+			}
+			return forwardedIn(string(data))
+		}),
+		count("mappings", "Count the IPv4 flows that the node's connection tracking knows", func() (uint64, error) {
+			flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+			return uint64(len(flows)), err
+		}),
+	}
+}
+
+func count(use, short string, read func() (uint64, error)) *cobra.Command {
+	return &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		n, err := read()
 		if err == nil {
 			_, err = fmt.Fprintln(c.OutOrStdout(), n)
 		}
 		return err
-	}}}
+	}}
 }
 
 // forwardedIn finds ipForwDatagrams of RFC 1213 in /proc/net/snmp, which names the counters of a group in one line and gives

@@ -40,7 +40,7 @@ func (r Result) Better() bool { return r.Expect.Worse(r.Way) }
 // what the cell itself does wrong is in the result.
 func Measure(ctx context.Context, opts lab.Options, c Cell) (r Result, err error) {
 	r = Result{Cell: c, Way: None}
-	m, err := build(ctx, opts, kinds[c.Left], kinds[c.Right])
+	m, err := build(ctx, opts, network(kinds[c.Left], kinds[c.Right]))
 	if err != nil {
 		return r, err
 	}

@@ -35,12 +35,12 @@ type mesh struct {
 }
 
 // build makes the lab, and a mesh of the helpers in it. The caller closes it.
-func build(ctx context.Context, opts lab.Options, l, r kind) (*mesh, error) {
+func build(ctx context.Context, opts lab.Options, n *lab.Network) (*mesh, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	built, err := lab.Up(ctx, network(l, r), opts)
+	built, err := lab.Up(ctx, n, opts)
 	if err != nil {
 		return nil, err
 	}

@@ -10,12 +10,15 @@ import (
 // Render writes results as a table: a row and a column per kind, with way and seconds until both were known; what is worse
 // than expected is marked by !, what is better by +, and both are told below.
 func Render(w io.Writer, results []Result) error {
-	var names []string
-	for _, r := range results {
-		for _, k := range []string{r.Left, r.Right} {
-			if !kinds[k].shared && !slices.Contains(names, k) {
-				names = append(names, k)
-			}
+	cells, err := Expected()
+	if err != nil {
+		return err
+	}
+	var names []string // in the order of the file
+	for _, c := range cells {
+		measured := slices.ContainsFunc(results, func(r Result) bool { return r.Left == c.Left || r.Right == c.Left })
+		if c.Left == c.Right && !kinds[c.Left].shared && measured {
+			names = append(names, c.Left)
 		}
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
