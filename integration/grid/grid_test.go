@@ -78,10 +78,15 @@ func TestGrid(t *testing.T) {
 				r, err := Measure(t.Context(), options(), c)
 				alone.RUnlock()
 				if err != nil || !r.Passes() {
-					t.Logf("at first: %s (%v)", r, err)
+					first := r.String()
+					if err != nil {
+						first += ": " + err.Error()
+					}
+					t.Log("at first:", first)
 					alone.Lock()
 					r, err = Measure(t.Context(), options(), c)
 					alone.Unlock()
+					r.First = first
 				}
 				if err != nil {
 					t.Fatal(err)

@@ -22,8 +22,9 @@ func InsideCommands() []*cobra.Command {
 			}
 			return forwardedIn(string(data))
 		}),
-		count("mappings", "Count the IPv4 flows that the node's connection tracking knows", func() (uint64, error) {
+		count("mappings", "Count the UDP flows over IPv4 that the node's connection tracking knows", func() (uint64, error) {
 			flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+			flows = slices.DeleteFunc(flows, func(f *netlink.ConntrackFlow) bool { return f.Forward.Protocol != unix.IPPROTO_UDP })
 			return uint64(len(flows)), err
 		}),
 	}

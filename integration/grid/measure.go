@@ -26,6 +26,7 @@ type Result struct {
 	Verdict float64 `json:"verdict_s"` // … until the pair's links are up at both ends, or their attempt has failed; 0: neither
 	Why     string  `json:"why"`       // there is no direct link, as a site says; or what went wrong
 	Trace   trace   `json:"trace"`     // of the traffic afterwards
+	First   string  `json:"first"`     // of a cell that was measured again: how it was before, in a line
 }
 
 // Passes reports whether the result is at least what is expected, in time.

@@ -1,7 +1,6 @@
 package grid
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -104,21 +103,11 @@ func (m *mesh) join(ctx context.Context, site string) error {
 func (m *mesh) enter(ctx context.Context, site, token string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%s does not join within %s", site, limit))
 	defer cancel()
-	out, err := m.Run(ctx, site, token+"\n", "meshctl", "join", "-", "--json")
-	if err != nil {
+	joined := &world.Site{Name: site}
+	if _, err := m.Enter(ctx, joined, token); err != nil {
 		return err
 	}
-	var last api.JoinStep
-	for d := json.NewDecoder(bytes.NewReader(out)); d.More(); {
-		last = api.JoinStep{}
-		if err := d.Decode(&last); err != nil {
-			return fmt.Errorf("read the transcript of %s: %w", site, err)
-		}
-	}
-	if last.Result == nil {
-		return fmt.Errorf("the transcript of %s ends without a result", site)
-	}
-	m.addrs[site], _ = world.IPv4Of(last.Result.Node.Addrs)
+	m.addrs[site], _ = world.IPv4Of(joined.Overlay)
 	return nil
 }
 
@@ -161,12 +150,13 @@ type trace struct {
 	Forwarded int `json:"forwarded"` // packets that the helpers forwarded meanwhile, of whatever kind
 }
 
-// way tells what the pings say. Links and answers of other programs are few beside them.
+// way tells what the pings say. In transit each counts twice, as does its answer with every further helper; whatever else is
+// forwarded, such as gossip, is less.
 func (t trace) way() Way {
 	switch {
 	case 2*t.Answered < t.Sent:
 		return None
-	case t.Forwarded < t.Sent/2:
+	case t.Forwarded < t.Answered:
 		return Direct
 	default:
 		return Transit
@@ -174,8 +164,8 @@ func (t trace) way() Way {
 }
 
 const (
-	tracePings   = 10
-	traceTimeout = 300 * time.Millisecond
+	tracePings   = 6
+	traceTimeout = 500 * time.Millisecond
 )
 
 // trace pings left from right and counts what the helpers forward.

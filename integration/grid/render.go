@@ -47,6 +47,9 @@ func Render(w io.Writer, results []Result) error {
 	}
 	fmt.Fprintln(t)
 	for _, r := range results {
+		if r.First != "" {
+			fmt.Fprintf(t, "  %s\tmeasured again, alone; at first %s\t\n", r.Cell, r.First)
+		}
 		switch {
 		case !r.Passes():
 			fmt.Fprintf(t, "! %s\twant %s in %s, got %s: ping %.1f s, verdict %.1f s\t%s\n", r.Cell, r.Expect, limit, r.Way, r.Ping, r.Verdict, r.Why)

@@ -136,9 +136,11 @@ func TestRender(t *testing.T) {
 			t.Errorf("%s: passes %v, better %v, %q; want %v, %v, %q", tt.r, tt.r.Passes(), tt.r.Better(), tt.r.text(), tt.passes, tt.better, tt.text)
 		}
 	}
+	again := result("easy", "symmetric", Transit, Direct, 1, 2)
+	again.First = "it was slow"
 	var b strings.Builder
 	must(t, Render(&b, []Result{
-		result("easy", "easy", Direct, Direct, 1, 2), result("easy", "symmetric", Transit, Direct, 1, 2),
+		result("easy", "easy", Direct, Direct, 1, 2), again,
 		result("symmetric", "symmetric", Direct, Transit, 1, 7), result("lan", "lan", Direct, Direct, 1, 1),
 	}))
 	const want = `           easy        symmetric
@@ -146,6 +148,7 @@ easy       direct 2.0  +direct 2.0
 symmetric              !transit 7.0
 lan  direct 1.0  one LAN behind one home router
 
+  easy~symmetric       measured again, alone; at first it was slow
 + easy~symmetric       want transit, got direct: update expected.txt
 ! symmetric~symmetric  want direct in 10s, got transit: ping 1.0 s, verdict 7.0 s  why
 `
@@ -168,7 +171,7 @@ func TestForwarded(t *testing.T) {
 			t.Errorf("%q: %d", bad, n)
 		}
 	}
-	for want, tr := range map[Way]trace{Direct: {10, 10, 4}, Transit: {10, 9, 18}, None: {10, 4, 0}} {
+	for want, tr := range map[Way]trace{Direct: {6, 6, 5}, Transit: {6, 4, 4}, None: {6, 2, 0}} {
 		if got := tr.way(); got != want {
 			t.Errorf("%+v: %s, want %s", tr, got, want)
 		}
