@@ -7,8 +7,9 @@ import (
 	"text/tabwriter"
 )
 
-// Render writes results as a table: a row and a column per kind, with way and seconds until both were known; what is worse
-// than expected is marked by !, what is better by +, and both are told below.
+// Render writes results as a table: a row and a column per kind, with the way and the seconds until it was known and a ping
+// was answered. What is worse than expected or late is marked by !, what is better by +; both are told below, and with ~
+// what was measured again.
 func Render(w io.Writer, results []Result) error {
 	cells, err := Expected()
 	if err != nil {
@@ -45,19 +46,22 @@ func Render(w io.Writer, results []Result) error {
 			fmt.Fprintf(t, "%s\t%s\t%s\n", r.Left, r.text(), kinds[r.Left].says)
 		}
 	}
-	fmt.Fprintln(t)
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintln(w)
 	for _, r := range results {
 		if r.First != "" {
-			fmt.Fprintf(t, "  %s\tmeasured again, alone; at first %s\t\n", r.Cell, r.First)
+			fmt.Fprintf(w, "~ measured again, alone; at first %s\n", r.First)
 		}
 		switch {
 		case !r.Passes():
-			fmt.Fprintf(t, "! %s\twant %s in %s, got %s: ping %.1f s, verdict %.1f s\t%s\n", r.Cell, r.Expect, limit, r.Way, r.Ping, r.Verdict, r.Why)
+			fmt.Fprintf(w, "! %s\n", r)
 		case r.Better():
-			fmt.Fprintf(t, "+ %s\twant %s, got %s: update expected.txt\t\n", r.Cell, r.Expect, r.Way)
+			fmt.Fprintf(w, "+ %s\n", r)
 		}
 	}
-	return t.Flush()
+	return nil
 }
 
 func (r Result) text() string {

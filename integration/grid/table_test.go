@@ -148,9 +148,9 @@ easy       direct 2.0  +direct 2.0
 symmetric              !transit 7.0
 lan  direct 1.0  one LAN behind one home router
 
-  easy~symmetric       measured again, alone; at first it was slow
-+ easy~symmetric       want transit, got direct: update expected.txt
-! symmetric~symmetric  want direct in 10s, got transit: ping 1.0 s, verdict 7.0 s  why
+~ measured again, alone; at first it was slow
++ easy~symmetric: direct, want transit; ping 1.0 s, verdict 2.0 s; 0 of 0 pings answered, 0 packets forwarded; better than expected: update expected.txt; why
+! symmetric~symmetric: transit, want direct; ping 1.0 s, verdict 7.0 s; 0 of 0 pings answered, 0 packets forwarded; why
 `
 	var got strings.Builder
 	for line := range strings.Lines(b.String()) {
