@@ -5,7 +5,7 @@ FUZZ    ?= 30s
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := build
-.PHONY: build check test race demo lab bench fuzz model soak clean help
+.PHONY: build check test race demo lab bench grid fuzz model soak clean help
 STATES  ?= 5000000
 SPAN    ?= 30m
 SEED    ?= 1
@@ -32,6 +32,9 @@ bench: build ## benchmarks, with ratios
 	$(GO) test -run='^$$' -bench=. -benchtime=200ms ./routing/... ./mesh/kernel ./mesh/core ./store ./mesh/control
 	$(GO) test -modfile=routing/spf/testdata/bench/bench.mod -run='^$$' -bench=. -benchtime=200ms ./routing/spf/testdata/bench
 	bin/meshlab bench
+
+grid: ## every pair of kinds of network that sites are behind: direct, transit or carrier, with seconds
+	$(GO) test ./integration/grid -run 'TestGrid$$' -v -timeout 30m -parallel 3 -args -all -json $(CURDIR)/out/grid.json
 
 model: ## model check of the routing core: STATES (5000000) states
 	$(GO) test ./integration/model -run 'TestModel$$' -v -timeout 0 -args -states $(STATES)

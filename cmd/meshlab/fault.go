@@ -151,6 +151,36 @@ func (a *app) pauseCommand() *cobra.Command {
 	return c
 }
 
+func (a *app) suspendCommand() *cobra.Command {
+	var d, jump time.Duration
+	c := &cobra.Command{
+		Use:     "suspend NODE",
+		Short:   "Stop everything on a node for a while, as if the machine slept",
+		Long:    "Stop every process of a node, its data plane too. With --jump its wall clock is later from then on, as if it had slept longer; that needs a lab that was started by `meshlab up --faults`.",
+		Example: "  meshlab suspend fra --for 30s\n  meshlab suspend fra --for 5s --jump 8h\n  meshlab heal --node fra",
+		Args:    wants(1, 1, "one node"),
+		RunE: a.inLab(func(c *cobra.Command, l *lab.Lab, args []string) error {
+			return l.Suspend(c.Context(), args[0], d, jump)
+		}),
+	}
+	c.Flags().DurationVar(&d, "for", 0, forHelp)
+	c.Flags().DurationVar(&jump, "jump", 0, "step the wall clock on by this")
+	return c
+}
+
+func (a *app) natCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "nat NODE KIND",
+		Short:   "Make another kind of box of a NAT",
+		Long:    "Make another kind of box of a NAT: eim, eim-random-port, adf, full-cone or symmetric. Flows that it knows keep their mappings; `meshlab reboot` makes it forget them.",
+		Example: "  meshlab nat mad-nat symmetric",
+		Args:    wants(2, 2, "a nat and a kind"),
+		RunE: a.inLab(func(c *cobra.Command, l *lab.Lab, args []string) error {
+			return l.Translate(c.Context(), args[0], lab.Mapping(args[1]))
+		}),
+	}
+}
+
 func (a *app) impairCommand() *cobra.Command {
 	var (
 		p                              lab.Properties

@@ -51,7 +51,7 @@ func (s *supervisor) serve(conn *net.UnixConn) {
 	}
 	var r reply
 	switch req.Op {
-	case opExec, opStart, opKill, opDisk, opClock, opPause:
+	case opExec, opStart, opKill, opDisk, opClock, opPause, opSuspend:
 		if err = s.handOn(req, conn, files); err == nil {
 			return // the node answers
 		}
@@ -63,6 +63,8 @@ func (s *supervisor) serve(conn *net.UnixConn) {
 		r.Status = s.status()
 	case opReboot:
 		err = s.reboot(req)
+	case opTranslate:
+		err = s.translate(req)
 	case opHeal:
 		err = s.heal(req)
 	default:
@@ -210,6 +212,20 @@ func (s *supervisor) reboot(req request) error {
 	time.Sleep(req.Duration)
 	s.mu.Lock()
 	return s.fabric.power(s.fabric.lo.node(req.Node), true)
+}
+
+// translate makes another kind of box of a NAT.
+func (s *supervisor) translate(req request) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.fabric.lo.node(req.Node)
+	switch {
+	case n == nil:
+		return fmt.Errorf("%w node %q; `meshlab status` lists the nodes", ErrUnknown, req.Node)
+	case n.kind != NAT:
+		return fmt.Errorf("%s is a %s and translates nothing; name a nat", n.name, n.kind)
+	}
+	return s.fabric.change(n, req.Mapping)
 }
 
 func (s *supervisor) status() *Status {

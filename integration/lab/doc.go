@@ -26,7 +26,8 @@
 //	cut --carrier, impair, partition    the plug, the wire, groups of links
 //	stall      fsync of a node's programs waits, or fails with EIO or ENOSPC; see package disk
 //	clock      the wall clock of a node's agent is elsewhere; see package clock
-//	pause      a process stands still, as on a suspended machine
+//	pause      a process stands still
+//	suspend    all processes of a node do, as on a machine that sleeps
 //
 // Disks and clocks fail only in labs with Options.Faults. There fsync is slower, and clocks need agents that package clock
 // has built; figures are not measured in such labs.

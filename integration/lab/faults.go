@@ -20,6 +20,8 @@ type faults struct {
 	disk   disk.Disk
 	ended  chan struct{}       // closed, and made anew, when the faults are undone
 	paused map[string]struct{} // processes that were stopped
+
+	suspended bool // all were
 }
 
 func (n *nodeServer) clock() string { return filepath.Join(nodeDir(n.cfg.Dir, n.cfg.Name), clockFile) }
@@ -37,6 +39,14 @@ func (n *nodeServer) fault(req request) error {
 			return err
 		}
 		undo = func() error { return n.resume(name) }
+	case req.Op == opSuspend && (req.Offset == 0 || n.cfg.Faults):
+		if err := n.suspend(); err != nil {
+			return err
+		}
+		if err := n.jump(req.Offset); err != nil {
+			return errors.Join(err, n.wake())
+		}
+		undo = n.wake
 	case !n.cfg.Faults:
 		return fmt.Errorf("the lab is %w of disks and clocks; start it by `meshlab up --faults`", ErrNoFaults)
 	case req.Op == opDisk:
@@ -94,6 +104,43 @@ func (n *nodeServer) resume(name string) error {
 	return nil
 }
 
+// suspend stops every process of the node, once and again: one may just have started another.
+func (n *nodeServer) suspend() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.faults.suspended = true
+	return errors.Join(n.killAll(unix.SIGSTOP), n.killAll(unix.SIGSTOP))
+}
+
+// wake lets all processes of a suspended node go on, but those that are paused.
+func (n *nodeServer) wake() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.faults.suspended {
+		return nil
+	}
+	n.faults.suspended = false
+	err := n.killAll(unix.SIGCONT)
+	for name := range n.faults.paused {
+		if p := n.procs[name]; p.running() {
+			err = errors.Join(err, unix.Kill(p.PID, unix.SIGSTOP))
+		}
+	}
+	return err
+}
+
+// jump steps the node's clock on from where it is.
+func (n *nodeServer) jump(by time.Duration) error {
+	if by == 0 {
+		return nil
+	}
+	offset, err := clock.Get(n.clock())
+	if err != nil {
+		return err
+	}
+	return n.setClock(offset + by)
+}
+
 // setClock steps the node's clock. An agent that would not notice is an error: whoever steps clocks must not believe that
 // nothing came of it.
 func (n *nodeServer) setClock(offset time.Duration) error {
@@ -123,7 +170,7 @@ func (n *nodeServer) heal() error {
 	}
 	n.mu.Unlock()
 	n.faults.disk.Set(disk.Healthy)
-	var errs []error
+	errs := []error{n.wake()}
 	for _, name := range paused {
 		errs = append(errs, n.resume(name))
 	}
@@ -140,6 +187,9 @@ func (n *nodeServer) found() (out []string) {
 		if n.procs[name].running() {
 			out = append(out, name+" paused")
 		}
+	}
+	if n.faults.suspended {
+		out = append(out, "suspended")
 	}
 	n.mu.Unlock()
 	switch f := n.faults.disk.Fault(); f {

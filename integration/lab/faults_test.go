@@ -139,6 +139,39 @@ func TestProcessesPause(t *testing.T) {
 	}
 }
 
+func TestNodesSuspend(t *testing.T) {
+	l, ctx := faulty(t), t.Context()
+	for _, process := range []string{"writer", "other"} {
+		_, err := l.Start(ctx, "a", process, helperArgv(t, "sync"))
+		must(t, err)
+	}
+	_, err := l.Start(ctx, "b", "writer", helperArgv(t, "sync"))
+	must(t, err)
+	must(t, l.Suspend(ctx, "a", 0, 0))
+	stands(t, l, "a", "writer")
+	stands(t, l, "a", "other")
+	says(t, l, "b", "writer", "ok\n") // the machines next to it run
+	if got := faultsOf(t, l, "a"); !slices.Equal(got, []string{"suspended"}) {
+		t.Errorf("status says %q", got)
+	}
+	must(t, l.HealNode(ctx, "a"))
+	says(t, l, "a", "writer", "ok\n")
+
+	// What was paused before still is when the machine wakes up; its clock has gone on.
+	must(t, l.Pause(ctx, "a", "other", 0))
+	must(t, l.Suspend(ctx, "a", 50*time.Millisecond, time.Hour))
+	says(t, l, "a", "writer", "ok\n")
+	stands(t, l, "a", "other")
+	if got := faultsOf(t, l, "a"); !slices.Equal(got, []string{"other paused", "clock off by 1h0m0s"}) {
+		t.Errorf("status says %q", got)
+	}
+	must(t, l.Heal(ctx, ""))
+	says(t, l, "a", "other", "ok\n")
+	if got := faultsOf(t, l, "a"); len(got) > 0 {
+		t.Errorf("after all, status says %q", got)
+	}
+}
+
 // A fault that waits for its end is over when it is healed before.
 func TestHealEndsAFaultEarly(t *testing.T) {
 	l, ctx := faulty(t), t.Context()
@@ -211,6 +244,9 @@ func TestLabWithoutFaults(t *testing.T) {
 	}
 	if err := l.Clock(ctx, "a", time.Hour, 0); !errors.Is(err, ErrNoFaults) {
 		t.Errorf("clock: %v", err)
+	}
+	if err := l.Suspend(ctx, "a", time.Millisecond, time.Hour); !errors.Is(err, ErrNoFaults) {
+		t.Errorf("a suspended clock: %v", err)
 	}
 	must(t, l.HealNode(ctx, "a"))
 }

@@ -43,10 +43,12 @@ func notFrom(iface string) []expr.Any { return ifaceIs(expr.MetaKeyIIFNAME, expr
 func to(iface string) []expr.Any      { return ifaceIs(expr.MetaKeyOIFNAME, expr.CmpOpEq, iface) }
 func notTo(iface string) []expr.Any   { return ifaceIs(expr.MetaKeyOIFNAME, expr.CmpOpNeq, iface) }
 
-func udp() []expr.Any {
+func udp() []expr.Any { return transport(unix.IPPROTO_UDP) }
+
+func transport(protocol byte) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_UDP}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{protocol}},
 	}
 }
 

@@ -112,6 +112,17 @@ func helper(verb string, args []string) error {
 		}
 		_, err = io.Copy(os.Stdout, c)
 		return err
+	case "refused": // ADDR:PORT: says whether a TCP server answers at all
+		c, err := net.DialTimeout("tcp", args[0], time.Second)
+		if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
+			fmt.Println("no answer")
+			return nil
+		}
+		if err == nil {
+			fmt.Println("an answer")
+			return c.Close()
+		}
+		return err
 	case "read": // FILE
 		data, err := os.ReadFile(args[0])
 		if err != nil {

@@ -193,7 +193,15 @@ func (l *Lab) Pause(ctx context.Context, node, process string, d time.Duration) 
 	return err
 }
 
-// HealNode undoes every fault of the node itself: of its disk and its clock, and it resumes what is paused.
+// Suspend stops every process of the node, its data plane among them, for as long as it says, and returns when they run
+// again; 0 is until the node is healed. Its network stays: what arrives meanwhile waits in the buffers of its sockets. With a
+// jump, which needs what Clock needs, its wall clock is that much later from then on, as if it had slept longer.
+func (l *Lab) Suspend(ctx context.Context, node string, d, jump time.Duration) error {
+	_, err := l.call(ctx, request{Op: opSuspend, Node: node, Duration: d, Offset: jump})
+	return err
+}
+
+// HealNode undoes every fault of the node itself: of its disk and its clock, and it resumes what is paused or suspended.
 func (l *Lab) HealNode(ctx context.Context, node string) error {
 	_, err := l.call(ctx, request{Op: opHeal, Node: node})
 	return err
@@ -229,6 +237,13 @@ func (l *Lab) Partition(ctx context.Context, groups ...[]string) error {
 // a NAT forgets its mappings. It returns when the node is back.
 func (l *Lab) Reboot(ctx context.Context, node string, downtime time.Duration) error {
 	_, err := l.call(ctx, request{Op: opReboot, Node: node, Duration: downtime})
+	return err
+}
+
+// Translate makes another kind of box of a NAT, such as a symmetric one. Flows that it knows keep their mappings until they
+// expire; Reboot makes it forget them. A firewall cannot become a NAT, nor a NAT a firewall.
+func (l *Lab) Translate(ctx context.Context, node string, to Mapping) error {
+	_, err := l.call(ctx, request{Op: opTranslate, Node: node, Mapping: to})
 	return err
 }
 

@@ -171,7 +171,7 @@ func (b *builder) subnets() error {
 		var err error
 		switch {
 		case n.kind == Router, n.kind == NAT && s.Mapping == NoNAT:
-			if !s.Subnet.IsValid() {
+			if !s.Subnet.IsValid() && (n.kind == Router || !s.Uplinks[0].NoIPv4) {
 				s.Subnet, err = free("198.18.%d.0/24", 1, 255)
 			}
 		case n.kind == NAT && !s.Subnet.IsValid():
@@ -207,15 +207,23 @@ func (b *builder) uplinks() error {
 			if u.Name == "" {
 				u.Name = b.iface(n.name, defaultUplink(n.kind, i))
 			}
-			wants6 := to.Subnet6.IsValid() && !u.NoIPv6
+			wants4, wants6 := to.Subnet.IsValid() && !u.NoIPv4, to.Subnet6.IsValid() && !u.NoIPv6
 			var err error
-			if u.Address, err = b.take(u.Address, to.Subnet, &taken); err != nil {
-				return fault(path, "the subnet of %s is used up; give it a shorter one", u.To)
+			if wants4 || u.Address.IsValid() {
+				if u.Address, err = b.take(u.Address, to.Subnet, &taken); err != nil {
+					return fault(path, "the subnet of %s is used up; give it a shorter one", u.To)
+				}
 			}
 			if wants6 || u.Address6.IsValid() {
 				if u.Address6, err = b.take(u.Address6, to.Subnet6, &taken); err != nil {
 					return fault(path, "the subnet6 of %s is used up; give it a shorter one", u.To)
 				}
+			}
+			switch {
+			case n.kind == NAT && n.spec.Mapping != NoNAT && !u.Address.IsValid():
+				return fault(path, "a nat needs an IPv4 address to translate to; leave out no_ipv4, or make it a firewall by nat: none")
+			case !u.Address.IsValid() && !u.Address6.IsValid():
+				return fault(path, "the uplink has neither IPv4 nor IPv6; leave out no_ipv4, or give %s ipv6: true", u.To)
 			}
 			l := &linkPlan{name: n.name + ":" + u.Name, props: u.Properties, uplink: u, realm: b.realm(u.To)}
 			l.ends[0] = endPlan{node: n.name, iface: u.Name}

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -41,6 +42,32 @@ func (f *fabric) translate(n *nodePlan) error {
 				return err
 			}
 		}
+	}
+	return nil
+}
+
+// change makes another kind of the box. Flows that it knows keep their mappings, as on a box that begins to behave otherwise
+// under load; others are mapped anew.
+func (f *fabric) change(n *nodePlan, to Mapping) error {
+	was := n.spec.Translation
+	now := was
+	now.Mapping = to
+	if to != EIMRandomPort {
+		now.Ports = ""
+	}
+	if err := now.validateTranslation(n.name); err != nil {
+		if fe, ok := errors.AsType[*FileError](err); ok {
+			return errors.New(fe.Text)
+		}
+		return err
+	}
+	if (was.Mapping == NoNAT) != (to == NoNAT) {
+		return fmt.Errorf("%s cannot become %s: the addresses behind it would be others; make another network file", n.name, to)
+	}
+	n.spec.Translation = now
+	if err := f.translate(n); err != nil {
+		n.spec.Translation = was
+		return err
 	}
 	return nil
 }
@@ -100,16 +127,23 @@ func (b *natBox) filter(c *nftables.Conn, t *nftables.Table) {
 	if b.t.BlockUDP {
 		forward(udp(), drop())
 	}
-	if len(b.t.UDPPorts) > 0 {
-		ports := &nftables.Set{Table: t, Name: "udp_ports", KeyType: nftables.TypeInetService}
+	for _, only := range []struct {
+		name     string
+		protocol byte
+		ports    []uint16
+	}{{"udp_ports", unix.IPPROTO_UDP, b.t.UDPPorts}, {"tcp_ports", unix.IPPROTO_TCP, b.t.TCPPorts}} {
+		if len(only.ports) == 0 {
+			continue
+		}
+		ports := &nftables.Set{Table: t, Name: only.name, KeyType: nftables.TypeInetService}
 		var elems []nftables.SetElement
-		for _, p := range b.t.UDPPorts {
+		for _, p := range only.ports {
 			elems = append(elems, nftables.SetElement{Key: binaryutil.BigEndian.PutUint16(p)})
 		}
 		if err := c.AddSet(ports, elems); err != nil {
 			panic("lab: a set of ports must encode: " + err.Error())
 		}
-		forward(notFrom(b.wan), udp(), dport(regKey), &expr.Lookup{SourceRegister: regKey, SetName: ports.Name, SetID: ports.ID, Invert: true}, drop())
+		forward(notFrom(b.wan), transport(only.protocol), dport(regKey), &expr.Lookup{SourceRegister: regKey, SetName: ports.Name, SetID: ports.ID, Invert: true}, drop())
 	}
 	forward(from(b.wan), isNew(), ctBits(expr.CtKeySTATUS, ctStatusDNAT, expr.CmpOpEq), drop())
 	if b.t.inputDrop() {

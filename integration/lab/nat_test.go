@@ -132,6 +132,47 @@ func TestNAT(t *testing.T) {
 		s2.want("back")
 	})
 
+	// Two machines in one LAN, or in two homes behind one provider's NAT, meet by their outer addresses only where the box
+	// hairpins. Both begin, as two ends of a link do.
+	t.Run("neighbours", func(t *testing.T) {
+		for i, tt := range []struct {
+			left, right string
+			meet        bool
+		}{{"eim", "eim2", false}, {"both", "both2", true}, {"cgn", "cgn2", false}, {"pin1", "pin2", true}} {
+			s, s2 := open(t, l, tt.left, 22110+2*uint16(i)), open(t, l, tt.right, 22111+2*uint16(i))
+			var holes [2]netip.AddrPort
+			for k, s := range []*socket{s, s2} {
+				s.send(netip.AddrPortFrom(a, 1000), "who am I")
+				holes[k] = a1000.want("who am I")
+			}
+			if holes[0].Addr() != holes[1].Addr() {
+				t.Errorf("%s and %s are seen as %v; want one outer address", tt.left, tt.right, holes)
+			}
+			if !tt.meet {
+				_ = s.trySend(holes[1], "one")
+				_ = s2.trySend(holes[0], "two")
+				_ = s.trySend(holes[1], "three")
+				a1000.fence(s, holes[0])
+				a1000.fence(s2, holes[1])
+				continue
+			}
+			// A home's own filter opens with its first packet; from then on both ways are free.
+			_ = s.trySend(holes[1], "first")
+			if from := exchange(s2, s, holes[0], "second"); from != holes[1] {
+				t.Errorf("%s sees %s as %s, want %s as the internet does", tt.left, tt.right, from, holes[1])
+			}
+			if from := exchange(s, s2, holes[1], "third"); from != holes[0] {
+				t.Errorf("%s sees %s as %s, want %s as the internet does", tt.right, tt.left, from, holes[0])
+			}
+		}
+		// In one LAN the inner addresses do.
+		s, s2 := open(t, l, "eim", 22130), open(t, l, "eim2", 22131)
+		from := exchange(s, s2, netip.AddrPortFrom(address(t, l, "eim2", "isp1", false), 22131), "inside")
+		if inner := netip.AddrPortFrom(address(t, l, "eim", "isp1", false), 22130); from != inner {
+			t.Errorf("in one LAN eim is seen as %s, want %s", from, inner)
+		}
+	})
+
 	t.Run("pool of four ports", func(t *testing.T) {
 		ports := map[uint16]bool{}
 		for i := range 4 {
@@ -164,6 +205,21 @@ func TestNAT(t *testing.T) {
 		b1000.fence(a1000, netip.AddrPortFrom(a, 1000))
 	})
 
+	t.Run("only TCP 443", func(t *testing.T) {
+		for _, port := range []int{443, 8686} {
+			serve(t, l, "b", fmt.Sprintf(":%d", port))
+		}
+		s := open(t, l, "https", 0)
+		_ = s.trySend(netip.AddrPortFrom(a, 1000), "blocked")
+		if got := run(t, l, "https", "dial", fmt.Sprintf("%s:443", b)); got != "hello\n" {
+			t.Errorf("TCP 443 gave %q", got)
+		}
+		if got := run(t, l, "https", "refused", fmt.Sprintf("%s:8686", b)); got != "no answer\n" {
+			t.Errorf("TCP 8686 gave %q", got)
+		}
+		b1000.fence(a1000, netip.AddrPortFrom(a, 1000))
+	})
+
 	t.Run("some UDP ports", func(t *testing.T) {
 		a53, s := open(t, l, "a", 53), open(t, l, "web", 0)
 		_ = s.trySend(netip.AddrPortFrom(a, 1000), "blocked")
@@ -184,6 +240,37 @@ func TestNAT(t *testing.T) {
 			exchange(open(t, l, "b", 0), a1000, netip.AddrPortFrom(a6, 1000), "b has IPv6")
 			b1000.send(from, "stranger")
 			a1000.send(from, "friend")
+			s.want("friend")
+		}
+	})
+
+	t.Run("IPv6 only", func(t *testing.T) {
+		st, err := l.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, node := range []string{"only6", "fw6", "n-fw6"} {
+			n, _ := st.Node(node)
+			if a4, has := n.Addr("", false); has {
+				t.Errorf("%s has the IPv4 address %s", node, a4)
+			}
+		}
+		a6 := address(t, l, "a", "", true)
+		for i, site := range []string{"only6", "fw6"} {
+			s := open(t, l, site, 22310)
+			if said := s.trySend(netip.AddrPortFrom(a, 1000), "four"); said == "ok" {
+				t.Errorf("%s sends to IPv4", site)
+			}
+			own := netip.AddrPortFrom(address(t, l, site, "isp1", true), 22310)
+			if from := exchange(s, a1000, netip.AddrPortFrom(a6, 1000), "hello"); from != own {
+				t.Errorf("%s is seen as %s, want %s", site, from, own)
+			}
+			b6 := open(t, l, "b", 22310+uint16(i))
+			b6.send(own, "stranger")
+			if site == "only6" {
+				s.want("stranger")
+			}
+			a1000.send(own, "friend")
 			s.want("friend")
 		}
 	})
@@ -214,6 +301,43 @@ func TestNAT(t *testing.T) {
 		}
 	})
 
+	t.Run("another kind", func(t *testing.T) {
+		s := open(t, l, "eim", 22550)
+		kept := exchange(s, a1000, netip.AddrPortFrom(a, 1000), "as eim")
+		if err := l.Translate(t.Context(), "n-eim", Symmetric); err != nil {
+			t.Fatal(err)
+		}
+		if from := exchange(s, a1000, netip.AddrPortFrom(a, 1000), "known"); from != kept {
+			t.Errorf("a known flow moved from %s to %s", kept, from)
+		}
+		fresh := open(t, l, "eim", 22551)
+		one := exchange(fresh, a1000, netip.AddrPortFrom(a, 1000), "one")
+		if two := exchange(fresh, b1000, netip.AddrPortFrom(b, 1000), "two"); one == two {
+			t.Errorf("seen as %s by two servers, want two ports", one)
+		}
+		// It keeps to that when an address of the lab changes.
+		if _, err := l.Readdress(t.Context(), "n-port:wan"); err != nil {
+			t.Fatal(err)
+		}
+		fresh = open(t, l, "eim", 22552)
+		one = exchange(fresh, a1000, netip.AddrPortFrom(a, 1000), "three")
+		if two := exchange(fresh, b1000, netip.AddrPortFrom(b, 1000), "four"); one == two {
+			t.Errorf("behind a change of addresses seen as %s by two servers, want two ports", one)
+		}
+		if err := l.Translate(t.Context(), "n-eim", EIM); err != nil {
+			t.Fatal(err)
+		}
+		fresh = open(t, l, "eim", 22553)
+		if from := exchange(fresh, a1000, netip.AddrPortFrom(a, 1000), "as before"); from.Port() != 22553 {
+			t.Errorf("seen as %s, want the port kept again", from)
+		}
+		for node, to := range map[string]Mapping{"n-eim": NoNAT, "n-fw": EIM, "n-cone": Symmetric, "n-sym": "conical", "isp": EIM, "ghost": EIM} {
+			if err := l.Translate(t.Context(), node, to); err == nil {
+				t.Errorf("%s became %s", node, to)
+			}
+		}
+	})
+
 	t.Run("readdress", func(t *testing.T) {
 		before := address(t, l, "n-port", "wan", false)
 		now, err := l.Readdress(t.Context(), "n-port:wan")
@@ -233,8 +357,9 @@ func TestNAT(t *testing.T) {
 // serve starts a TCP server on the node and waits until it listens.
 func serve(t testing.TB, l *Lab, node, addr string) {
 	t.Helper()
-	if _, err := l.Start(t.Context(), node, "tcp-server", helperArgv(t, "serve", addr)); err != nil {
+	name := "server" + addr
+	if _, err := l.Start(t.Context(), node, name, helperArgv(t, "serve", addr)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the server's start", func() bool { return logOf(t, l, node, "tcp-server") == "ok\n" })
+	eventually(t, "the server's start", func() bool { return logOf(t, l, node, name) == "ok\n" })
 }

@@ -97,6 +97,7 @@ type Translation struct {
 	Hairpin        bool          `yaml:"hairpin" json:"hairpin,omitempty"`                 // inside hosts reach each other by their outer addresses
 	BlockUDP       bool          `yaml:"block_udp" json:"block_udp,omitempty"`             // no UDP through the box
 	UDPPorts       []uint16      `yaml:"udp_ports" json:"udp_ports,omitempty"`             // only these destination ports pass outwards
+	TCPPorts       []uint16      `yaml:"tcp_ports" json:"tcp_ports,omitempty"`             // of TCP, likewise
 	IPv6           bool          `yaml:"ipv6" json:"ipv6,omitempty"`                       // public IPv6 behind the box, through a stateful firewall
 }
 
@@ -106,6 +107,7 @@ type Uplink struct {
 	Name       string       `yaml:"name" json:"name,omitempty"`        // the interface; default isp1, isp2… in sites, wan in NATs, eth0… in hosts
 	Address    netip.Prefix `yaml:"address" json:"address,omitzero"`   // default: the next /30 of the subnet of To
 	Address6   netip.Prefix `yaml:"address6" json:"address6,omitzero"` // default: the next /64 of its subnet6
+	NoIPv4     bool         `yaml:"no_ipv4" json:"no_ipv4,omitempty"`  // an uplink without IPv4; a firewall with one has none for those behind it either
 	NoIPv6     bool         `yaml:"no_ipv6" json:"no_ipv6,omitempty"`  // an uplink without IPv6
 	Properties `yaml:",inline"`
 }

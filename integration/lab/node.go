@@ -171,7 +171,7 @@ func (n *nodeServer) serve(conn *net.UnixConn, data []byte, files []*os.File) {
 		r, err = n.start(req)
 	case opKill:
 		err = n.kill(req)
-	case opDisk, opClock, opPause:
+	case opDisk, opClock, opPause, opSuspend:
 		err = n.fault(req)
 	case opHeal:
 		err = n.heal()

@@ -43,6 +43,8 @@ const (
 	opPartition op = "partition"
 	opReboot    op = "reboot"
 	opReaddress op = "readdress"
+	opTranslate op = "translate"
+	opSuspend   op = "suspend"
 	opDisk      op = "disk"
 	opClock     op = "clock"
 	opPause     op = "pause"
@@ -65,6 +67,7 @@ type request struct {
 	Props     Properties     `json:"props,omitzero"`
 	Duration  time.Duration  `json:"duration,omitempty"`
 	Offset    time.Duration  `json:"offset,omitempty"` // of the clock
+	Mapping   Mapping        `json:"mapping,omitempty"`
 	Disk      disk.Fault     `json:"disk,omitempty"`
 	Addresses []netip.Prefix `json:"addresses,omitempty"`
 }

@@ -132,7 +132,7 @@ func (n *Network) validateKind(path, name string, node *Node) error {
 		only(node.LAN.IsValid(), "lan", Site), only(node.LAN6.IsValid(), "lan6", Site), only(len(node.Meshd) > 0, "meshd", Site),
 		only(t.Mapping != "", "nat", NAT), only(t.InputDrop != nil, "input_drop", NAT), only(t.MappingTimeout != 0, "mapping_timeout", NAT),
 		only(t.Ports != "", "ports", NAT), only(t.Hairpin, "hairpin", NAT), only(t.BlockUDP, "block_udp", NAT),
-		only(len(t.UDPPorts) > 0, "udp_ports", NAT), only(t.IPv6, "ipv6", NAT),
+		only(len(t.UDPPorts) > 0, "udp_ports", NAT), only(len(t.TCPPorts) > 0, "tcp_ports", NAT), only(t.IPv6, "ipv6", NAT),
 		checkNets(path, []addrField{{"subnet", node.Subnet, false}, {"subnet6", node.Subnet6, true}, {"lan", node.LAN, false}, {"lan6", node.LAN6, true}}))
 }
 

@@ -83,21 +83,32 @@ func (w *World) join(ctx context.Context, s, through *Site) (time.Duration, erro
 	limited, cancel := context.WithTimeout(ctx, joinLimit)
 	defer cancel()
 	began := flow.Monotonic()
-	out, err := w.Run(limited, s.Name, token.Text+"\n", "meshctl", "join", "-", "--json")
-	if e, isExit := errors.AsType[*exitError](err); isExit {
-		e.said = apiSentence(e.said)
+	steps, err := w.Enter(limited, s, token.Text)
+	if err != nil {
+		return 0, err
 	}
-	steps, decodeErr := transcriptOf(out)
-	if err = errors.Join(err, decodeErr); err != nil {
-		return 0, fmt.Errorf("join %s: %w%s", s.Name, err, lastStep(steps))
-	}
-	result := steps[len(steps)-1].Result
-	s.Overlay = result.Node.Addrs
 	var first arrival
 	if err := pings.Finish(ctx, joinLimit, &first); err != nil {
 		return 0, fmt.Errorf("%s has joined but does not reach %s: %w%s", s.Name, through.Name, err, lastStep(steps))
 	}
 	return first.At - began, nil
+}
+
+// Enter lets the site join with the token, notes its addresses and returns the transcript, which ends with the result.
+func (w *World) Enter(ctx context.Context, s *Site, token string) ([]api.JoinStep, error) {
+	out, err := w.Run(ctx, s.Name, token+"\n", "meshctl", "join", "-", "--json")
+	if e, isExit := errors.AsType[*exitError](err); isExit {
+		e.said = apiSentence(e.said)
+	}
+	steps, decodeErr := transcriptOf(out)
+	if err == nil {
+		err = decodeErr // a join that failed has no result
+	}
+	if err != nil {
+		return steps, fmt.Errorf("join %s: %w%s", s.Name, err, lastStep(steps))
+	}
+	s.Overlay = steps[len(steps)-1].Result.Node.Addrs
+	return steps, nil
 }
 
 // IPv4Of returns the first IPv4 address.
