@@ -38,8 +38,10 @@ type Credentials struct {
 type Offer struct {
 	Mesh        mesh.MeshID
 	From, To    mesh.NodeID
-	FromUplink  string // name of the sender's uplink
-	ToUplink    string // name of the receiver's uplink
+	FromUplink  string    // name of the sender's uplink
+	ToUplink    string    // name of the receiver's uplink
+	Lane        uint8     // of the link, see mesh.LinkID
+	Below       PathClass // a path of this class, or worse, will not do; zero: any will
 	Attempt     AttemptID
 	Candidates  []Candidate
 	Credentials Credentials
@@ -63,6 +65,8 @@ func (o Offer) MarshalBinary() ([]byte, error) {
 	w.bytes(o.To[:])
 	w.text("uplink name", o.FromUplink, 32)
 	w.text("uplink name", o.ToUplink, 32)
+	w.byte(o.Lane)
+	w.byte(byte(o.Below))
 	w.bytes(o.Attempt[:])
 	w.count("candidates", len(o.Candidates), MaxCandidates)
 	for _, c := range o.Candidates {
@@ -98,7 +102,7 @@ func (o *Offer) UnmarshalBinary(b []byte) error {
 	p := Offer{
 		Mesh: mesh.MeshID(r.take(8)), From: mesh.NodeID(r.take(8)), To: mesh.NodeID(r.take(8)),
 		FromUplink: r.text("uplink name", 32), ToUplink: r.text("uplink name", 32),
-		Attempt: AttemptID(r.take(16)),
+		Lane: r.byte(), Below: PathClass(r.byte()), Attempt: AttemptID(r.take(16)),
 	}
 	for range r.count("candidates", MaxCandidates) {
 		p.Candidates = append(p.Candidates, Candidate{Kind: CandidateKind(r.byte()), Addr: r.addrPort()})
@@ -171,6 +175,8 @@ func (o Offer) check() error {
 		return bad("offer without attempt")
 	case o.NAT >= natEnd, o.NAT6 >= natEnd:
 		return bad("NAT kinds %d and %d", o.NAT, o.NAT6)
+	case o.Lane > 1, o.Below >= classEnd:
+		return bad("lane %d, path class %d", o.Lane, o.Below)
 	case len(o.Candidates) > MaxCandidates:
 		return bad("%d candidates, at most %d", len(o.Candidates), MaxCandidates)
 	case o.Epoch == 0 || o.Key.IsZero():
@@ -235,7 +241,7 @@ func (o Offer) ValidateAnswer(now time.Time, answer Offer) error {
 	if err := answer.Validate(now, o.Mesh, o.From); err != nil {
 		return err
 	}
-	if answer.From != o.To || answer.Attempt != o.Attempt || answer.FromUplink != o.ToUplink || answer.ToUplink != o.FromUplink {
+	if answer.From != o.To || answer.Attempt != o.Attempt || answer.FromUplink != o.ToUplink || answer.ToUplink != o.FromUplink || answer.Lane != o.Lane {
 		return fmt.Errorf("answer of %s to another offer: %w", answer.From, ErrForeign)
 	}
 	return nil

@@ -19,6 +19,7 @@ var offerTime = time.Unix(2_000_000_000, 0).UTC()
 func testOffer() Offer {
 	return Offer{
 		Mesh: testMesh, From: mesh.NodeID{1}, To: mesh.NodeID{2}, FromUplink: "eth0", ToUplink: "wan",
+		Lane: 1, Below: ClassCarrier,
 		Attempt:     AttemptID{9},
 		Candidates:  []Candidate{{CandidateHost, ap("[2001:db8::2]:51800")}, {CandidateReflexive, ap("203.0.113.5:40001")}},
 		Credentials: Credentials{Ufrag: "abcd", Password: strings.Repeat("p", 22)},
@@ -48,6 +49,8 @@ func TestOfferRefused(t *testing.T) {
 	for name, change := range map[string]func(*Offer){
 		"to itself":       func(o *Offer) { o.To = o.From },
 		"nobody":          func(o *Offer) { o.From = mesh.NodeID{} },
+		"lane":            func(o *Offer) { o.Lane = 2 },
+		"path class":      func(o *Offer) { o.Below = classEnd },
 		"no attempt":      func(o *Offer) { o.Attempt = AttemptID{} },
 		"many candidates": func(o *Offer) { o.Candidates = make([]Candidate, MaxCandidates+1) },
 		"loopback":        func(o *Offer) { o.Candidates[0].Addr = ap("127.0.0.1:53") },
