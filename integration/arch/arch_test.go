@@ -40,6 +40,7 @@ var kinds = map[string]kind{
 	"mesh/config":                 pure,
 	"discovery":                   pure,
 	"discovery/invite":            pure,
+	"discovery/attempt":           pure,
 	"routing":                     pure,
 	"routing/lfi":                 pure,
 	"routing/session":             pure,
@@ -73,6 +74,7 @@ var kinds = map[string]kind{
 	"mesh/rendezvous": shell,
 
 	"discovery/gossip/gossiptest": double,
+	"discovery/nattest":           double,
 	"mesh/api/apitest":            double,
 
 	"cmd/meshd":   program,

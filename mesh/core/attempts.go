@@ -30,6 +30,9 @@ func (n *Node) attemptIfDue(e *entry) {
 	if e.attempting || n.state == nil {
 		return
 	}
+	if beside := n.entries[e.rec.Link.Beside()]; beside != nil && beside.rec.Order > e.rec.Order {
+		return // it takes over
+	}
 	since := e.wanted
 	if e.judge != nil {
 		if s := e.judge.State(); s != link.Down && s != link.Probing {
@@ -57,7 +60,7 @@ func (n *Node) attemptIfDue(e *entry) {
 		return
 	}
 	e.attempting = true
-	n.ready.Attempt = append(n.ready.Attempt, Attempt{e.rec.Link, n.roundTrip(e.rec.Link.Peer)})
+	n.ready.Attempt = append(n.ready.Attempt, Attempt{Link: e.rec.Link, PathRTT: n.roundTrip(e.rec.Link.Peer)})
 }
 
 // hopeless says why two uplinks cannot have a direct path, as far as their ends
@@ -162,7 +165,9 @@ func sameOutside(a, b discovery.Uplink) bool {
 func (n *Node) attempted(ev AttemptDone) {
 	e := n.entries[ev.Link]
 	if e == nil {
-		return // unwanted meanwhile
+		if e = n.beside(ev); e == nil {
+			return
+		}
 	}
 	e.attempting, e.due = false, time.Time{}
 	if ev.Yielded { // the far end's attempt is under way
@@ -180,7 +185,7 @@ func (n *Node) attempted(ev AttemptDone) {
 		return
 	}
 	e.failures, e.why, e.news, e.retry = 0, "", time.Time{}, n.now.Add(reseatAfter)
-	e.rec.Generation, e.rec.Port, e.rec.Endpoint = ev.ID, ev.Port, ev.Endpoint
+	e.rec.Generation, e.rec.Port, e.rec.Endpoint, e.rec.Class = ev.ID, ev.Port, ev.Endpoint, ev.Class
 	e.rec.Peer = ev.Peer.Public
 	e.rec.Epoch = n.epoch()
 	if e.judge == nil {
