@@ -1,0 +1,120 @@
+package wg
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"guywire/mesh/dataplane"
+)
+
+// startDataplane starts the site's data plane, as its agent does before it opens
+// a carrier: with tunnels of the kernel nothing else would.
+func (s *site) startDataplane() {
+	s.t.Helper()
+	must(s.t, s.enter(func() error {
+		return dataplane.Spawner{
+			Client: dataplane.Client{Socket: controlSocket},
+			Exe:    "/proc/self/exe", Args: []string{"run-dataplane"},
+		}.Ensure(context.Background())
+	}, "net", "mnt"))
+}
+
+// door listens at an address of the site and hands over what connects.
+func (s *site) door(address string) (addr netip.AddrPort, closeDoor func()) {
+	s.t.Helper()
+	var ln net.Listener
+	s.do(func() (err error) {
+		ln, err = net.Listen("tcp", address)
+		return err
+	})
+	s.t.Cleanup(func() { ln.Close() })
+	go func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			_ = s.dataplane().HandOver(context.Background(), conn.(*net.TCPConn)) // refused: the far end hears of it
+			conn.Close()
+		}
+	}()
+	return ln.Addr().(*net.TCPAddr).AddrPort(), func() { ln.Close() }
+}
+
+// A tunnel of either maker works over a carrier alone: no UDP leaves the sites.
+// The carrier's mark leads to the uplink, the tunnel's mark does not keep its
+// packets from the loopback.
+func TestThroughCarrier(t *testing.T) {
+	for _, mode := range []Mode{Userspace, Kernel} {
+		t.Run(string(mode), func(t *testing.T) {
+			const mark = 0x8601
+			a, b := newSite(t, mode, 8), newSite(t, mode, 16)
+			cable(a, b, "up0", "198.18.0.1/24", "198.18.0.2/24")
+			b.addr("lo", "203.0.113.2/32")
+			a.route("up0", "0.0.0.0/0", 8601)
+			rule := netlink.NewRule()
+			rule.Priority, rule.Mark, rule.Mask, rule.Table, rule.Family = 8601, uint32(mark), new(uint32(0xffff)), 8601, unix.AF_INET
+			must(t, a.nl.RuleAdd(rule))
+			a.startDataplane()
+			b.startDataplane()
+			addr, closeDoor := b.door("203.0.113.2:443")
+
+			pinA, err := a.dataplane().Pin(t.Context())
+			must(t, err)
+			pinB, err := b.dataplane().Pin(t.Context())
+			must(t, err)
+			id, token := [16]byte{1}, [16]byte{2}
+			toB, toA := a.tunnelTo(b, "127.0.0.1"), b.tunnelTo(a, "127.0.0.1")
+			toA.Endpoint, err = b.dataplane().OpenCarrier(t.Context(), dataplane.Carrier{ID: id, PeerPin: pinA, Token: token, Port: toA.ListenPort})
+			must(t, err)
+			toB.Endpoint, err = a.dataplane().OpenCarrier(t.Context(), dataplane.Carrier{
+				ID: id, Addr: addr, Mark: mark, PeerPin: pinB, Token: token, Port: toB.ListenPort,
+			})
+			must(t, err)
+			toB.Mark = mark
+			began := time.Now()
+			a.create(toB)
+			b.create(toA)
+			a.overlay(b)
+			b.overlay(a)
+			connected(a, b)
+			t.Logf("the first datagram took %s", time.Since(began))
+			connected(b, a)
+
+			// The door is closed: what is open stays.
+			closeDoor()
+			const n, size = 40, 1200 // fewer than a queue holds
+			before := a.carrier(id).Sent
+			if arrived := burst(a, b, n, size); arrived != n {
+				t.Errorf("%d of %d datagrams arrived", arrived, n)
+			}
+			if got := a.carrier(id); !got.Connected || got.Dropped != 0 || got.Sent < before+n*size {
+				t.Errorf("%+v, before %d bytes", got, before)
+			}
+			diff(t, a.observe()[0].Endpoint, toB.Endpoint) // nothing has roamed
+			must(t, a.dataplane().CloseCarrier(t.Context(), id))
+			if arrived := burst(a, b, 1, size); arrived != 0 {
+				t.Error("something else carries datagrams")
+			}
+		})
+	}
+}
+
+func (s *site) carrier(id [16]byte) dataplane.CarrierStatus {
+	s.t.Helper()
+	list, err := s.dataplane().Carriers(s.t.Context())
+	must(s.t, err)
+	for _, c := range list {
+		if c.ID == id {
+			return c
+		}
+	}
+	s.t.Fatalf("no carrier %x in %+v", id, list)
+	return dataplane.CarrierStatus{}
+}
