@@ -68,6 +68,7 @@ func outside(c config.Config, log *slog.Logger) agent.Outside {
 			}
 			return s, nil
 		},
+		HandOver: dataplane.Client{Socket: c.DataplaneSocket}.HandOver,
 		Devices: func() (map[string]int, error) {
 			all, err := net.Interfaces()
 			out := make(map[string]int, len(all))

@@ -2,15 +2,18 @@ package wg
 
 import (
 	"context"
+	"crypto/tls"
+	"log/slog"
 	"net"
-	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"guywire/mesh/carrier"
 	"guywire/mesh/dataplane"
+	"guywire/mesh/transport"
 )
 
 // startDataplane starts the site's data plane, as its agent does before it opens
@@ -25,26 +28,25 @@ func (s *site) startDataplane() {
 	}, "net", "mnt"))
 }
 
-// door listens at an address of the site and hands over what connects.
-func (s *site) door(address string) (addr netip.AddrPort, closeDoor func()) {
+// door is the control port of an agent at the site: it hands over what wants a
+// carrier.
+func (s *site) door(address string) *transport.Listener {
 	s.t.Helper()
-	var ln net.Listener
+	var door *transport.Listener
 	s.do(func() (err error) {
-		ln, err = net.Listen("tcp", address)
+		door, err = transport.Listen(transport.ListenConfig{
+			Address: address, Logger: slog.New(slog.NewTextHandler(s.t.Output(), nil)),
+			Trust: transport.Trust{Certificate: func() *tls.Certificate { return nil }},
+			Divert: map[string]func(context.Context, *net.TCPConn){carrier.ALPN: func(ctx context.Context, conn *net.TCPConn) {
+				if err := s.dataplane().HandOver(ctx, conn); err != nil {
+					s.t.Log(err) // the far end hears of it
+				}
+			}},
+		})
 		return err
 	})
-	s.t.Cleanup(func() { ln.Close() })
-	go func() {
-		for {
-			conn, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			_ = s.dataplane().HandOver(context.Background(), conn.(*net.TCPConn)) // refused: the far end hears of it
-			conn.Close()
-		}
-	}()
-	return ln.Addr().(*net.TCPAddr).AddrPort(), func() { ln.Close() }
+	s.t.Cleanup(func() { door.Close() })
+	return door
 }
 
 // A tunnel of either maker works over a carrier alone: no UDP leaves the sites.
@@ -63,7 +65,7 @@ func TestThroughCarrier(t *testing.T) {
 			must(t, a.nl.RuleAdd(rule))
 			a.startDataplane()
 			b.startDataplane()
-			addr, closeDoor := b.door("203.0.113.2:443")
+			door := b.door("203.0.113.2:443")
 
 			pinA, err := a.dataplane().Pin(t.Context())
 			must(t, err)
@@ -74,7 +76,7 @@ func TestThroughCarrier(t *testing.T) {
 			toA.Endpoint, err = b.dataplane().OpenCarrier(t.Context(), dataplane.Carrier{ID: id, PeerPin: pinA, Token: token, Port: toA.ListenPort})
 			must(t, err)
 			toB.Endpoint, err = a.dataplane().OpenCarrier(t.Context(), dataplane.Carrier{
-				ID: id, Addr: addr, Mark: mark, PeerPin: pinB, Token: token, Port: toB.ListenPort,
+				ID: id, Addr: door.Addr(), Mark: mark, PeerPin: pinB, Token: token, Port: toB.ListenPort,
 			})
 			must(t, err)
 			toB.Mark = mark
@@ -87,8 +89,8 @@ func TestThroughCarrier(t *testing.T) {
 			t.Logf("the first datagram took %s", time.Since(began))
 			connected(b, a)
 
-			// The door is closed: what is open stays.
-			closeDoor()
+			// The agent goes: what is open stays.
+			must(t, door.Close())
 			const n, size = 40, 1200 // fewer than a queue holds
 			before := a.carrier(id).Sent
 			if arrived := burst(a, b, n, size); arrived != n {
