@@ -188,10 +188,10 @@ func (r *relay) agree(ctx context.Context, raw *net.TCPConn, config *tls.Config)
 	split := new(carrier.Splitter)
 	token, err := readToken(conn, split)
 	switch {
-	case errors.Is(err, io.EOF):
+	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
 		return nil, nil, fmt.Errorf("%s ended the connection: it has no such carrier", r.spec.Addr)
 	case err != nil:
-		return nil, nil, fmt.Errorf("%s does not agree: %w", r.spec.Addr, err)
+		return nil, nil, fmt.Errorf("%s does not agree to the carrier: %w", r.spec.Addr, err)
 	case string(token) != string(r.spec.Token[:]):
 		return nil, nil, fmt.Errorf("%s agrees to another carrier", r.spec.Addr)
 	}
