@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"net"
 	"net/netip"
 	"time"
 
@@ -36,6 +37,9 @@ type Outside struct {
 	// runs it. Socket opens a UDP port for a link attempt.
 	Stun   func(addrs []netip.AddrPort, key []byte) (run func(context.Context) error, err error)
 	Socket func(mark uint32, first, last uint16, key []byte) (rendezvous.Socket, error)
+	// HandOver gives the data plane a copy of a TCP connection of which nothing
+	// has been read, and whose far end wants a carrier; nil: none can be taken.
+	HandOver func(ctx context.Context, conn *net.TCPConn) error
 	// Devices gives the numbers of all network devices by name.
 	Devices func() (map[string]int, error)
 }
