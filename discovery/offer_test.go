@@ -23,6 +23,7 @@ func testOffer() Offer {
 		Attempt:     AttemptID{9},
 		Candidates:  []Candidate{{CandidateHost, ap("[2001:db8::2]:51800")}, {CandidateReflexive, ap("203.0.113.5:40001")}},
 		Credentials: Credentials{Ufrag: "abcd", Password: strings.Repeat("p", 22)},
+		Carrier:     &CarrierTerms{Pin: [32]byte{1}, Token: [16]byte{2}},
 		NAT:         NATEasy, NAT6: NATAbsent, Epoch: 3, Key: mesh.WireGuardKey{4}, Delay: 40 * time.Millisecond, Expires: offerTime.Add(time.Minute),
 	}
 }
@@ -42,6 +43,19 @@ func TestOfferRoundTrip(t *testing.T) {
 	}
 	if err := got.Validate(offerTime, testMesh, mesh.NodeID{2}); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestAttemptIDText(t *testing.T) {
+	id := AttemptID{1, 0xab, 15: 7}
+	var again AttemptID
+	if err := again.UnmarshalText([]byte(id.String())); err != nil || again != id {
+		t.Errorf("%s reads as %s (%v)", id, again, err)
+	}
+	for _, bad := range []string{"", "ab", id.String() + "00", strings.Repeat("z", 32)} {
+		if again.UnmarshalText([]byte(bad)) == nil {
+			t.Errorf("%q passes", bad)
+		}
 	}
 }
 

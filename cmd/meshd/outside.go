@@ -150,6 +150,7 @@ func openKernel(c config.Config, k agent.KernelConfig) (agent.Kernel, error) {
 			kernel.PartTunnels: tunnels, kernel.PartForwarding: routes, kernel.PartFilter: filter, kernel.PartSysctls: sysctls,
 		},
 		Kind:     func() string { return string(tunnels.Maker()) },
+		Carriers: carriers{spawner},
 		Counters: host.Counters,
 		Stats: func(ctx context.Context) (map[string]core.Traffic, error) {
 			stats, err := tunnels.Stats(ctx)

@@ -35,6 +35,10 @@ const (
 	// surveySleep is how long a machine must have slept, or its clock have jumped,
 	// for its networks to be others.
 	surveySleep = 3 * time.Second
+	// carriersEvery is how often it is looked for carriers that no link goes through,
+	// carrierSpare how long one may be so.
+	carriersEvery = 10 * time.Second
+	carrierSpare  = 40 * time.Second
 	// enrolPatience bounds the wait for the first link of a join.
 	enrolPatience = 15 * time.Second
 	// teardownPatience bounds the removal of everything from the kernel.

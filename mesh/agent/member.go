@@ -184,6 +184,9 @@ func (m *member) run(ctx context.Context, stop context.CancelFunc) error {
 	start("link attempts", m.followAttempts)
 	start("STUN", m.serveStun)
 	start("surveys", m.survey)
+	if m.kernel.Carriers != nil {
+		start("carriers", m.tendCarriers)
+	}
 	start("facts", m.spreadFacts)
 	if m.gossip != nil {
 		start("gossip", m.gossip.Run)

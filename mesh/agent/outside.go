@@ -56,6 +56,8 @@ type Kernel struct {
 	Backends [kernel.Parts]kernel.Backend
 	// Kind is "kernel" or "userspace".
 	Kind func() string
+	// Carriers makes the streams that links go through where no UDP passes.
+	Carriers Carriers
 	// Counters reads the tunnel devices' bytes; it is cheap.
 	Counters func() (map[string]core.Count, error)
 	// Stats asks the tunnels for their far ends and totals.
@@ -76,6 +78,13 @@ type Lookup struct {
 	Device string       // empty: local delivery
 	Text   string       // as a person would read it
 	Local  bool
+}
+
+// Carriers are what the data plane carries in streams.
+type Carriers interface {
+	rendezvous.Carriers
+	// List gives those that there are.
+	List(ctx context.Context) ([]discovery.AttemptID, error)
 }
 
 // Probes carries datagrams inside the tunnels.

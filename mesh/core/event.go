@@ -47,6 +47,7 @@ type (
 		Port     uint16 // proven local port
 		Endpoint netip.AddrPort
 		Class    discovery.PathClass // of the path to it
+		Carrier  discovery.AttemptID // of ClassCarrier: what the stream is called
 		Peer     store.Key           // the far end's WireGuard key
 		First    bool                // this end begins the handshake
 		Err      string              // why not, for people; empty: success
@@ -145,6 +146,8 @@ type Attempt struct {
 	Link mesh.LinkID
 	// PathRTT is about the round trip of messages to the peer; zero: not known.
 	PathRTT time.Duration
+	// Carrier: a stream, since no UDP passes.
+	Carrier bool
 	// Below: only a better path than of this class will do; zero: any will.
 	Below discovery.PathClass
 }

@@ -44,6 +44,7 @@ type entry struct {
 	failures   int
 	why        string // the last attempt failed, or there is none
 	attempting bool
+	carrying   bool      // by a stream
 	improving  bool      // an attempt for the lane beside this one is under way
 	improved   time.Time // and this is when the last one began
 	retires    bool      // the lane beside this one takes over

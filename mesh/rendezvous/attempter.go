@@ -47,6 +47,10 @@ type Config struct {
 	Open func(mark uint32) (Socket, error)
 	// Servers gives all STUN servers that may be asked; not the node itself.
 	Servers func() []netip.AddrPort
+	// Carriers makes carriers, and ControlOf gives the addresses at which a node is
+	// known to be reached by TCP; both nil: no link is carried.
+	Carriers  Carriers
+	ControlOf func(peer mesh.NodeID) []netip.AddrPort
 	// Surveyed gives what the last Survey of an uplink found.
 	Surveyed func(name string) discovery.Uplink
 	// Exchange brings our offer to the peer and its answer back, until ctx ends.
@@ -65,6 +69,7 @@ type Request struct {
 	LocalUplink  mesh.Uplink
 	RemoteUplink string
 	Lane         uint8               // of the link
+	Carrier      bool                // no UDP, but a stream
 	Below        discovery.PathClass // only a better path will do; zero: any will
 	// PathRTT is the round trip over which offers travel to the peer; zero:
 	// not known. It lets both ends begin at the same moment.
@@ -80,6 +85,7 @@ type Result struct {
 	Port      uint16
 	Endpoint  netip.AddrPort      // of the peer, proven
 	Class     discovery.PathClass // of Endpoint
+	Carrier   discovery.AttemptID // of ClassCarrier: what the stream is called
 	Local     netip.Addr          // our address on the path; invalid: not known
 	Mapped    netip.AddrPort      // how the peer sees us; invalid: not known
 	Epoch     mesh.Epoch          // of our key that the peer expects
