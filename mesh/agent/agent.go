@@ -232,6 +232,7 @@ func (a *Agent) control() control.Config {
 		State: a.dir, Ring: a.ring, Logger: a.log,
 		Listen:    fmt.Sprintf("%s:%d", listen, a.config.Control.Port),
 		Advertise: a.advertise,
+		AskSTUN:   a.askSTUN,
 	}
 }
 

@@ -77,7 +77,9 @@ const (
 	reachFirst    = 250 * time.Millisecond
 	reachEvery    = 10 * time.Minute
 	reachRetry    = 20 * time.Second // at most, from reachFirst, doubling
-	reachMisses   = 3                // in a row before a node says that it cannot be reached
+	reachMisses   = 3                // in a row, and one of each judge, before an address is given up
+	reachDial     = 5 * time.Second  // for a node to answer the one that it asked
+	reachSTUN     = 2500 * time.Millisecond
 	maxCandidates = 8
 
 	// Joins begun by one source, and by all together, each second; refusals are

@@ -61,8 +61,9 @@ type Plane struct {
 	voter     voter
 	following following
 	streams   streams
-	outdated  atomic.Pointer[[]mesh.NodeID] // see Status; nil: nobody was asked
-	stale     atomic.Bool                   // others do not accept this node's certificate any more
+	outdated  atomic.Pointer[[]mesh.NodeID]    // see Status; nil: nobody was asked
+	stale     atomic.Bool                      // others do not accept this node's certificate any more
+	stun      atomic.Pointer[[]netip.AddrPort] // see STUN
 
 	closeOnce sync.Once
 	closeErr  error
