@@ -57,6 +57,8 @@ type Plane struct {
 
 	joins     joins
 	proposals gate
+	relays    gate
+	relayed   chan []byte // see Relayed
 	trail     audit.Trail
 	voter     voter
 	following following
@@ -76,6 +78,7 @@ func newPlane(config Config, f files) (*Plane, error) {
 		config: config, id: config.id(), logger: config.Logger, files: f,
 		mux:     http.NewServeMux(),
 		updates: make(chan struct{}, 1), dirty: make(chan struct{}, 1), changed: make(chan struct{}),
+		relayed: make(chan []byte, 4*maxParcels),
 	}
 	p.life, p.cancel = context.WithCancelCause(context.Background())
 	p.state.Store(store.New())
@@ -85,6 +88,7 @@ func newPlane(config Config, f files) (*Plane, error) {
 	}
 	p.joins.init(p.clock.now())
 	p.proposals.limiter = newLimiter(proposalsOfOne, proposalsOfAll, p.clock.now())
+	p.relays.limiter = newLimiter(relaysOfOne, relaysOfAll, p.clock.now())
 	p.voter.init(p.id)
 	p.streams.init()
 	p.following.init()
