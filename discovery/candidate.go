@@ -80,7 +80,7 @@ const (
 // Class says how good an endpoint is that answers.
 func (c Candidate) Class() PathClass {
 	switch {
-	case c.Kind == CandidateHost && !global(c.Addr.Addr()):
+	case c.Kind == CandidateHost && !Global(c.Addr.Addr()):
 		return ClassLAN
 	case c.Kind == CandidateHost, c.Kind == CandidateDeclared:
 		return ClassDirect
@@ -91,7 +91,9 @@ func (c Candidate) Class() PathClass {
 
 var sharedSpace = netip.MustParsePrefix("100.64.0.0/10") // RFC 6598, carrier-grade NAT
 
-func global(a netip.Addr) bool { return !a.IsPrivate() && !sharedSpace.Contains(a) }
+// Global reports whether an address means the same host everywhere: it is neither
+// private (RFC 1918, RFC 4193) nor behind a carrier's NAT (RFC 6598).
+func Global(a netip.Addr) bool { return !a.IsPrivate() && !sharedSpace.Contains(a) }
 
 // Rank gives the candidates without duplicates, best first: same LAN, then
 // direct host addresses, then what NATs show; IPv6 before IPv4 within a class.

@@ -344,7 +344,7 @@ func (c *Check) advance(now time.Time) {
 
 func (c *Check) prime(now time.Time) {
 	for _, p := range c.paths {
-		if a := p.cand.Addr.Addr(); now.Before(p.next) && a.Is4() && global(a) && c.allow(now, p.cand.Addr) {
+		if a := p.cand.Addr.Addr(); now.Before(p.next) && a.Is4() && Global(a) && c.allow(now, p.cand.Addr) {
 			c.request(now, p, false, primeTTL)
 		}
 	}

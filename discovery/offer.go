@@ -16,6 +16,7 @@ const (
 	MaxOfferLife   = 2 * time.Minute
 	MaxOfferDelay  = time.Second
 	maxClockSkew   = 5 * time.Minute
+	MaxOfferUse    = MaxOfferLife + 2*maxClockSkew // from the first to the last moment at which Validate may accept one
 	minUfrag       = 4  // RFC 8445, section 5.3
 	minPassword    = 22 // the same
 	maxCredential  = 32

@@ -232,6 +232,7 @@ func (a *Agent) control() control.Config {
 		State: a.dir, Ring: a.ring, Logger: a.log,
 		Listen:    address(a.config.Control.Port),
 		Advertise: a.advertise,
+		AskSTUN:   a.askSTUN,
 	}
 	for _, port := range a.config.Control.Also {
 		c.Also = append(c.Also, address(port))

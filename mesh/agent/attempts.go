@@ -184,6 +184,20 @@ func (m *member) serveStun(ctx context.Context) error {
 	return serve(ctx)
 }
 
+// askSTUN gives the servers of a list that answer, in a few seconds at most.
+func (a *Agent) askSTUN(ctx context.Context, servers []netip.AddrPort, key []byte) ([]netip.AddrPort, error) {
+	if len(servers) == 0 {
+		return nil, nil
+	}
+	ports := a.config.Ports
+	socket, err := a.outside.Socket(0, ports.First, ports.Last, key)
+	if err != nil {
+		return nil, err
+	}
+	answered, err := rendezvous.Answering(ctx, socket, servers)
+	return answered, errors.Join(err, socket.Close())
+}
+
 // survey measures what each uplink looks like from outside: at once, after every
 // change of an uplink or a sleep of the machine, when a link by it is lost, and
 // from time to time.

@@ -114,11 +114,7 @@ func (m *member) publish() {
 	state := m.plane.State()
 	self := state.Nodes[m.self]
 	f := discovery.Facts{Mesh: state.Mesh.ID, Node: m.self, Version: m.agent.version, Control: self.Control, Distances: m.distances}
-	for _, c := range self.Control {
-		if s := netip.AddrPortFrom(c.Addr(), mesh.StunPort); !slices.Contains(f.STUN, s) {
-			f.STUN = append(f.STUN, s)
-		}
-	}
+	f.STUN = servesSTUN(self.Control, m.plane.STUN(), m.servedSTUN)
 	for _, u := range host.Uplinks {
 		out := discovery.Uplink{Name: u.Name, Addrs: u.Addrs, Metered: u.Metered}
 		if s, ok := m.surveys[u.Name]; ok && slices.Equal(s.Addrs, u.Addrs) {
@@ -139,6 +135,23 @@ func (m *member) publish() {
 	}
 	m.own, m.ownFacts, m.newFacts = signed, f, true
 	m.spread(signed)
+}
+
+// servesSTUN is where others may ask a node for their outside address: where one of
+// them got an answer from it. Before anybody has measured that, it is where they
+// got one in an earlier life, or where the control port is reached; nil stands for
+// what is not known.
+func servesSTUN(control, measured, before []netip.AddrPort) (out []netip.AddrPort) {
+	if measured == nil {
+		measured = before
+	}
+	for _, c := range control {
+		s := netip.AddrPortFrom(c.Addr(), mesh.StunPort)
+		if (measured == nil || slices.Contains(measured, s)) && !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 // spread hands a verified statement to gossip.
@@ -242,9 +255,9 @@ func (m *member) loadFacts() {
 		case id != m.self:
 			_, _ = m.directory.Merge(time.Now(), s, node.Identity)
 		default:
-			// Where this node lies it need not find out anew.
+			// Where this node lies, and is reached, it need not find out anew.
 			if own, err := s.Open(node.Identity); err == nil {
-				m.distances, m.ownFacts.Serial = own.Distances, own.Serial
+				m.distances, m.servedSTUN, m.ownFacts.Serial = own.Distances, append([]netip.AddrPort{}, own.STUN...), own.Serial
 			}
 		}
 	}

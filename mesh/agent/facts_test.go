@@ -101,3 +101,28 @@ func TestStatesReplayOnlyNewFacts(t *testing.T) {
 		}
 	}
 }
+
+func TestServesSTUN(t *testing.T) {
+	at := func(list ...string) (out []netip.AddrPort) {
+		out = []netip.AddrPort{}
+		for _, s := range list {
+			out = append(out, netip.MustParseAddrPort(s))
+		}
+		return out
+	}
+	control := at("203.0.113.1:1", "203.0.113.1:443", "[2001:db8::1]:1")
+	for _, c := range []struct {
+		control, measured, before, want []netip.AddrPort
+	}{
+		{control, nil, nil, at("203.0.113.1:8686", "[2001:db8::1]:8686")},
+		{control, nil, at("[2001:db8::1]:8686"), at("[2001:db8::1]:8686")},
+		{control, at("203.0.113.1:8686"), at("[2001:db8::1]:8686"), at("203.0.113.1:8686")},
+		{control, at(), at("[2001:db8::1]:8686"), nil},
+		{control, nil, at(), nil},
+		{nil, at("203.0.113.1:8686"), nil, nil}, // not reached there any more
+	} {
+		if got := servesSTUN(c.control, c.measured, c.before); !slices.Equal(got, c.want) {
+			t.Errorf("%+v: %v", c, got)
+		}
+	}
+}

@@ -78,6 +78,8 @@ type member struct {
 	own       discovery.Signed
 	ownFacts  discovery.Facts
 	newFacts  bool // since the directory was saved
+	// servedSTUN is where this node's STUN server was reached in its last life.
+	servedSTUN []netip.AddrPort
 	// distances is what this node last said of how far others are.
 	distances coordinate.Report
 

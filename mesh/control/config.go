@@ -32,6 +32,9 @@ type Config struct {
 	// Overlay gives a node's control addresses inside the mesh; nil: its own
 	// two addresses with mesh.ControlPort.
 	Overlay func(store.Node) []netip.AddrPort
+	// AskSTUN asks STUN servers, with what members authenticate by, and gives those
+	// that answered; nil: others' servers are not measured here.
+	AskSTUN func(ctx context.Context, servers []netip.AddrPort, key []byte) ([]netip.AddrPort, error)
 	// Timing of the voters; zero: raftstore.WAN.
 	Timing raftstore.Timing
 	Logger *slog.Logger
@@ -40,7 +43,8 @@ type Config struct {
 	Listener net.Listener
 	Network  func(ctx context.Context, address string) (net.Conn, error)
 
-	now func() time.Time // tests; nil: time.Now
+	now   func() time.Time      // tests; nil: time.Now
+	route func(netip.Addr) bool // tests; nil: the kernel is asked
 }
 
 func (c Config) id() mesh.NodeID { return c.Ring.Identity().NodeID() }
@@ -61,4 +65,20 @@ func (c Config) overlay(n store.Node) []netip.AddrPort {
 		netip.AddrPortFrom(n.Addr4, mesh.ControlPort),
 		netip.AddrPortFrom(n.Addr6, mesh.ControlPort),
 	}
+}
+
+// routed reports whether this machine has a way to an address at all.
+func (c Config) routed(a netip.Addr) bool {
+	switch {
+	case c.route != nil:
+		return c.route(a)
+	case c.Network != nil:
+		return true
+	}
+	conn, err := net.Dial("udp", netip.AddrPortFrom(a, mesh.ControlPort).String()) // sends nothing
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
 }

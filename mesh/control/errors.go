@@ -37,8 +37,9 @@ const (
 	CodeUnknownNode   = "unknown-node"
 	CodeNotVoter      = "not-a-voter"
 	CodeNotLeader     = "not-leader"
-	CodeBehind        = "behind"   // the voter has not what the follower has
-	CodeDiverged      = "diverged" // the voter has another history than the follower
+	CodeBehind        = "behind"    // the voter has not what the follower has
+	CodeDiverged      = "diverged"  // the voter has another history than the follower
+	CodeUnreached     = "unreached" // no voter has a way to a member
 	CodeBusy          = "busy"
 	CodeMalformed     = "malformed"
 	CodeInternal      = "internal"

@@ -160,6 +160,7 @@ func (p *Plane) takeStream(id mesh.NodeID, state *store.State) error {
 	defer quiet.Stop()
 	query := positionOf(state).query()
 	query.Set("version", strconv.Itoa(store.Version))
+	query.Set("relay", "1")
 	if p.following.wantsAnew() {
 		query.Set("anew", "1")
 	}
@@ -200,6 +201,8 @@ func (p *Plane) takeStream(id mesh.NodeID, state *store.State) error {
 		case frameSnapshot:
 			p.following.took()
 			useful = time.Now()
+		case frameRelayed:
+			p.takeRelayed(payload)
 		case frameHeartbeat:
 			p.following.heard(beat)
 			if !beat.Leader.IsZero() && beat.compare(positionOf(p.State())) >= 0 {

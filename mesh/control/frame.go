@@ -19,6 +19,7 @@ const (
 	frameChange    = 'C' // index before and after (8 bytes each), store.EncodeCommand
 	frameHeartbeat = 'H' // pulse as JSON
 	frameEnd       = 'E' // Error as JSON: why the voter ends the stream
+	frameRelayed   = 'R' // relayRequest.Offer, for a follower that asked for such
 
 	frameHeader = 5
 	maxPulse    = 1024
@@ -57,6 +58,8 @@ func readFrame(r io.Reader) (kind byte, payload []byte, err error) {
 		limit = 16 + store.MaxCommandBytes
 	case frameHeartbeat, frameEnd:
 		limit = maxPulse
+	case frameRelayed:
+		limit = maxRelayed
 	default:
 		return 0, nil, fmt.Errorf("unknown frame %q in the stream", header[0])
 	}
@@ -136,6 +139,8 @@ func next(s *store.State, kind byte, payload []byte) (*store.State, pulse, error
 			return s, pulse{}, err
 		}
 		s, _ = store.Apply(s, c.Index, command)
+		return s, pulse{}, nil
+	case frameRelayed:
 		return s, pulse{}, nil
 	case frameEnd:
 		var e Error

@@ -23,9 +23,9 @@ type InitRequest struct {
 }
 
 // Init makes a mesh with this machine as its first node, only voter and only
-// operator. Its
-// control addresses are those of Config.Advertise: there is nobody yet who
-// could check them. Nothing of it is left behind when it fails.
+// operator. Its control addresses are those of Config.Advertise, private ones only
+// if there are no others: there is nobody yet who could check them. Nothing of it
+// is left behind when it fails.
 func Init(ctx context.Context, config Config, request InitRequest) (*Plane, error) {
 	f, err := prepare(config)
 	if err != nil {
@@ -86,7 +86,7 @@ func (p *Plane) found(ctx context.Context, request InitRequest, version int) err
 			CA: [][32]byte{ca.Pin()}, Roots: [][]byte{ca.Certificate()}, Secret: secret, Version: version,
 		},
 		Name: request.Name, Identity: p.config.Ring.Identity(), Key: store.Key{Epoch: epoch, Public: key},
-		Prefixes: request.Prefixes, Control: p.config.advertise(), Site: request.Site,
+		Prefixes: request.Prefixes, Control: outermost(p.config.advertise()), Site: request.Site,
 	}})
 	if err != nil {
 		return fmt.Errorf("make the mesh: %w", err)

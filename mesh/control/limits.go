@@ -16,6 +16,10 @@ var (
 	proposalsOfOne = rate{each: 20, burst: 200}
 	proposalsOfAll = rate{each: 100, burst: 500}
 
+	// Offers of one member, and of all, that a voter passes on.
+	relaysOfOne = rate{each: 1, burst: 16}
+	relaysOfAll = rate{each: 100, burst: 500}
+
 	wrongProofs = rate{each: 5. / 60, burst: 5} // of one token that are answered with more than "busy"
 )
 
@@ -77,8 +81,17 @@ const (
 	reachFirst    = 250 * time.Millisecond
 	reachEvery    = 10 * time.Minute
 	reachRetry    = 20 * time.Second // at most, from reachFirst, doubling
-	reachMisses   = 3                // in a row before a node says that it cannot be reached
+	reachMisses   = 3                // in a row, and one of each judge, before an address is given up
+	reachDial     = 5 * time.Second  // for a node to answer the one that it asked
+	reachSTUN     = 2500 * time.Millisecond
 	maxCandidates = 8
+
+	// What waits at a voter for a member: how much, for how long, and how large
+	// each; and the patience of who passes it on.
+	maxParcels   = 4
+	parcelLife   = 20 * time.Second
+	maxRelayed   = 8 << 10
+	relayTimeout = 3 * time.Second
 
 	// Joins begun by one source, and by all together, each second; refusals are
 	// answered late and logged rarely.

@@ -57,12 +57,15 @@ type Plane struct {
 
 	joins     joins
 	proposals gate
+	relays    gate
+	relayed   chan []byte // see Relayed
 	trail     audit.Trail
 	voter     voter
 	following following
 	streams   streams
-	outdated  atomic.Pointer[[]mesh.NodeID] // see Status; nil: nobody was asked
-	stale     atomic.Bool                   // others do not accept this node's certificate any more
+	outdated  atomic.Pointer[[]mesh.NodeID]    // see Status; nil: nobody was asked
+	stale     atomic.Bool                      // others do not accept this node's certificate any more
+	stun      atomic.Pointer[[]netip.AddrPort] // see STUN
 
 	closeOnce sync.Once
 	closeErr  error
@@ -75,6 +78,7 @@ func newPlane(config Config, f files) (*Plane, error) {
 		config: config, id: config.id(), logger: config.Logger, files: f,
 		mux:     http.NewServeMux(),
 		updates: make(chan struct{}, 1), dirty: make(chan struct{}, 1), changed: make(chan struct{}),
+		relayed: make(chan []byte, 4*maxParcels),
 	}
 	p.life, p.cancel = context.WithCancelCause(context.Background())
 	p.state.Store(store.New())
@@ -84,6 +88,7 @@ func newPlane(config Config, f files) (*Plane, error) {
 	}
 	p.joins.init(p.clock.now())
 	p.proposals.limiter = newLimiter(proposalsOfOne, proposalsOfAll, p.clock.now())
+	p.relays.limiter = newLimiter(relaysOfOne, relaysOfAll, p.clock.now())
 	p.voter.init(p.id)
 	p.streams.init()
 	p.following.init()

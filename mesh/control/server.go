@@ -61,6 +61,7 @@ func (p *Plane) routes() []route {
 		{"POST /v1/cert", Hint, p.serveCertificate},
 		{"GET /v1/head", Hint, p.serveHead},
 		{"POST /v1/reach", Hint, p.serveReach},
+		{"POST /v1/link/relay", Hint, p.serveRelay},
 		{"POST /v1/boot", Hint, p.serveBoot},
 		{"GET /v1/view", Hint, p.serveView},
 		{"GET /v1/state", Hint, p.serveState},

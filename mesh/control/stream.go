@@ -76,6 +76,7 @@ type streams struct {
 	open     map[mesh.NodeID]int
 	versions map[reader]int
 	all      int
+	mail     map[mesh.NodeID]*mailbox
 
 	encoding sync.Mutex // guards the fields below; held while a state is encoded
 	state    *store.State
@@ -88,7 +89,9 @@ type reader struct {
 	version int
 }
 
-func (s *streams) init() { s.open, s.versions = map[mesh.NodeID]int{}, map[reader]int{} }
+func (s *streams) init() {
+	s.open, s.versions, s.mail = map[mesh.NodeID]int{}, map[reader]int{}, map[mesh.NodeID]*mailbox{}
+}
 
 func (s *streams) enter(id mesh.NodeID, version int) bool {
 	s.mu.Lock()
@@ -245,14 +248,20 @@ func (p *Plane) serveFollow(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer p.streams.leave(caller, version)
-	if err := p.stream(w, r, log, pos, verdict != raftstore.Known || anew); err != nil {
+	box := newMailbox()
+	if q.Get("relay") != "" { // older followers know no such frames
+		box = p.streams.attach(caller)
+		defer p.streams.detach(caller, box)
+	}
+	if err := p.stream(w, r, log, pos, verdict != raftstore.Known || anew, box); err != nil {
 		p.logger.Warn("follow stream ended", mesh.LogNode, p.name(caller), mesh.LogError, err)
 	}
 }
 
-// stream sends what follows a position, anew with a snapshot first, until the
-// follower goes or either end loses its right. nil: that is how it ended.
-func (p *Plane) stream(w http.ResponseWriter, r *http.Request, log *raftstore.Store, pos position, anew bool) error {
+// stream sends what follows a position, anew with a snapshot first, and what comes
+// into the box, until the follower goes or either end loses its right. nil: that is
+// how it ended.
+func (p *Plane) stream(w http.ResponseWriter, r *http.Request, log *raftstore.Store, pos position, anew bool, box *mailbox) error {
 	changed, stop := log.Watch()
 	defer stop()
 	out := http.NewResponseController(w)
@@ -296,6 +305,7 @@ func (p *Plane) stream(w http.ResponseWriter, r *http.Request, log *raftstore.St
 			}
 			frames = append(frames, beat)
 		}
+		frames = append(frames, box.take(time.Now())...)
 		if len(frames) > 0 && !send(frames...) {
 			return nil
 		}
@@ -306,6 +316,7 @@ func (p *Plane) stream(w http.ResponseWriter, r *http.Request, log *raftstore.St
 		}
 		select {
 		case <-changed:
+		case <-box.ready:
 		case <-beat.C:
 			due = true
 		case <-r.Context().Done():

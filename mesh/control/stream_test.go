@@ -170,6 +170,7 @@ func FuzzStream(f *testing.F) {
 	f.Add(changeFrame(appendFrame(nil, frameHeartbeat, []byte(`{"index":1}`)), raftstore.Change{Index: 2, Command: command}))
 	f.Add(appendFrame(nil, frameHeartbeat, []byte(`{"generation":1,"index":0,"head":"`+strings.Repeat("0f", 32)+`"}`)))
 	f.Add(appendFrame(nil, frameEnd, []byte(`{"code":"not-a-voter","message":"x"}`)))
+	f.Add(appendFrame(nil, frameRelayed, []byte(`{"offer":"AA=="}`)))
 	f.Add([]byte("S\xff\xff\xff\xff"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := bytes.NewReader(b)
@@ -224,12 +225,13 @@ func FuzzBodies(f *testing.F) {
 		`{"transcript":"","signature":"","proof":"","answer":""}`,
 		`{"port":8686,"candidates":["203.0.113.1:8686","[2001:db8::1]:1"]}`,
 		`{"version":1,"now":"2026-01-01T00:00:00Z","by":{},"join":{"token":"x"}}`,
-		`{"certificate":"","key":"","next":{"certificate":"","key":""}}`, `{"term":3}`, `{} {}`, `[]`, `{"unknown":1}`,
+		`{"certificate":"","key":"","next":{"certificate":"","key":""}}`, `{"term":3}`,
+		`{"to":"0102030405060708","offer":{"offer":"AA==","facts":{}},"forwarded":true}`, `{} {}`, `[]`, `{"unknown":1}`,
 	} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		for _, into := range []any{&joinRequest{}, &joinAnswer{}, &reachRequest{}, &promotion{}, &certificate{}, &store.Command{}, &store.Join{}, &pulse{}, &headAnswer{}, &raftstore.Status{}} {
+		for _, into := range []any{&joinRequest{}, &joinAnswer{}, &reachRequest{}, &relayRequest{}, &promotion{}, &certificate{}, &store.Command{}, &store.Join{}, &pulse{}, &headAnswer{}, &raftstore.Status{}} {
 			r := httptest.NewRequest(http.MethodPost, "/", bytes.NewReader(b))
 			if err := Decode(r, into); err != nil {
 				if _, ok := errors.AsType[*Error](err); !ok {

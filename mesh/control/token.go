@@ -83,21 +83,54 @@ func tokenPins(state *store.State) (pins [][32]byte) {
 }
 
 // tokenServers are up to three control addresses, of different nodes first:
-// this node's, then the voters', then the others', oldest first.
+// this node's, then the voters', then the others', oldest first. One of them is
+// for who has IPv4 only, one for who has IPv6 only, and one for whose network lets
+// out what looks like the web, as far as there are such.
 func tokenServers(state *store.State, self mesh.NodeID) []netip.AddrPort {
 	ids := oldest(state)
 	slices.SortStableFunc(ids, func(a, b mesh.NodeID) int {
 		return cmp.Or(cmp.Compare(rank(a == self), rank(b == self)), cmp.Compare(rank(state.Nodes[a].Voter), rank(state.Nodes[b].Voter)))
 	})
-	var servers []netip.AddrPort
+	var all []netip.AddrPort
 	for nth := range store.MaxControl {
 		for _, id := range ids {
-			if control := state.Nodes[id].Control; nth < len(control) && len(servers) < invite.MaxServers && !slices.Contains(servers, control[nth]) {
-				servers = append(servers, control[nth])
+			if control := state.Nodes[id].Control; nth < len(control) && !slices.Contains(all, control[nth]) {
+				all = append(all, control[nth])
+			}
+		}
+	}
+	servers := slices.Clone(all[:min(len(all), invite.MaxServers)])
+	for _, serves := range joinersNeeds {
+		i := slices.IndexFunc(all, serves)
+		if i < 0 || slices.ContainsFunc(servers, serves) {
+			continue
+		}
+		for last := len(servers) - 1; last >= 0; last-- {
+			if rest := slices.Delete(slices.Clone(servers), last, last+1); serveAlike(rest, servers) {
+				servers = append(rest, all[i])
+				break
 			}
 		}
 	}
 	return servers
+}
+
+// joinersNeeds are what different joiners need of at least one server: no more than
+// a token has places for.
+var joinersNeeds = [invite.MaxServers]func(netip.AddrPort) bool{
+	func(a netip.AddrPort) bool { return a.Addr().Is4() },
+	func(a netip.AddrPort) bool { return a.Addr().Is6() },
+	func(a netip.AddrPort) bool { return a.Port() == 443 },
+}
+
+// serveAlike reports whether a list serves all whom another serves.
+func serveAlike(list, other []netip.AddrPort) bool {
+	for _, serves := range joinersNeeds {
+		if slices.ContainsFunc(other, serves) && !slices.ContainsFunc(list, serves) {
+			return false
+		}
+	}
+	return true
 }
 
 // Tokens are those that the mesh knows, by id. None of them admits anyone:

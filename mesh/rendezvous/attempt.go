@@ -176,6 +176,18 @@ func (a *Attempter) Survey(ctx context.Context, uplink mesh.Uplink) (discovery.U
 	return facts, nil
 }
 
+// Answering asks STUN servers from a socket and gives those that answer: after 2.3 s
+// at the latest, or with an error when ctx ends. More than discovery.MaxServers are
+// not asked.
+func Answering(ctx context.Context, socket Socket, servers []netip.AddrPort) (list []netip.AddrPort, err error) {
+	g := discovery.NewGathering(time.Now(), servers, len(servers), newSeed())
+	err = gather(ctx, socket, g)
+	for _, a := range g.Answers() {
+		list = append(list, a.Server)
+	}
+	return list, err
+}
+
 // gather runs a gathering; it fails only when ctx ends.
 func gather(ctx context.Context, socket Socket, g *discovery.Gathering) error {
 	timer := time.NewTimer(0)

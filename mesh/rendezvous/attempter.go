@@ -20,6 +20,7 @@ const (
 	peerBurst   = 16 // offers of one peer answered at once
 	peerEvery   = 2 * time.Second
 	maxPeers    = 4096 // peers whose rate is remembered
+	maxAccepted = 4096 // offers remembered, so that nobody can repeat them
 )
 
 // A Socket is a UDP port that WireGuard will bind later; package stun has it.
@@ -117,6 +118,7 @@ type Attempter struct {
 	started  int
 	answered int
 	peers    map[mesh.NodeID]time.Time // when the peer's allowance is full again
+	accepted accepted
 }
 
 type active struct {
@@ -182,7 +184,8 @@ func (a *Attempter) Start(ctx context.Context, req Request) error {
 // Answer replies to a peer's offer with our own and goes on with the checks in
 // the background. It blocks for as long as gathering takes, at most a few
 // seconds. from is the authenticated sender. When both ends began at once the
-// attempt of the lower node id goes on: the other one gets ErrYielded.
+// attempt of the lower node id goes on: the other one gets ErrYielded. An offer
+// whose attempt is over is not answered again: ErrReplayed.
 func (a *Attempter) Answer(ctx context.Context, from mesh.NodeID, offer discovery.Offer) (discovery.Offer, error) {
 	if from != offer.From {
 		return discovery.Offer{}, fmt.Errorf("offer of %s sent by %s: %w", offer.From, from, discovery.ErrForeign)
@@ -276,6 +279,8 @@ func (a *Attempter) begin(parent context.Context, att *active) (context.Context,
 	switch other := a.attempts[att.link]; {
 	case a.closed:
 		return nil, ErrClosed
+	case !att.initiated && a.accepted.has(att.id) && (other == nil || other.id != att.id):
+		return nil, ErrReplayed
 	case other != nil:
 		return nil, &rival{other}
 	case att.initiated && a.started >= maxStarted, !att.initiated && a.answered >= maxAnswered:
@@ -287,6 +292,7 @@ func (a *Attempter) begin(parent context.Context, att *active) (context.Context,
 		a.started++
 	} else {
 		a.answered++
+		a.accepted.add(att.id, att.begun)
 	}
 	a.attempts[att.link] = att
 	a.running.Add(1)
@@ -314,6 +320,22 @@ func (a *Attempter) allow(peer mesh.NodeID, now time.Time) bool {
 	}
 	a.peers[peer] = full
 	return true
+}
+
+// accepted remembers offers for as long as they are valid, in two generations: a
+// flood of them costs bounded memory and makes it forget earlier.
+type accepted struct {
+	young, old map[discovery.AttemptID]bool
+	since      time.Time
+}
+
+func (a *accepted) has(id discovery.AttemptID) bool { return a.young[id] || a.old[id] }
+
+func (a *accepted) add(id discovery.AttemptID, now time.Time) {
+	if a.young == nil || len(a.young) >= maxAccepted/2 || now.Sub(a.since) > discovery.MaxOfferUse {
+		a.old, a.young, a.since = a.young, make(map[discovery.AttemptID]bool), now
+	}
+	a.young[id] = true
 }
 
 // finish reports the result. The socket is closed already.

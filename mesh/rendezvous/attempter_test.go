@@ -344,6 +344,58 @@ func offer(from, to *party) discovery.Offer {
 	}
 }
 
+// TestReplayedOffer: who carries offers cannot use one twice, and not to end another
+// attempt.
+func TestReplayedOffer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sc, p := newScene(t, 2)
+		defer sc.end(t)
+		o := offer(p[0], p[1])
+		if _, err := p[1].Answer(t.Context(), p[0].id, o); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(attempt.MaxTime)
+		if len(p[1].Results()) != 1 {
+			t.Fatal("the attempt is not over")
+		}
+		<-p[1].Results()
+		replay := func() {
+			t.Helper()
+			if _, err := p[1].Answer(t.Context(), p[0].id, o); !errors.Is(err, ErrReplayed) {
+				t.Errorf("a replay: %v", err)
+			}
+		}
+		replay()
+		if err := p[1].Start(t.Context(), p[1].request(p[0])); err != nil {
+			t.Fatal(err)
+		}
+		replay()
+		time.Sleep(attempt.MaxTime)
+		for len(p[1].Results()) > 0 {
+			if r := <-p[1].Results(); errors.Is(r.Err, ErrYielded) {
+				t.Error("a replay ended another attempt")
+			}
+		}
+		// However many come between, it is remembered until it has expired.
+		var a accepted
+		a.add(discovery.AttemptID{1}, time.Now())
+		for i := range maxAccepted/2 - 1 {
+			a.add(discovery.AttemptID{2, byte(i), byte(i >> 8)}, time.Now())
+		}
+		time.Sleep(discovery.MaxOfferUse)
+		a.add(discovery.AttemptID{3}, time.Now())
+		if !a.has(discovery.AttemptID{1}) {
+			t.Error("forgotten too early")
+		}
+		for i := range 3 * maxAccepted {
+			a.add(discovery.AttemptID{4, byte(i), byte(i >> 8)}, time.Now())
+		}
+		if len(a.young)+len(a.old) > maxAccepted {
+			t.Errorf("%d and %d are remembered", len(a.young), len(a.old))
+		}
+	})
+}
+
 func TestAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sc, p := newScene(t, 2)
