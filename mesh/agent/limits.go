@@ -35,6 +35,13 @@ const (
 	// surveySleep is how long a machine must have slept, or its clock have jumped,
 	// for its networks to be others.
 	surveySleep = 3 * time.Second
+	// connectPatience and answerPatience are how long an offer waits for a
+	// connection to its receiver, and then for the answer, before it is sent over
+	// voters as well.
+	connectPatience = time.Second
+	answerPatience  = 3 * time.Second
+	// maxRelayed bounds the relayed offers that are answered at once.
+	maxRelayed = 32
 	// enrolPatience bounds the wait for the first link of a join.
 	enrolPatience = 15 * time.Second
 	// teardownPatience bounds the removal of everything from the kernel.
