@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -12,21 +11,10 @@ import (
 
 	"guywire/discovery"
 	"guywire/mesh"
-	"guywire/mesh/control"
 	"guywire/mesh/core"
 	"guywire/mesh/rendezvous"
 	"guywire/store"
 )
-
-// offerBody carries an offer together with what its sender is, so that the
-// other end knows the uplinks it speaks of.
-type offerBody struct {
-	Offer []byte           `json:"offer"` // discovery.Offer, signed
-	Facts discovery.Signed `json:"facts"`
-}
-
-// codeYielded tells the other end that this end's own attempt goes first.
-const codeYielded = "yielded"
 
 func (m *member) newAttempter() *rendezvous.Attempter {
 	state := m.plane.State()
@@ -84,63 +72,6 @@ func (m *member) startAttempt(a core.Attempt) {
 		// The loop itself is here: it cannot post to its own full queue.
 		go m.post(core.AttemptDone{Link: link, Err: err.Error()})
 	}
-}
-
-// exchange brings an offer to the peer, over whatever path there is, and its
-// answer back.
-func (m *member) exchange(ctx context.Context, peer mesh.NodeID, offer discovery.Offer) (discovery.Offer, error) {
-	b, err := offer.Sign(m.agent.ring.Sign)
-	if err != nil {
-		return discovery.Offer{}, err
-	}
-	m.mu.Lock()
-	own := m.own
-	m.mu.Unlock()
-	var reply offerBody
-	err = m.plane.Do(ctx, peer, http.MethodPost, "/v1/link/offer", offerBody{Offer: b, Facts: own}, &reply)
-	if refused, ok := errors.AsType[*control.Error](err); ok && refused.Code == codeYielded {
-		return discovery.Offer{}, rendezvous.ErrYielded
-	}
-	if err != nil {
-		return discovery.Offer{}, err
-	}
-	m.heard(reply.Facts)
-	return discovery.OpenOffer(reply.Offer, m.identityOf)
-}
-
-// identityOf gives the key by which the log knows a member.
-func (m *member) identityOf(id mesh.NodeID) (mesh.IdentityKey, bool) {
-	n, ok := m.standing.Load().state.Nodes[id]
-	return n.Identity, ok
-}
-
-// serveOffer answers another node's offer.
-func (m *member) serveOffer(w http.ResponseWriter, r *http.Request) {
-	var body offerBody
-	if err := control.Decode(r, &body); err != nil {
-		control.Fail(w, err)
-		return
-	}
-	m.heard(body.Facts)
-	offer, err := discovery.OpenOffer(body.Offer, m.identityOf)
-	if err == nil {
-		offer, err = m.attempts.Answer(r.Context(), control.Caller(r.Context()), offer)
-	}
-	if errors.Is(err, rendezvous.ErrYielded) {
-		err = &control.Error{Status: http.StatusConflict, Code: codeYielded, Message: err.Error()}
-	}
-	if err != nil {
-		control.Fail(w, err)
-		return
-	}
-	m.mu.Lock()
-	reply := offerBody{Facts: m.own}
-	m.mu.Unlock()
-	if reply.Offer, err = offer.Sign(m.agent.ring.Sign); err != nil {
-		control.Fail(w, err)
-		return
-	}
-	control.Reply(w, reply)
 }
 
 // followAttempts turns ended attempts into events.

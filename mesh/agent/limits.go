@@ -39,6 +39,13 @@ const (
 	// carrierSpare how long one may be so.
 	carriersEvery = 10 * time.Second
 	carrierSpare  = 40 * time.Second
+	// connectPatience and answerPatience are how long an offer waits for a
+	// connection to its receiver, and then for the answer, before it is sent over
+	// voters as well.
+	connectPatience = time.Second
+	answerPatience  = 3 * time.Second
+	// maxRelayed bounds the relayed offers that are answered at once.
+	maxRelayed = 32
 	// enrolPatience bounds the wait for the first link of a join.
 	enrolPatience = 15 * time.Second
 	// teardownPatience bounds the removal of everything from the kernel.

@@ -54,6 +54,7 @@ type member struct {
 	echoes     Echoes
 	gossip     Gossip
 	attempts   *rendezvous.Attempter
+	awaited    awaited
 
 	hostChanged chan struct{}
 	save        chan struct{}
@@ -184,6 +185,7 @@ func (m *member) run(ctx context.Context, stop context.CancelFunc) error {
 	start("kernel watch", func(ctx context.Context) error { return m.kernel.Watch(ctx, m.reconciler.Kick) })
 	start("host watch", m.watchHost)
 	start("link attempts", m.followAttempts)
+	start("relayed offers", m.takeRelayed)
 	start("STUN", m.serveStun)
 	start("surveys", m.survey)
 	if m.kernel.Carriers != nil {
