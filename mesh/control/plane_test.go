@@ -489,16 +489,14 @@ func TestReachIsMeasured(t *testing.T) {
 func TestReachOfFurtherPorts(t *testing.T) {
 	t.Parallel()
 	one := newMachine(t)
-	one.config.Also = []string{"127.0.0.1:0"}
+	one.config.Also = []string{netip.AddrPortFrom(netip.MustParseAddrPort(one.config.Listen).Addr(), 0).String()}
 	one.config.Advertise = func() []netip.AddrPort { return []netip.AddrPort{netip.MustParseAddrPort(one.config.Listen)} }
 	one.run(Init(t.Context(), one.config, initRequest))
-	also := one.listener.Also()
-	if got := one.State().Nodes[one.ID()].Control; len(also) != 1 || len(got) != 2 || !slices.Contains(got, also[0]) {
-		t.Errorf("the founder is reached at %v, its further port is %v", got, also)
+	if got, open := one.State().Nodes[one.ID()].Control, one.listener.Also(); len(open) != 1 || len(got) != 2 || !slices.Contains(got, open[0]) {
+		t.Errorf("the founder is reached at %v, its further port is %v", got, open)
 	}
 	two := newMachine(t)
-	two.config.Also = []string{"127.0.0.1:0"}
-	two.config.Advertise = nil
+	two.config.Listen, two.config.Also, two.config.Advertise = "127.0.0.1:0", []string{"127.0.0.1:0"}, nil // where others see it
 	two.run(Join(t.Context(), two.config, one.token(TokenRequest{}), JoinRequest{Name: "two"}, nil))
 	eventually(t, "both ports were reached", func() bool {
 		got := one.State().Nodes[two.ID()].Control
