@@ -109,9 +109,7 @@ func (p *Plane) follow() {
 				p.end(fmt.Errorf("%w (%w)", ErrRemoved, err))
 				return
 			}
-			if hasCode(err, CodeExpired) {
-				p.stale.Store(true)
-			}
+			p.outOfDate(err)
 			p.logger.Debug("follow stream ended", mesh.LogNode, p.name(id), mesh.LogError, err)
 			if lasted = time.Since(began) > silence; lasted || p.voter.hearsLeader() {
 				break

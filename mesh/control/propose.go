@@ -157,7 +157,17 @@ func (p *Plane) atLeader(ctx context.Context, leader mesh.NodeID, method, path s
 	}
 	err = p.Do(ctx, leader, method, path, in, out)
 	_, answered := errors.AsType[*Error](err)
-	return !answered || electing(err), err
+	return !answered || electing(err) || p.outOfDate(err), err
+}
+
+// outOfDate reports whether a voter refused this node's certificate, which
+// happens when the CA has just changed, and sees to a new one.
+func (p *Plane) outOfDate(err error) bool {
+	if !hasCode(err, CodeExpired) {
+		return false
+	}
+	p.stale.Store(true)
+	return true
 }
 
 // electing reports whether an answer says no more than that this node does not
@@ -182,7 +192,7 @@ func (p *Plane) atVoters(ctx context.Context, method, path string, in, out any) 
 		err = p.Do(ctx, id, method, path, in, out)
 		_, answered := errors.AsType[*Error](err)
 		if err == nil || answered && !electing(err) && !hasCode(err, CodeUnknownNode) {
-			return false, err
+			return p.outOfDate(err), err
 		}
 	}
 	return true, err
@@ -205,7 +215,7 @@ func (p *Plane) retry(ctx context.Context, attempt func() (again bool, err error
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			if errors.Is(err, ErrNoVoter) {
+			if errors.Is(err, ErrNoVoter) || hasCode(err, CodeExpired) {
 				return err
 			}
 			return fmt.Errorf("%w (%w)", ErrNoVoter, err)
@@ -278,7 +288,7 @@ func (p *Plane) servePropose(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), callTimeout-time.Second)
 	defer cancel()
 	result, err := p.submit(ctx, command)
-	if hasCode(err, CodeRemoved) { // the leader means this node, perhaps by this very command: another voter is to be asked
+	if hasCode(err, CodeRemoved) || hasCode(err, CodeExpired) { // the leader means this node, perhaps by this very command: another voter is to be asked
 		err = p.notVoter()
 	}
 	if err != nil {

@@ -45,6 +45,18 @@ func TestExpiredCertificateIsGoodForHintsOnly(t *testing.T) {
 	}
 }
 
+// TestChangesWaitForANewCertificate: a node that has not yet noticed that the CA
+// has changed can still make changes, as a follower and as a voter.
+func TestChangesWaitForANewCertificate(t *testing.T) {
+	t.Parallel()
+	all := three(t, "four")
+	authority := all[0].voter.authority()
+	for i, m := range all[1:] {
+		m.expire(authority)
+		m.propose(m.grant(i))
+	}
+}
+
 func TestFailedLogIsOpenedAgain(t *testing.T) {
 	t.Parallel()
 	m := founded(t)
