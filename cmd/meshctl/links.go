@@ -35,6 +35,7 @@ func (a *app) linksCommand() *cobra.Command {
 				a.print(a.linksTable(d.Links, wide))
 			})(c, args)
 		},
+		ValidArgsFunction: a.completeNodes,
 	})
 	c.Flags().BoolVarP(&wide, "wide", "w", false, "also device, port, endpoint, bytes and reason; wider than a screen")
 	return c

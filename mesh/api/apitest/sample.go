@@ -20,6 +20,7 @@ func New() *Backend {
 	b.StatusDoc = sampleStatus(&b.EventsDoc[len(b.EventsDoc)-1])
 	b.NodesDoc = sampleNodes()
 	b.LinksDoc = sampleLinks()
+	b.CheckDoc = sampleNetcheck(b.StatusDoc.Uplinks)
 	b.RoutesDoc = sampleRoutes()
 	b.PathDoc = samplePath()
 	b.Shape = sampleTopology()
@@ -82,11 +83,11 @@ func sampleStatus(last *api.Event) api.Status {
 		Nodes: api.Count{Good: 4, Total: 5}, Links: api.Count{Good: 3, Total: 5},
 		Uplinks: []api.Uplink{
 			{
-				Name: "fibre", Interface: "eth0", Addrs: addrs("203.0.113.10", "2001:db8:a::10"), Up: true, NAT: "none",
+				Name: "fibre", Interface: "eth0", Addrs: addrs("203.0.113.10", "2001:db8:a::10"), Up: true, NAT: "none", NAT6: "none",
 				Reflexive: []netip.AddrPort{netip.MustParseAddrPort("203.0.113.10:51800")}, MTU: 1500,
 			},
 			{
-				Name: "lte", Interface: "wwan0", Addrs: addrs("10.200.7.3"), Up: true, Metered: true, NAT: "symmetric",
+				Name: "lte", Interface: "wwan0", Addrs: addrs("10.200.7.3"), Up: true, Metered: true, NAT: "symmetric", NAT6: "absent",
 				Reflexive: []netip.AddrPort{netip.MustParseAddrPort("198.18.9.9:40211")}, MTU: 1420,
 			},
 		},
@@ -104,6 +105,32 @@ func sampleNodes() api.Nodes {
 		{ID: ID(2), Name: "paris-1", Addrs: addrs("10.86.0.2", "fd12:3456:789a::2"), Prefixes: prefixes("10.30.0.0/16", "10.31.0.0/24", "2001:db8:30::/48"), Tags: []string{"hub", "office"}, Voter: true, Transit: true, Reach: api.ReachDirect, CostMs: new(6.2), RTTMs: new(12.4), Links: api.Count{Good: 2, Total: 2}, LastChange: change(72 * time.Hour), Joined: joined},
 		{ID: ID(3), Name: "rome-1", Addrs: addrs("10.86.0.3", "fd12:3456:789a::3"), Prefixes: prefixes("10.40.0.0/16"), Voter: true, Transit: true, Reach: api.ReachDirect, CostMs: new(14.9), RTTMs: new(29.8), Links: api.Count{Good: 1, Total: 2}, LastChange: change(2 * time.Minute), Joined: joined},
 	}}
+}
+
+func sampleNetcheck(uplinks []api.Uplink) api.Netcheck {
+	at := netip.MustParseAddrPort
+	return api.Netcheck{
+		Node: "berlin-1", Control: []netip.AddrPort{at("203.0.113.10:8686")},
+		Uplinks: []api.UplinkCheck{
+			{Uplink: uplinks[0], UDP: "passes", Checked: new(ago(6 * time.Minute)), Servers: []api.ServerCheck{
+				{Server: at("203.0.113.20:8686"), Node: "paris-1", RTTMs: new(12.1), Seen: at("203.0.113.10:51820")},
+				{Server: at("[2001:db8:c::30]:8686"), Node: "rome-1", RTTMs: new(29.6), Seen: at("[2001:db8:a::10]:51820")},
+			}},
+			{Uplink: uplinks[1], UDP: "passes", Checked: new(ago(40 * time.Second)), Servers: []api.ServerCheck{
+				{Server: at("203.0.113.20:8686"), Node: "paris-1", RTTMs: new(47.9), Seen: at("198.18.9.9:40211")},
+				{Server: at("203.0.113.30:8686"), Node: "rome-1", RTTMs: new(61.3), Seen: at("198.18.9.9:51007")},
+				{Server: at("203.0.113.40:8686"), Node: "kyiv-1"},
+			}},
+		},
+		Pairs: []api.PairCheck{
+			{Peer: "kyiv-1", PeerID: ID(5), Local: "fibre", Remote: "wan", Expected: api.ExpectDirect, Reason: "no answer to 20 connectivity checks on 2 candidate pairs", NextTry: new(Now.Add(4 * time.Second))},
+			{Peer: "oslo-lab-with-a-long-name-7", PeerID: ID(4), Local: "lte", Remote: "lte", Expected: api.ExpectNever, Why: "both ends are behind symmetric NATs", Via: "paris-1", NextTry: new(Now.Add(11 * time.Minute))},
+		},
+		Advice: []api.Finding{
+			{Level: api.Degraded, Sentence: "Others reach the control port of this node, but get no answer from its STUN server", Next: "let UDP port 8686 in as well as TCP"},
+			{Level: api.OK, Sentence: "Uplink lte is behind a symmetric NAT: direct links by it are made to public nodes only", Next: "ask its provider for IPv6 or a public address"},
+		},
+	}
 }
 
 func sampleLinks() api.Links {
