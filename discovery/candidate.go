@@ -60,16 +60,32 @@ func Usable(a netip.AddrPort) error {
 	return nil
 }
 
-// class orders candidates by how short the way is likely to be; lower is
-// better. A private host address that answers is in the same LAN.
-func (c Candidate) class() int {
+// A PathClass orders ways to reach the other end by how short and steady they are
+// likely to be; lower is better. Zero stands for no class.
+type PathClass uint8
+
+const (
+	// ClassLAN: a private address that answers is in the same network.
+	ClassLAN PathClass = iota + 1
+	// ClassDirect: an address of the other host itself.
+	ClassDirect
+	// ClassTranslated: what a NAT shows.
+	ClassTranslated
+	// ClassCarrier: no UDP at all, but a stream that carries the packets.
+	ClassCarrier
+
+	classEnd
+)
+
+// Class says how good an endpoint is that answers.
+func (c Candidate) Class() PathClass {
 	switch {
 	case c.Kind == CandidateHost && !Global(c.Addr.Addr()):
-		return 0
+		return ClassLAN
 	case c.Kind == CandidateHost, c.Kind == CandidateDeclared:
-		return 1
+		return ClassDirect
 	default:
-		return 2
+		return ClassTranslated
 	}
 }
 
@@ -87,7 +103,7 @@ func Rank(list []Candidate) []Candidate {
 	ranked := slices.Clone(list)
 	slices.SortFunc(ranked, func(a, b Candidate) int {
 		return cmp.Or(
-			cmp.Compare(a.class(), b.class()),
+			cmp.Compare(a.Class(), b.Class()),
 			-cmp.Compare(a.Addr.Addr().BitLen(), b.Addr.Addr().BitLen()),
 			cmp.Compare(a.Kind, b.Kind),
 			a.Addr.Compare(b.Addr),
@@ -106,9 +122,9 @@ func Rank(list []Candidate) []Candidate {
 // its NAT shows.
 func Choose(list []Candidate, limit int) []Candidate {
 	ranked := Rank(list)
-	var classes [3][]Candidate
+	var classes [classEnd][]Candidate
 	for _, c := range ranked {
-		classes[c.class()] = append(classes[c.class()], c)
+		classes[c.Class()] = append(classes[c.Class()], c)
 	}
 	var chosen []Candidate
 	for i := 0; len(chosen) < min(limit, len(ranked)); i++ {

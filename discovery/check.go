@@ -99,6 +99,10 @@ type CheckPlan struct {
 	// end's. One that is surprised by a packet from there takes it for its own, and
 	// gives our socket another port towards it.
 	Prime bool
+	// Below is the worst path that will not do: this one is to be better than another
+	// that works. Zero: any will do. The end that does not control leaves it to
+	// the other one.
+	Below PathClass
 	// Refuse holds prefixes in which the other end cannot be: the overlay's own.
 	Refuse []netip.Prefix
 	Budget Allowance // nil: no limits beyond this check's own
@@ -361,7 +365,7 @@ func growing(d time.Duration, n int) time.Duration {
 // ripe is when a valid path may be chosen: a better one gets a moment to prove
 // itself, but nothing is better than the same LAN.
 func ripe(p *path) time.Time {
-	if p.cand.class() == 0 {
+	if p.cand.Class() == ClassLAN {
 		return p.since
 	}
 	return p.since.Add(settle)
@@ -370,7 +374,7 @@ func ripe(p *path) time.Time {
 func (c *Check) best() *path {
 	var best *path
 	for _, p := range c.paths {
-		if p.valid && (best == nil || cmp.Or(cmp.Compare(p.cand.class(), best.cand.class()), cmp.Compare(p.rtt, best.rtt)) < 0) {
+		if p.valid && (!c.plan.Controlling || c.plan.Below == 0 || p.cand.Class() < c.plan.Below) && (best == nil || cmp.Or(cmp.Compare(p.cand.Class(), best.cand.Class()), cmp.Compare(p.rtt, best.rtt)) < 0) {
 			best = p
 		}
 	}
@@ -426,10 +430,10 @@ func (c *Check) find(addr netip.AddrPort) *path {
 
 // Result gives the proven path once the check is done, or ErrNoPath with what
 // was seen. The controlled end falls back to the best path that answered it
-// when no nomination came through.
+// when no nomination came through, unless it depends on which path it is.
 func (c *Check) Result() (Proof, error) {
 	p := c.chosen
-	if p == nil {
+	if p == nil && c.plan.Below == 0 {
 		p = c.best()
 	}
 	if p == nil {

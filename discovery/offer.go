@@ -2,6 +2,7 @@ package discovery
 
 import (
 	"crypto/ed25519"
+	"encoding/hex"
 	"fmt"
 	"time"
 
@@ -26,6 +27,22 @@ const (
 // An AttemptID names one attempt to make a link; it is random.
 type AttemptID [16]byte
 
+// String gives the id in hexadecimal.
+func (a AttemptID) String() string { return hex.EncodeToString(a[:]) }
+
+// MarshalText implements encoding.TextMarshaler.
+func (a AttemptID) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler for what String writes.
+func (a *AttemptID) UnmarshalText(b []byte) error {
+	var id AttemptID
+	if n, err := hex.Decode(id[:], b[:min(len(b), 2*len(id))]); err != nil || n != len(id) || len(b) != 2*len(id) {
+		return fmt.Errorf("%w: attempt %q", ErrMalformed, b)
+	}
+	*a = id
+	return nil
+}
+
 // Credentials protect the checks of one attempt in one direction (RFC 8445,
 // section 5.3): random letters and digits, made by the end that they admit to.
 type Credentials struct {
@@ -39,8 +56,10 @@ type Credentials struct {
 type Offer struct {
 	Mesh        mesh.MeshID
 	From, To    mesh.NodeID
-	FromUplink  string // name of the sender's uplink
-	ToUplink    string // name of the receiver's uplink
+	FromUplink  string    // name of the sender's uplink
+	ToUplink    string    // name of the receiver's uplink
+	Lane        uint8     // of the link, see mesh.LinkID
+	Below       PathClass // a path of this class, or worse, will not do; zero: any will
 	Attempt     AttemptID
 	Candidates  []Candidate
 	Credentials Credentials
@@ -48,11 +67,19 @@ type Offer struct {
 	NAT6        NAT        // of its IPv6
 	Epoch       mesh.Epoch // generation of the WireGuard key that the link will use
 	Key         mesh.WireGuardKey
+	// Carrier asks for, or agrees to, a stream instead of a path for UDP; nil: none.
+	Carrier *CarrierTerms
 	// Delay is how long the answering end waits after its answer before it
 	// sends the first check, so that both begin at the same moment: the time
 	// its answer needs to arrive. Whole milliseconds.
 	Delay   time.Duration
 	Expires time.Time // whole seconds
+}
+
+// CarrierTerms are what one end of a stream knows the other by.
+type CarrierTerms struct {
+	Pin   [32]byte // SHA-256 of the SubjectPublicKeyInfo of the sender's key
+	Token [16]byte // chosen by the end that dials, repeated by the other
 }
 
 // MarshalBinary gives the one encoding of o, or says what is wrong with it.
@@ -64,6 +91,8 @@ func (o Offer) MarshalBinary() ([]byte, error) {
 	w.bytes(o.To[:])
 	w.text("uplink name", o.FromUplink, 32)
 	w.text("uplink name", o.ToUplink, 32)
+	w.byte(o.Lane)
+	w.byte(byte(o.Below))
 	w.bytes(o.Attempt[:])
 	w.count("candidates", len(o.Candidates), MaxCandidates)
 	for _, c := range o.Candidates {
@@ -76,6 +105,11 @@ func (o Offer) MarshalBinary() ([]byte, error) {
 	w.byte(byte(o.NAT6))
 	w.uint32(uint32(o.Epoch))
 	w.bytes(o.Key[:])
+	w.bool(o.Carrier != nil)
+	if o.Carrier != nil {
+		w.bytes(o.Carrier.Pin[:])
+		w.bytes(o.Carrier.Token[:])
+	}
 	w.uint16(uint16(o.Delay / offerDelayUnit))
 	w.uint64(uint64(o.Expires.Unix()))
 	if w.err == nil {
@@ -99,7 +133,7 @@ func (o *Offer) UnmarshalBinary(b []byte) error {
 	p := Offer{
 		Mesh: mesh.MeshID(r.take(8)), From: mesh.NodeID(r.take(8)), To: mesh.NodeID(r.take(8)),
 		FromUplink: r.text("uplink name", 32), ToUplink: r.text("uplink name", 32),
-		Attempt: AttemptID(r.take(16)),
+		Lane: r.byte(), Below: PathClass(r.byte()), Attempt: AttemptID(r.take(16)),
 	}
 	for range r.count("candidates", MaxCandidates) {
 		p.Candidates = append(p.Candidates, Candidate{Kind: CandidateKind(r.byte()), Addr: r.addrPort()})
@@ -108,6 +142,9 @@ func (o *Offer) UnmarshalBinary(b []byte) error {
 	p.NAT, p.NAT6 = NAT(r.byte()), NAT(r.byte())
 	p.Epoch = mesh.Epoch(r.uint32())
 	p.Key = mesh.WireGuardKey(r.take(32))
+	if r.bool() {
+		p.Carrier = &CarrierTerms{Pin: [32]byte(r.take(32)), Token: [16]byte(r.take(16))}
+	}
 	p.Delay = time.Duration(r.uint16()) * offerDelayUnit
 	expires := r.uint64()
 	if expires > 1<<40 { // the year 36812; beyond, time arithmetic would overflow
@@ -172,6 +209,8 @@ func (o Offer) check() error {
 		return bad("offer without attempt")
 	case o.NAT >= natEnd, o.NAT6 >= natEnd:
 		return bad("NAT kinds %d and %d", o.NAT, o.NAT6)
+	case o.Lane > 1, o.Below >= classEnd:
+		return bad("lane %d, path class %d", o.Lane, o.Below)
 	case len(o.Candidates) > MaxCandidates:
 		return bad("%d candidates, at most %d", len(o.Candidates), MaxCandidates)
 	case o.Epoch == 0 || o.Key.IsZero():
@@ -236,7 +275,7 @@ func (o Offer) ValidateAnswer(now time.Time, answer Offer) error {
 	if err := answer.Validate(now, o.Mesh, o.From); err != nil {
 		return err
 	}
-	if answer.From != o.To || answer.Attempt != o.Attempt || answer.FromUplink != o.ToUplink || answer.ToUplink != o.FromUplink {
+	if answer.From != o.To || answer.Attempt != o.Attempt || answer.FromUplink != o.ToUplink || answer.ToUplink != o.FromUplink || answer.Lane != o.Lane {
 		return fmt.Errorf("answer of %s to another offer: %w", answer.From, ErrForeign)
 	}
 	return nil

@@ -19,9 +19,11 @@ var offerTime = time.Unix(2_000_000_000, 0).UTC()
 func testOffer() Offer {
 	return Offer{
 		Mesh: testMesh, From: mesh.NodeID{1}, To: mesh.NodeID{2}, FromUplink: "eth0", ToUplink: "wan",
+		Lane: 1, Below: ClassCarrier,
 		Attempt:     AttemptID{9},
 		Candidates:  []Candidate{{CandidateHost, ap("[2001:db8::2]:51800")}, {CandidateReflexive, ap("203.0.113.5:40001")}},
 		Credentials: Credentials{Ufrag: "abcd", Password: strings.Repeat("p", 22)},
+		Carrier:     &CarrierTerms{Pin: [32]byte{1}, Token: [16]byte{2}},
 		NAT:         NATEasy, NAT6: NATAbsent, Epoch: 3, Key: mesh.WireGuardKey{4}, Delay: 40 * time.Millisecond, Expires: offerTime.Add(time.Minute),
 	}
 }
@@ -44,10 +46,25 @@ func TestOfferRoundTrip(t *testing.T) {
 	}
 }
 
+func TestAttemptIDText(t *testing.T) {
+	id := AttemptID{1, 0xab, 15: 7}
+	var again AttemptID
+	if err := again.UnmarshalText([]byte(id.String())); err != nil || again != id {
+		t.Errorf("%s reads as %s (%v)", id, again, err)
+	}
+	for _, bad := range []string{"", "ab", id.String() + "00", strings.Repeat("z", 32)} {
+		if again.UnmarshalText([]byte(bad)) == nil {
+			t.Errorf("%q passes", bad)
+		}
+	}
+}
+
 func TestOfferRefused(t *testing.T) {
 	for name, change := range map[string]func(*Offer){
 		"to itself":       func(o *Offer) { o.To = o.From },
 		"nobody":          func(o *Offer) { o.From = mesh.NodeID{} },
+		"lane":            func(o *Offer) { o.Lane = 2 },
+		"path class":      func(o *Offer) { o.Below = classEnd },
 		"no attempt":      func(o *Offer) { o.Attempt = AttemptID{} },
 		"many candidates": func(o *Offer) { o.Candidates = make([]Candidate, MaxCandidates+1) },
 		"loopback":        func(o *Offer) { o.Candidates[0].Addr = ap("127.0.0.1:53") },

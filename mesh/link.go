@@ -62,15 +62,35 @@ type LinkID struct {
 	Peer   NodeID `json:"peer"`
 	Local  string `json:"local"`  // name of our uplink
 	Remote string `json:"remote"` // name of theirs
+	// Lane is 0 or 1: two tunnels stand between the same uplinks while one takes
+	// over from the other.
+	Lane uint8 `json:"lane,omitempty"`
 }
 
-// Compare orders links by neighbour, then local, then remote uplink.
+// Compare orders links by neighbour, then local, then remote uplink, then lane.
 func (l LinkID) Compare(m LinkID) int {
-	return cmp.Or(l.Peer.Compare(m.Peer), strings.Compare(l.Local, m.Local), strings.Compare(l.Remote, m.Remote))
+	return cmp.Or(l.Peer.Compare(m.Peer), strings.Compare(l.Local, m.Local), strings.Compare(l.Remote, m.Remote), cmp.Compare(l.Lane, m.Lane))
+}
+
+// Beside is the other lane between the same uplinks.
+func (l LinkID) Beside() LinkID {
+	l.Lane = 1 - l.Lane
+	return l
+}
+
+// Back is the link as the far end, whose neighbour is self, calls it.
+func (l LinkID) Back(self NodeID) LinkID {
+	return LinkID{Peer: self, Local: l.Remote, Remote: l.Local, Lane: l.Lane}
 }
 
 // String gives peer/local>remote, for logs.
-func (l LinkID) String() string { return l.Peer.String() + "/" + l.Local + ">" + l.Remote }
+func (l LinkID) String() string {
+	s := l.Peer.String() + "/" + l.Local + ">" + l.Remote
+	if l.Lane > 0 {
+		s += "'"
+	}
+	return s
+}
 
 // A Cost is a path metric: one-way delay and penalties in microseconds.
 // Integer, so that every node computes the same sums.

@@ -175,9 +175,10 @@ func dataplaneCommand() *cobra.Command {
 	var c dataplane.Config
 	cmd := &cobra.Command{
 		Use:   "dataplane",
-		Short: "Hold userspace WireGuard tunnels for the agent, and nothing else",
+		Short: "Hold userspace WireGuard tunnels and carriers for the agent, and nothing else",
 		Long: "meshd dataplane is started by the agent, or by a service unit of its own, where\n" +
-			"the kernel has no WireGuard. It serves the standard WireGuard control sockets.\n" +
+			"the kernel has no WireGuard or UDP does not pass. It serves the standard WireGuard\n" +
+			"control sockets, and carries tunnels over TLS where nothing else gets through.\n" +
 			"It outlives the agent, so that restarting the agent loses no packet.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -68,6 +68,7 @@ func outside(c config.Config, log *slog.Logger) agent.Outside {
 			}
 			return s, nil
 		},
+		HandOver: dataplane.Client{Socket: c.DataplaneSocket}.HandOver,
 		Devices: func() (map[string]int, error) {
 			all, err := net.Interfaces()
 			out := make(map[string]int, len(all))
@@ -149,6 +150,7 @@ func openKernel(c config.Config, k agent.KernelConfig) (agent.Kernel, error) {
 			kernel.PartTunnels: tunnels, kernel.PartForwarding: routes, kernel.PartFilter: filter, kernel.PartSysctls: sysctls,
 		},
 		Kind:     func() string { return string(tunnels.Maker()) },
+		Carriers: carriers{spawner},
 		Counters: host.Counters,
 		Stats: func(ctx context.Context) (map[string]core.Traffic, error) {
 			stats, err := tunnels.Stats(ctx)
@@ -173,13 +175,28 @@ func openKernel(c config.Config, k agent.KernelConfig) (agent.Kernel, error) {
 			return errors.Join(sysctls.Close(), filter.Close(), routes.Close(), tunnels.Close(), output.Close())
 		},
 		Shutdown: func(ctx context.Context) error {
-			err := spawner.Shutdown(ctx, false)
+			err := shutdown(ctx, spawner.Client)
 			if errors.Is(err, dataplane.ErrNotRunning) {
 				return nil
 			}
 			return err
 		},
 	}, nil
+}
+
+// shutdown ends the data plane. Its devices went with the tunnels; carriers are
+// nobody's any more.
+func shutdown(ctx context.Context, c dataplane.Client) error {
+	carriers, err := c.Carriers(ctx)
+	if err != nil && !errors.Is(err, dataplane.ErrUnsupported) { // an older one has none
+		return err
+	}
+	for _, s := range carriers {
+		if err := c.CloseCarrier(ctx, s.ID); err != nil && !errors.Is(err, dataplane.ErrNoCarrier) {
+			return err
+		}
+	}
+	return c.Shutdown(ctx, false)
 }
 
 // settingsEvery is how often the kernel's settings are looked at: nothing tells

@@ -239,7 +239,7 @@ func (a *Attempt) begin(now, start time.Time) Ready {
 	a.check = discovery.NewCheck(discovery.CheckPlan{
 		Controlling: a.Initiates(), Remote: a.theirs.Candidates,
 		Seed: derive(a.cfg.Seed, 2), Start: start, Deadline: start.Add(discovery.CheckTime),
-		Prime: !a.Initiates(), Refuse: a.cfg.Refuse, Budget: a.cfg.Budget,
+		Below: a.below(), Prime: !a.Initiates(), Refuse: a.cfg.Refuse, Budget: a.cfg.Budget,
 	})
 	ready := a.check.Tick(now)
 	for _, e := range a.early {
@@ -249,6 +249,14 @@ func (a *Attempt) begin(now, start time.Time) Ready {
 	}
 	a.early = nil
 	return a.checked(now, ready)
+}
+
+// below is as the initiator wants it.
+func (a *Attempt) below() discovery.PathClass {
+	if a.Initiates() {
+		return a.ours.Below
+	}
+	return a.theirs.Below
 }
 
 func (a *Attempt) checked(now time.Time, c discovery.CheckReady) Ready {

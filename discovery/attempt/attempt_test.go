@@ -308,3 +308,24 @@ func FuzzAttempt(f *testing.F) {
 		}
 	})
 }
+
+// An attempt that is to find something better ends without a path where there is
+// only what is known, at both ends; and with one where there is.
+func TestOnlyBetterPaths(t *testing.T) {
+	for kind, better := range map[string]bool{"easy": false, "public": true} {
+		for _, loss := range []float64{0, 0.2} {
+			w := newWorld(t, 1, "easy", kind)
+			w.loss = loss
+			w.ends[0].config.Offer.Below = discovery.ClassTranslated
+			w.run()
+			if problem := w.agree(); (problem == "") != better && loss == 0 {
+				t.Errorf("%s: %q", kind, problem)
+			}
+			for i, e := range w.ends {
+				if !better && e.verdict.Err == nil {
+					t.Errorf("%s, loss %.0f %%: end %d takes a path that is no better", kind, 100*loss, i)
+				}
+			}
+		}
+	}
+}

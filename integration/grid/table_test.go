@@ -100,7 +100,6 @@ func TestJudge(t *testing.T) {
 		"carried":           {ends: [2][]api.Link{{up}, {link("b", "a", "up", "", "127.0.0.1:4000", 0)}}, way: Carrier, final: true, at: 2 * time.Second},
 		"just failed":       {ends: [2][]api.Link{{failed}, nil}, after: grace - 1, way: Transit},
 		"failed":            {ends: [2][]api.Link{nil, {failed}}, after: grace, way: Transit, final: true},
-		"yielded":           {ends: [2][]api.Link{{link("a", "b", "idle", "the far end's attempt goes first", "", 0)}, nil}, after: time.Hour, way: Transit},
 		"another is up":     {ends: [2][]api.Link{{failed, up}, {back}}, after: time.Hour, way: Direct, final: true, at: 3 * time.Second},
 	} {
 		v := judge(start.Add(tt.after), tt.ends, judge(start, tt.ends, verdict{}))

@@ -2,7 +2,6 @@ package grid
 
 import (
 	"slices"
-	"strings"
 	"time"
 
 	"guywire/mesh/api"
@@ -53,9 +52,9 @@ func up(l api.Link) bool { return l.State == api.LinkUp || l.State == api.LinkDe
 // carried reports whether TLS carries the link: WireGuard then talks to this end's own process.
 func carried(l api.Link) bool { return l.Endpoint.Addr().IsLoopback() }
 
-// failure is why an attempt to make the link has ended without one; empty when none has ended so.
+// failure is why there is no link, as its end sees it; empty while it does not know.
 func failure(l api.Link) string {
-	if l.Device == "" && strings.Contains(l.Reason, "no direct link") {
+	if l.Device == "" {
 		return l.Reason
 	}
 	return ""

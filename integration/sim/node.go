@@ -168,7 +168,7 @@ func (n *Node) step(ev core.Event) {
 		n.ask(target.Device)
 	}
 	for _, a := range r.Attempt {
-		w.After(attemptTime, func() { n.attempt(a.Link) })
+		w.After(attemptTime, func() { n.attempt(a) })
 	}
 	if r.Distances != nil {
 		n.facts.Distances = *r.Distances
@@ -226,16 +226,19 @@ func (n *Node) write() {
 }
 
 // attempt ends a link attempt at both ends.
-func (n *Node) attempt(link mesh.LinkID) {
-	w := n.world
+func (n *Node) attempt(a core.Attempt) {
+	w, link := n.world, a.Link
 	p := w.byID[link.Peer]
-	reply := mesh.LinkID{Peer: n.ID, Local: link.Remote, Remote: link.Local}
+	reply := link.Back(n.ID)
 	here, there := End{n.Index, link.Local}, End{p.Index, link.Remote}
 	_, forth := w.path(here, there)
 	_, back := w.path(there, here)
 	switch {
 	case !forth || !back || !p.Running:
 		n.step(core.AttemptDone{Link: link, Err: "no answer"})
+		return
+	case a.Below != 0 && w.Class(here, there) >= a.Below:
+		n.step(core.AttemptDone{Link: link, Err: "nothing better"})
 		return
 	case !n.Running:
 		return
@@ -245,8 +248,8 @@ func (n *Node) attempt(link mesh.LinkID) {
 	n.hear([]discovery.Facts{p.facts})
 	w.order++
 	id, port := w.order, uint16(mesh.TunnelPortFirst+w.rng.IntN(1000))
-	n.step(core.AttemptDone{Link: link, ID: id, Port: port, Endpoint: netip.AddrPortFrom(p.host.Uplinks[0].Addrs[0], port), Peer: w.state.Nodes[p.ID].Keys[0]})
-	p.step(core.AttemptDone{Link: reply, ID: id, Port: port, Endpoint: netip.AddrPortFrom(n.host.Uplinks[0].Addrs[0], port), Peer: w.state.Nodes[n.ID].Keys[0]})
+	n.step(core.AttemptDone{Link: link, ID: id, Port: port, Class: w.Class(here, there), Endpoint: netip.AddrPortFrom(p.host.Uplinks[0].Addrs[0], port), Peer: w.state.Nodes[p.ID].Keys[0]})
+	p.step(core.AttemptDone{Link: reply, ID: id, Port: port, Class: w.Class(here, there), First: true, Endpoint: netip.AddrPortFrom(n.host.Uplinks[0].Addrs[0], port), Peer: w.state.Nodes[n.ID].Keys[0]})
 }
 
 // Usage is bytes on the wire of an uplink, with all headers, by what they are.

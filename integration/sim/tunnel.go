@@ -56,7 +56,7 @@ func (n *Node) remember() {
 			t = &tunnel{node: n, peer: peer, link: r.Link, here: End{n.Index, r.Link.Local}, there: End{peer.Index, r.Link.Remote}}
 			n.tunnels = append(n.tunnels, t)
 			n.byLink[r.Link] = t
-			if far := peer.byLink[mesh.LinkID{Peer: n.ID, Local: r.Link.Remote, Remote: r.Link.Local}]; far != nil {
+			if far := peer.byLink[r.Link.Back(n.ID)]; far != nil {
 				t.far, far.far = far, t
 			}
 		}
@@ -88,7 +88,7 @@ func (t *tunnel) works() bool {
 }
 
 func (t *tunnel) reaches() (time.Duration, bool) {
-	if !t.joined() {
+	if w := t.node.world; !t.joined() || w.Silenced != nil && w.Silenced(t) {
 		return 0, false
 	}
 	return t.node.world.path(t.here, t.there)

@@ -41,6 +41,11 @@ type World struct {
 	// whether a packet gets through at all: if not in both directions, the two
 	// cannot connect.
 	Delay func(from, to End) (time.Duration, bool)
+	// Silenced are tunnels whose packets are lost although others between the same
+	// uplinks are not; nil: none.
+	Silenced func(*tunnel) bool
+	// Class is how good a path an attempt finds between two uplinks.
+	Class func(from, to End) discovery.PathClass
 	// Jitter is the standard deviation of every packet's delay, as a share of
 	// it. Packets overtake each other.
 	Jitter float64
@@ -100,6 +105,7 @@ func New(seed uint64, uplinks [][]string) *World {
 	w := &World{
 		Now: Epoch, seed: seed, rng: rand.New(rand.NewPCG(seed, 86)),
 		Delay: func(End, End) (time.Duration, bool) { return 5 * time.Millisecond, true },
+		Class: func(End, End) discovery.PathClass { return discovery.ClassDirect },
 		state: &store.State{
 			Version: store.Version, Index: 1, Nodes: map[mesh.NodeID]store.Node{}, Removed: map[mesh.NodeID]store.Tombstone{},
 			Mesh: store.Settings{ID: mesh.MeshID{1}, Pool4: netip.MustParsePrefix("10.86.0.0/16"), Pool6: netip.MustParsePrefix("2001:db8:86::/48")},

@@ -3,10 +3,11 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -14,6 +15,7 @@ import (
 
 	"guywire/mesh"
 	"guywire/mesh/api"
+	"guywire/mesh/carrier"
 	"guywire/mesh/config"
 	"guywire/mesh/control"
 	"guywire/mesh/keyring"
@@ -221,18 +223,30 @@ func (a *Agent) member() (*running, error) {
 
 // control is the configuration of the control plane.
 func (a *Agent) control() control.Config {
-	listen := ""
+	host := ""
 	if a.config.Control.Listen.IsValid() {
-		listen = a.config.Control.Listen.String()
-		if a.config.Control.Listen.Is6() {
-			listen = "[" + listen + "]"
-		}
+		host = a.config.Control.Listen.String()
 	}
-	return control.Config{
+	address := func(port uint16) string { return net.JoinHostPort(host, strconv.Itoa(int(port))) }
+	c := control.Config{
 		State: a.dir, Ring: a.ring, Logger: a.log,
-		Listen:    fmt.Sprintf("%s:%d", listen, a.config.Control.Port),
+		Listen:    address(a.config.Control.Port),
 		Advertise: a.advertise,
 		AskSTUN:   a.askSTUN,
+	}
+	for _, port := range a.config.Control.Also {
+		c.Also = append(c.Also, address(port))
+	}
+	if a.outside.HandOver != nil {
+		c.Divert = map[string]func(context.Context, *net.TCPConn){carrier.ALPN: a.handOver}
+	}
+	return c
+}
+
+// handOver gives the data plane a connection that wants a carrier.
+func (a *Agent) handOver(ctx context.Context, conn *net.TCPConn) {
+	if err := a.outside.HandOver(ctx, conn); err != nil {
+		a.log.Debug("a connection for a carrier was not taken", mesh.LogEndpoint, conn.RemoteAddr().String(), mesh.LogError, err)
 	}
 }
 

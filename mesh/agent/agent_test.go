@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -14,6 +17,8 @@ import (
 
 	"guywire/mesh"
 	"guywire/mesh/api"
+	"guywire/mesh/carrier"
+	"guywire/mesh/config"
 	"guywire/mesh/control"
 	"guywire/store"
 )
@@ -234,6 +239,35 @@ func TestResolve(t *testing.T) {
 	for _, what := range []string{"", "lon", "192.0.2.1"} {
 		if got, err := resolve(s, what); err == nil {
 			t.Errorf("%q: %+v", what, got)
+		}
+	}
+}
+
+// The control plane listens at the configured ports of one address, and what
+// wants a carrier goes to the data plane, if there is one to take it.
+func TestControlPorts(t *testing.T) {
+	for listen, want := range map[string][]string{
+		"": {":8700", ":443", ":993"}, "192.0.2.1": {"192.0.2.1:8700", "192.0.2.1:443", "192.0.2.1:993"},
+		"2001:db8::1": {"[2001:db8::1]:8700", "[2001:db8::1]:443", "[2001:db8::1]:993"},
+	} {
+		a := &Agent{log: slog.New(slog.DiscardHandler)}
+		a.config.Control = config.Control{Port: 8700, Also: []uint16{443, 993}}
+		if listen != "" {
+			a.config.Control.Listen = netip.MustParseAddr(listen)
+		}
+		c := a.control()
+		if got := append([]string{c.Listen}, c.Also...); !slices.Equal(got, want) || c.Divert != nil {
+			t.Errorf("%q: %v, %d diverted; want %v", listen, got, len(c.Divert), want)
+		}
+		var handed *net.TCPConn
+		a.outside.HandOver = func(_ context.Context, conn *net.TCPConn) error {
+			handed = conn
+			return nil
+		}
+		conn := new(net.TCPConn)
+		a.control().Divert[carrier.ALPN](t.Context(), conn)
+		if handed != conn {
+			t.Error("the connection did not get to the data plane")
 		}
 	}
 }

@@ -27,6 +27,10 @@ func (m *member) newAttempter() *rendezvous.Attempter {
 		},
 		Servers:  m.stunServers,
 		Surveyed: m.surveyOf,
+		Carriers: m.kernel.Carriers,
+		ControlOf: func(peer mesh.NodeID) []netip.AddrPort {
+			return m.standing.Load().state.Nodes[peer].Control
+		},
 		Exchange: m.exchange,
 		Key: func() (mesh.Epoch, mesh.WireGuardKey) {
 			keys := m.plane.State().Nodes[m.self].Keys
@@ -62,7 +66,7 @@ func (m *member) startAttempt(a core.Attempt) {
 	local, ok := m.uplink(link.Local)
 	err := errors.New("uplink " + link.Local + " is down")
 	if ok {
-		err = m.attempts.Start(context.Background(), rendezvous.Request{Peer: link.Peer, LocalUplink: local, RemoteUplink: link.Remote, PathRTT: a.PathRTT})
+		err = m.attempts.Start(context.Background(), rendezvous.Request{Peer: link.Peer, LocalUplink: local, RemoteUplink: link.Remote, Lane: link.Lane, Carrier: a.Carrier, Below: a.Below, PathRTT: a.PathRTT})
 	}
 	if err != nil {
 		// The loop itself is here: it cannot post to its own full queue.
@@ -77,7 +81,7 @@ func (m *member) followAttempts(ctx context.Context) error {
 		select {
 		case r := <-m.attempts.Results():
 			done := core.AttemptDone{
-				Link: r.Link, ID: binary.BigEndian.Uint64(r.Attempt[:8]), Port: r.Port, Endpoint: r.Endpoint,
+				Link: r.Link, ID: binary.BigEndian.Uint64(r.Attempt[:8]), Port: r.Port, Endpoint: r.Endpoint, Class: r.Class, Carrier: r.Carrier,
 				Peer: store.Key{Epoch: r.PeerEpoch, Public: r.PeerKey}, First: r.First, Hopeless: r.Hopeless,
 			}
 			switch {

@@ -35,6 +35,10 @@ const (
 	// surveySleep is how long a machine must have slept, or its clock have jumped,
 	// for its networks to be others.
 	surveySleep = 3 * time.Second
+	// carriersEvery is how often it is looked for carriers that no link goes through,
+	// carrierSpare how long one may be so.
+	carriersEvery = 10 * time.Second
+	carrierSpare  = 40 * time.Second
 	// connectPatience and answerPatience are how long an offer waits for a
 	// connection to its receiver, and then for the answer, before it is sent over
 	// voters as well.

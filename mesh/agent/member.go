@@ -188,6 +188,9 @@ func (m *member) run(ctx context.Context, stop context.CancelFunc) error {
 	start("relayed offers", m.takeRelayed)
 	start("STUN", m.serveStun)
 	start("surveys", m.survey)
+	if m.kernel.Carriers != nil {
+		start("carriers", m.tendCarriers)
+	}
 	start("facts", m.spreadFacts)
 	if m.gossip != nil {
 		start("gossip", m.gossip.Run)

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"net"
 	"net/netip"
 	"time"
 
@@ -36,6 +37,9 @@ type Outside struct {
 	// runs it. Socket opens a UDP port for a link attempt.
 	Stun   func(addrs []netip.AddrPort, key []byte) (run func(context.Context) error, err error)
 	Socket func(mark uint32, first, last uint16, key []byte) (rendezvous.Socket, error)
+	// HandOver gives the data plane a copy of a TCP connection of which nothing
+	// has been read, and whose far end wants a carrier; nil: none can be taken.
+	HandOver func(ctx context.Context, conn *net.TCPConn) error
 	// Devices gives the numbers of all network devices by name.
 	Devices func() (map[string]int, error)
 }
@@ -52,6 +56,8 @@ type Kernel struct {
 	Backends [kernel.Parts]kernel.Backend
 	// Kind is "kernel" or "userspace".
 	Kind func() string
+	// Carriers makes the streams that links go through where no UDP passes.
+	Carriers Carriers
 	// Counters reads the tunnel devices' bytes; it is cheap.
 	Counters func() (map[string]core.Count, error)
 	// Stats asks the tunnels for their far ends and totals.
@@ -72,6 +78,13 @@ type Lookup struct {
 	Device string       // empty: local delivery
 	Text   string       // as a person would read it
 	Local  bool
+}
+
+// Carriers are what the data plane carries in streams.
+type Carriers interface {
+	rendezvous.Carriers
+	// List gives those that there are.
+	List(ctx context.Context) ([]discovery.AttemptID, error)
 }
 
 // Probes carries datagrams inside the tunnels.

@@ -53,6 +53,9 @@ const (
 type Control struct {
 	Listen netip.Addr // invalid: every address of both families
 	Port   uint16
+	// Also are further ports at the same addresses, sorted, for sites whose
+	// network passes nothing else. One that is in use is done without.
+	Also []uint16
 	// Advertise is where other nodes reach the listener, for a node behind a
 	// port forwarding; empty: the addresses that the node finds.
 	Advertise []netip.AddrPort
@@ -82,6 +85,9 @@ func (c Config) Uplink(iface string) Uplink {
 	return Uplink{Name: iface, Interface: iface, ProbeBudget: DefaultProbeBudget}
 }
 
+// HTTPSPort is the port (TCP) that networks pass which pass little else.
+const HTTPSPort = 443
+
 // Bounds of what a file may say.
 const (
 	MaxBytes    = 64 << 10 // of the file
@@ -101,6 +107,7 @@ const (
 	MaxProbeBudget     = 1_000_000_000
 
 	maxPath     = 106
+	maxAlso     = 4
 	maxBiasSecs = 10
 )
 
@@ -111,7 +118,7 @@ func Default() Config {
 		Socket:          "/run/guywire/meshd.sock",
 		Dataplane:       Auto,
 		DataplaneSocket: "/run/guywire/dataplane.sock",
-		Control:         Control{Port: mesh.ControlPort},
+		Control:         Control{Port: mesh.ControlPort, Also: []uint16{HTTPSPort}},
 		Ports:           Ports{First: mesh.TunnelPortFirst, Last: mesh.TunnelPortLast},
 		LogLevel:        Info,
 	}

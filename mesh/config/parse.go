@@ -61,6 +61,7 @@ func (d *decoder) file(n ast.Node, c *Config) {
 		}
 		c.Control.Advertise = append(c.Control.Advertise, netip.AddrPortFrom(a.addr, port))
 	}
+	c.Control.Also = slices.DeleteFunc(c.Control.Also, func(port uint16) bool { return port == c.Control.Port })
 	if c.Socket == c.DataplaneSocket {
 		d.faults = append(d.faults, &Fault{Message: "socket and dataplane_socket are the same file: give each its own"})
 	}
@@ -86,6 +87,21 @@ func (d *decoder) control(n ast.Node, c *Control) (advertise []advertised) {
 				return
 			}
 			c.Listen, c.Port = addr, port
+		}},
+		field{"also", func(n ast.Node) {
+			c.Also = nil
+			d.list(n, "control.also", maxAlso, func(n ast.Node) {
+				var port uint16
+				number(d, &port, "control.also", 1, 65535)(n)
+				switch {
+				case port == mesh.GossipPort:
+					d.fault(n, "control.also: port %d is the gossip port: choose another", port)
+				case port != 0:
+					c.Also = append(c.Also, port)
+				}
+			})
+			slices.Sort(c.Also)
+			c.Also = slices.Compact(c.Also)
 		}},
 		field{"advertise", func(n ast.Node) {
 			d.list(n, "control.advertise", 16, func(n ast.Node) {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -35,7 +36,7 @@ func TestDefault(t *testing.T) {
 	want := config.Config{
 		State: "/var/lib/guywire", Socket: "/run/guywire/meshd.sock",
 		Dataplane: "auto", DataplaneSocket: "/run/guywire/dataplane.sock",
-		Control: config.Control{Port: 8686}, Ports: config.Ports{First: 51800, Last: 52799}, LogLevel: "info",
+		Control: config.Control{Port: 8686, Also: []uint16{443}}, Ports: config.Ports{First: 51800, Last: 52799}, LogLevel: "info",
 	}
 	if d := cmp.Diff(want, config.Default(), netipTypes); d != "" {
 		t.Error(d)
@@ -80,7 +81,7 @@ func TestReference(t *testing.T) {
 		Name: "berlin-1", Site: "berlin", State: "/srv/guywire", Socket: "/run/guywire/berlin.sock",
 		Dataplane: config.Userspace, DataplaneSocket: "/run/guywire/berlin-dataplane.sock",
 		Control: config.Control{
-			Listen: netip.MustParseAddr("198.18.0.10"), Port: 8700,
+			Listen: netip.MustParseAddr("198.18.0.10"), Port: 8700, Also: []uint16{993, 8443},
 			Advertise: []netip.AddrPort{
 				netip.MustParseAddrPort("203.0.113.7:8700"), netip.MustParseAddrPort("203.0.113.8:9000"),
 				netip.MustParseAddrPort("[2001:db8::7]:9000"), netip.MustParseAddrPort("[2001:db8::8]:8700"),
@@ -103,7 +104,8 @@ func TestReference(t *testing.T) {
 	for name, same := range map[string]bool{
 		"state": got.State == def.State, "socket": got.Socket == def.Socket, "dataplane": got.Dataplane == def.Dataplane,
 		"dataplane_socket": got.DataplaneSocket == def.DataplaneSocket, "control": got.Control.Port == def.Control.Port,
-		"ports": got.Ports == def.Ports, "mtu": got.MTU == def.MTU, "log_level": got.LogLevel == def.LogLevel,
+		"control.also": slices.Equal(got.Control.Also, def.Control.Also),
+		"ports":        got.Ports == def.Ports, "mtu": got.MTU == def.MTU, "log_level": got.LogLevel == def.LogLevel,
 	} {
 		if same {
 			t.Errorf("the reference file does not change %s", name)
@@ -174,6 +176,11 @@ func TestRefused(t *testing.T) {
 		{"control: {listen: \"0.0.0.0:8686\"}", "\":8686\""},
 		{"control: {listen: \"[ff02::1]:8686\"}", "multicast"},
 		{"control: {listen: \"example.net:8686\"}", "not :port"},
+		{"control: {also: 443}", "must be a list"},
+		{"control: {also: [0]}", "from 1 to 65535"},
+		{"control: {also: [\":443\"]}", "from 1 to 65535"},
+		{"control: {also: [8688]}", "gossip port"},
+		{"control: {also: [1, 2, 3, 4, 5]}", "4 entries"},
 		{"control: {advertise: [example.net]}", "not an address"},
 		{"control: {advertise: [\"203.0.113.1:0\"]}", "not an address"},
 		{"control: {advertise: [127.0.0.1]}", "cannot be reached"},
@@ -256,6 +263,27 @@ func TestAccepted(t *testing.T) {
 	} {
 		if _, err := config.Parse(strings.NewReader(src)); err != nil {
 			t.Errorf("%q: %v", src, err)
+		}
+	}
+}
+
+func TestAlso(t *testing.T) {
+	for settings, want := range map[string][]uint16{
+		"":                              {443},
+		"also:":                         {443},
+		"also: []":                      nil,
+		"also: [8443, 443, 8443]":       {443, 8443},
+		"also: [443, 8686]":             {443},
+		"also: [1], listen: \":443\"":   {1},
+		"listen: \":443\"":              nil,
+		"listen: \":443\", also: [443]": nil,
+	} {
+		c, err := config.Parse(strings.NewReader("control: {" + settings + "}"))
+		if err != nil {
+			t.Errorf("%s: %v", settings, err)
+		}
+		if !slices.Equal(c.Control.Also, want) {
+			t.Errorf("%s: %v, want %v", settings, c.Control.Also, want)
 		}
 	}
 }

@@ -21,6 +21,10 @@ type Config struct {
 	Ring  *keyring.Ring
 	// Listen is host:port of the control port, ":8686" unless configured.
 	Listen string
+	// Also are further addresses of the control port, and Divert takes what is
+	// for others on all of them, both as in package transport.
+	Also   []string
+	Divert map[string]func(ctx context.Context, conn *net.TCPConn)
 	// Advertise gives addresses where the control port may be reachable from
 	// outside, those that the operator declared first. Other nodes check them.
 	// nil: only the address that others see is tried.

@@ -86,7 +86,7 @@ func (p *Plane) found(ctx context.Context, request InitRequest, version int) err
 			CA: [][32]byte{ca.Pin()}, Roots: [][]byte{ca.Certificate()}, Secret: secret, Version: version,
 		},
 		Name: request.Name, Identity: p.config.Ring.Identity(), Key: store.Key{Epoch: epoch, Public: key},
-		Prefixes: request.Prefixes, Control: outermost(p.config.advertise()), Site: request.Site,
+		Prefixes: request.Prefixes, Control: outermost(p.advertise()), Site: request.Site,
 	}})
 	if err != nil {
 		return fmt.Errorf("make the mesh: %w", err)

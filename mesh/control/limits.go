@@ -84,7 +84,8 @@ const (
 	reachMisses   = 3                // in a row, and one of each judge, before an address is given up
 	reachDial     = 5 * time.Second  // for a node to answer the one that it asked
 	reachSTUN     = 2500 * time.Millisecond
-	maxCandidates = 8
+	maxCandidates = 8 // addresses with port
+	maxPorts      = 4
 
 	// What waits at a voter for a member: how much, for how long, and how large
 	// each; and the patience of who passes it on.

@@ -105,7 +105,9 @@ func newPlane(config Config, f files) (*Plane, error) {
 			return known // what it may do, or not any more, is for each call to say
 		},
 	}
-	listener, err := transport.Listen(transport.ListenConfig{Address: config.Listen, Trust: trust, Logger: config.Logger, Listener: config.Listener})
+	listener, err := transport.Listen(transport.ListenConfig{
+		Address: config.Listen, Also: config.Also, Trust: trust, Logger: config.Logger, Divert: config.Divert, Listener: config.Listener,
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/pprof"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -481,6 +482,28 @@ func TestReachIsMeasured(t *testing.T) {
 	if len(control) != 1 || control[0] != two.Addr() {
 		t.Errorf("control addresses %v, want only %s: nobody is at %s, and %s is another node", control, two.Addr(), nowhere, other)
 	}
+}
+
+// Further ports are measured and named like the first, and so is one at the address
+// that others see.
+func TestReachOfFurtherPorts(t *testing.T) {
+	t.Parallel()
+	one := newMachine(t)
+	one.config.Also = []string{"127.0.0.1:0"}
+	one.config.Advertise = func() []netip.AddrPort { return []netip.AddrPort{netip.MustParseAddrPort(one.config.Listen)} }
+	one.run(Init(t.Context(), one.config, initRequest))
+	also := one.listener.Also()
+	if got := one.State().Nodes[one.ID()].Control; len(also) != 1 || len(got) != 2 || !slices.Contains(got, also[0]) {
+		t.Errorf("the founder is reached at %v, its further port is %v", got, also)
+	}
+	two := newMachine(t)
+	two.config.Also = []string{"127.0.0.1:0"}
+	two.config.Advertise = nil
+	two.run(Join(t.Context(), two.config, one.token(TokenRequest{}), JoinRequest{Name: "two"}, nil))
+	eventually(t, "both ports were reached", func() bool {
+		got := one.State().Nodes[two.ID()].Control
+		return len(got) == 2 && slices.Contains(got, two.Addr()) && slices.Contains(got, two.listener.Also()[0])
+	})
 }
 
 func TestRenewal(t *testing.T) {

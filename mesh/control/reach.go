@@ -18,7 +18,7 @@ import (
 
 // reachRequest asks the other end to dial back.
 type reachRequest struct {
-	Port       uint16           `json:"port"` // at the address that the server sees
+	Ports      []uint16         `json:"ports"` // at the address that the server sees
 	Candidates []netip.AddrPort `json:"candidates"`
 }
 
@@ -194,8 +194,8 @@ func (p *Plane) askReach(turn uint, heard *witness) (answer reachAnswer, asked i
 	}
 	server := servers[turn%uint(len(servers))]
 	known := state.Nodes[p.id].Control
-	request := reachRequest{Port: p.listener.Addr().Port()}
-	for _, a := range slices.Concat(known, p.config.advertise()) {
+	request := reachRequest{Ports: p.ports()}
+	for _, a := range slices.Concat(known, p.advertise()) {
 		if len(request.Candidates) < maxCandidates && !slices.Contains(request.Candidates, a) {
 			request.Candidates = append(request.Candidates, a)
 		}
@@ -203,7 +203,7 @@ func (p *Plane) askReach(turn uint, heard *witness) (answer reachAnswer, asked i
 	if err := p.Do(p.life, server, http.MethodPost, "/v1/reach", request, &answer); err != nil {
 		return answer, 0, err
 	}
-	if len(answer.Reached) > len(request.Candidates)+1 {
+	if len(answer.Reached) > len(request.Candidates)+len(request.Ports) {
 		return answer, 0, fmt.Errorf("%s reached more addresses than it was asked for", p.name(server))
 	}
 	if !voters {
@@ -214,6 +214,31 @@ func (p *Plane) askReach(turn uint, heard *witness) (answer reachAnswer, asked i
 		answer.STUN = slices.DeleteFunc(answer.STUN, func(a netip.AddrPort) bool { return !slices.Contains(there, a) })
 	}
 	return answer, len(servers), nil
+}
+
+// ports are those of the control port that are open.
+func (p *Plane) ports() []uint16 {
+	ports := []uint16{p.listener.Addr().Port()}
+	for _, a := range p.listener.Also() {
+		if len(ports) < maxPorts && !slices.Contains(ports, a.Port()) {
+			ports = append(ports, a.Port())
+		}
+	}
+	return ports
+}
+
+// advertise is where this node may be reached: its addresses, with the port that the
+// configuration says first and then, at the same ones, further ports that are open.
+func (p *Plane) advertise() []netip.AddrPort {
+	all := slices.Clone(p.config.advertise())
+	for _, port := range p.ports()[1:] {
+		for _, a := range all {
+			if more := netip.AddrPortFrom(a.Addr(), port); len(all) < maxCandidates && !slices.Contains(all, more) {
+				all = append(all, more)
+			}
+		}
+	}
+	return all
 }
 
 // A witness is the last ordinary member that said where this node is reached,
@@ -241,13 +266,15 @@ func (p *Plane) serveReach(w http.ResponseWriter, r *http.Request) {
 		Fail(w, err)
 		return
 	}
-	if len(request.Candidates) > maxCandidates {
-		Fail(w, newError(http.StatusBadRequest, CodeMalformed, "%d addresses are more than %d", len(request.Candidates), maxCandidates))
+	if n := len(request.Candidates) + len(request.Ports); n > maxCandidates+maxPorts {
+		Fail(w, newError(http.StatusBadRequest, CodeMalformed, "%d addresses are more than %d", n, maxCandidates+maxPorts))
 		return
 	}
 	candidates := request.Candidates
-	if source, err := netip.ParseAddrPort(r.RemoteAddr); err == nil && request.Port != 0 {
-		candidates = append(candidates, netip.AddrPortFrom(source.Addr().Unmap(), request.Port))
+	if source, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		for _, port := range request.Ports {
+			candidates = append(candidates, netip.AddrPortFrom(source.Addr().Unmap(), port))
+		}
 	}
 	var answer reachAnswer
 	candidates = slices.DeleteFunc(candidates, func(a netip.AddrPort) bool {

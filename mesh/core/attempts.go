@@ -23,12 +23,18 @@ const (
 	// deferFor is how long the end that is not the initiator waits before it
 	// tries itself.
 	deferFor = 3 * time.Second
+	// maxCarriers is how many links of a node are carried in streams: two, so that
+	// it has a way when one node in the middle fails.
+	maxCarriers = 2
 )
 
 // attemptIfDue starts an attempt for a link that has no tunnel or a dead one.
 func (n *Node) attemptIfDue(e *entry) {
 	if e.attempting || n.state == nil {
 		return
+	}
+	if beside := n.entries[e.rec.Link.Beside()]; beside != nil && beside.rec.Order > e.rec.Order {
+		return // it takes over
 	}
 	since := e.wanted
 	if e.judge != nil {
@@ -48,7 +54,10 @@ func (n *Node) attemptIfDue(e *entry) {
 	if !ok || !local.Up {
 		return // tried again when the uplink comes back
 	}
-	if why := n.hopeless(e.rec.Link); why != "" {
+	carrier := n.needsCarrier(e)
+	if carrier {
+		due = latest(e.wanted, e.retry) // nobody else can begin
+	} else if why := n.hopeless(e.rec.Link); why != "" {
 		n.noLink(e, why)
 		due = latest(due, latest(e.wanted, e.changed).Add(restFor))
 	}
@@ -56,8 +65,37 @@ func (n *Node) attemptIfDue(e *entry) {
 		e.dueBy(due)
 		return
 	}
-	e.attempting = true
-	n.ready.Attempt = append(n.ready.Attempt, Attempt{e.rec.Link, n.roundTrip(e.rec.Link.Peer)})
+	e.attempting, e.carrying = true, carrier
+	n.ready.Attempt = append(n.ready.Attempt, Attempt{Link: e.rec.Link, Carrier: carrier, PathRTT: n.roundTrip(e.rec.Link.Peer)})
+}
+
+// needsCarrier reports whether a link is to be carried in a stream: no UDP passes
+// its uplink, its far end can be dialled, and this node has no link but such.
+func (n *Node) needsCarrier(e *entry) bool {
+	id := e.rec.Link
+	if len(n.state.Nodes[id.Peer].Control) == 0 || !blocked(n.outside[id.Local]) {
+		return false
+	}
+	carriers := 0
+	for _, other := range n.entries {
+		if other == e {
+			continue
+		}
+		switch usable := other.judge != nil && other.judge.Usable(); {
+		case usable && other.rec.Class != discovery.ClassCarrier:
+			return false
+		case usable, other.attempting && other.carrying:
+			carriers++
+		}
+	}
+	return carriers < maxCarriers
+}
+
+// blocked reports whether UDP is known not to pass an uplink.
+func blocked(u discovery.Uplink) bool {
+	shut := func(n discovery.NAT) bool { return n == discovery.NATBlocked }
+	open := func(n discovery.NAT) bool { return !shut(n) && n != discovery.NATAbsent && n != discovery.NATUnknown }
+	return (shut(u.NAT) || shut(u.NAT6)) && !open(u.NAT) && !open(u.NAT6)
 }
 
 // hopeless says why two uplinks cannot have a direct path, as far as their ends
@@ -162,9 +200,11 @@ func sameOutside(a, b discovery.Uplink) bool {
 func (n *Node) attempted(ev AttemptDone) {
 	e := n.entries[ev.Link]
 	if e == nil {
-		return // unwanted meanwhile
+		if e = n.beside(ev); e == nil {
+			return
+		}
 	}
-	e.attempting, e.due = false, time.Time{}
+	e.attempting, e.carrying, e.due = false, false, time.Time{}
 	if ev.Yielded { // the far end's attempt is under way
 		e.retry = n.now.Add(retryFirst)
 		return
@@ -172,7 +212,7 @@ func (n *Node) attempted(ev AttemptDone) {
 	if ev.Err != "" {
 		e.failures++
 		pause := min(retryFirst<<min(e.failures-1, 10), retryMost)
-		if ev.Hopeless {
+		if ev.Hopeless && !n.needsCarrier(e) {
 			pause = restFor
 		}
 		e.retry = n.now.Add(pause + time.Duration(n.cfg.Rand.Int64N(int64(pause)/4+1)))
@@ -180,7 +220,8 @@ func (n *Node) attempted(ev AttemptDone) {
 		return
 	}
 	e.failures, e.why, e.news, e.retry = 0, "", time.Time{}, n.now.Add(reseatAfter)
-	e.rec.Generation, e.rec.Port, e.rec.Endpoint = ev.ID, ev.Port, ev.Endpoint
+	e.rec.Generation, e.rec.Port, e.rec.Endpoint, e.rec.Class = ev.ID, ev.Port, ev.Endpoint, ev.Class
+	e.rec.Carrier = ev.Carrier
 	e.rec.Peer = ev.Peer.Public
 	e.rec.Epoch = n.epoch()
 	if e.judge == nil {
@@ -196,5 +237,9 @@ func (n *Node) attempted(ev AttemptDone) {
 	}
 	n.sizeTunnels()
 	n.ready.Dirty, n.ready.Save = true, true
-	n.fact(Fact{Kind: LinkMade, Node: ev.Link.Peer, Link: ev.Link, Sentence: "tunnel to " + n.linkName(ev.Link) + " at " + ev.Endpoint.String()})
+	made := Fact{Kind: LinkMade, Node: ev.Link.Peer, Link: ev.Link, Sentence: "tunnel to " + n.linkName(ev.Link) + " at " + ev.Endpoint.String()}
+	if ev.Class == discovery.ClassCarrier {
+		made.Sentence, made.Cause = "tunnel to "+n.linkName(ev.Link)+" over TLS", "UDP does not pass an uplink of one end"
+	}
+	n.fact(made)
 }

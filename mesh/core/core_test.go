@@ -562,3 +562,55 @@ func TestNewsAreTriedAtOnce(t *testing.T) {
 		t.Errorf("no news: %v", got)
 	}
 }
+
+// A node through whose uplinks no UDP passes has two links carried in streams, to
+// nodes that can be dialled, and only while nothing else works.
+func TestCarrierOnlyWhenAlone(t *testing.T) {
+	shut := discovery.Uplink{Name: "isp1", NAT: discovery.NATBlocked, NAT6: discovery.NATAbsent}
+	begin := func() (*Node, []Attempt) {
+		n := node(state(5, 2, 3, 4)) // of the others only 5 cannot be dialled
+		n.Step(start, HostChanged{Host: Host{Uplinks: n.host.Uplinks[:1]}})
+		n.Step(start, Surveyed{Uplink: shut})
+		var made []Attempt
+		for _, peer := range []byte{5, 2, 3, 4} {
+			made = append(made, n.Step(start, FactsChanged{Facts: facts(peer, "a")}).Attempt...)
+		}
+		return n, made
+	}
+	n, made := begin()
+	if len(made) != 2 || !made[0].Carrier || !made[1].Carrier || made[0].Link.Peer == id(5) || made[1].Link.Peer == id(5) {
+		t.Fatalf("attempts: %+v", made)
+	}
+	// One that fails is tried again, by stream again.
+	r := n.Step(start, AttemptDone{Link: made[0].Link, Err: "connection refused", Hopeless: true})
+	for at := r.Deadline; len(r.Attempt) == 0 && at.Before(start.Add(time.Minute)); at = r.Deadline {
+		r = n.Step(at, Tick{})
+	}
+	if len(r.Attempt) != 1 || !r.Attempt[0].Carrier {
+		t.Errorf("after a failure: %+v", r.Attempt)
+	}
+	done := AttemptDone{
+		Link: made[1].Link, ID: 7, Port: 51900, Endpoint: netip.MustParseAddrPort("127.0.0.1:4000"), Class: discovery.ClassCarrier,
+		Carrier: discovery.AttemptID{7}, Peer: store.Key{Epoch: 1, Public: mesh.WireGuardKey{2}},
+	}
+	r = n.Step(start, done)
+	if !slices.ContainsFunc(r.Facts, func(f Fact) bool { return f.Kind == LinkMade && strings.Contains(f.Sentence, "TLS") }) {
+		t.Errorf("it is not said: %+v", r.Facts)
+	}
+	if rec := n.Records(); len(rec) != 1 || rec[0].Carrier != done.Carrier {
+		t.Errorf("records %+v", rec)
+	}
+	// Where another uplink has a link, none is carried.
+	n, _ = begin()
+	e := n.entries[mesh.LinkID{Peer: id(2), Local: "isp1", Remote: "a"}]
+	n.entries[mesh.LinkID{Peer: id(3), Local: "isp2", Remote: "a"}] = &entry{rec: Record{Class: discovery.ClassDirect}, judge: link.Adopt(start, 0)}
+	if n.needsCarrier(e) {
+		t.Error("a stream although a link works")
+	}
+	// Nor where UDP passes in one family, or nothing is known.
+	for _, u := range []discovery.Uplink{{NAT: discovery.NATBlocked, NAT6: discovery.NATNone}, {}, {NAT: discovery.NATSymmetric, NAT6: discovery.NATAbsent}} {
+		if blocked(u) {
+			t.Errorf("%+v counts as blocked", u)
+		}
+	}
+}

@@ -16,6 +16,8 @@ const (
 	// dampedPenalty makes a link that has failed again and again do so, too,
 	// until it has stayed for a while.
 	dampedPenalty mesh.Cost = 500_000
+	// carrierPenalty keeps transit off links that carry packets in a stream.
+	carrierPenalty mesh.Cost = 50_000
 )
 
 // worth is what routes depend on, besides a link's state.
@@ -65,7 +67,7 @@ func (n *Node) announceNeighbour(id mesh.NodeID, links []*entry) {
 		if e.judge == nil || !e.judge.Usable() {
 			continue
 		}
-		if c, d := n.linkCost(e), n.drained(e.rec.Link); best == nil || drained && !d || drained == d && c < cost {
+		if c, d := n.linkCost(e), n.drained(e); best == nil || drained && !d || drained == d && c < cost {
 			best, cost, drained = e, c, d
 		}
 		sure = sure || e.judge.State() != link.Suspect
@@ -80,7 +82,7 @@ func (n *Node) announceNeighbour(id mesh.NodeID, links []*entry) {
 
 // legCost is linkCost with the operator's drains.
 func (n *Node) legCost(e *entry) mesh.Cost {
-	if n.drained(e.rec.Link) {
+	if n.drained(e) {
 		return n.linkCost(e).Add(routing.DrainPenalty)
 	}
 	return n.linkCost(e)
@@ -95,6 +97,9 @@ func (n *Node) linkCost(e *entry) mesh.Cost {
 	if n.metered(e.rec.Link) {
 		c = c.Add(meteredPenalty)
 	}
+	if e.rec.Class == discovery.ClassCarrier {
+		c = c.Add(carrierPenalty)
+	}
 	if e.judge.Damped(n.now) {
 		c = c.Add(dampedPenalty)
 	}
@@ -102,9 +107,11 @@ func (n *Node) linkCost(e *entry) mesh.Cost {
 }
 
 // drained reports whether the operator has drained the link, or an uplink that
-// it uses at either end, or the mesh has another shape now.
-func (n *Node) drained(id mesh.LinkID) bool {
-	return slices.Contains(n.shape.retire, id.Peer) || n.state != nil && n.state.LinkDrain(n.cfg.Self, id) != nil
+// it uses at either end, or the mesh has another shape now, or a better tunnel
+// takes over.
+func (n *Node) drained(e *entry) bool {
+	id := e.rec.Link
+	return e.retires || slices.Contains(n.shape.retire, id.Peer) || n.state != nil && n.state.LinkDrain(n.cfg.Self, id) != nil
 }
 
 // metered reports whether an uplink at either end of the link is.

@@ -46,11 +46,13 @@ type (
 		ID       uint64 // the same at both ends; becomes the link's generation
 		Port     uint16 // proven local port
 		Endpoint netip.AddrPort
-		Peer     store.Key // the far end's WireGuard key
-		First    bool      // this end begins the handshake
-		Err      string    // why not, for people; empty: success
-		Hopeless bool      // with Err: so it will be while both ends stay as they are
-		Yielded  bool      // with Err: the far end's own attempt goes on instead
+		Class    discovery.PathClass // of the path to it
+		Carrier  discovery.AttemptID // of ClassCarrier: what the stream is called
+		Peer     store.Key           // the far end's WireGuard key
+		First    bool                // this end begins the handshake
+		Err      string              // why not, for people; empty: success
+		Hopeless bool                // with Err: so it will be while both ends stay as they are
+		Yielded  bool                // with Err: the far end's own attempt goes on instead
 	}
 	// Surveyed brings what an uplink looks like from outside. Resumed: the machine
 	// slept meanwhile, so nothing that was known may hold.
@@ -144,6 +146,10 @@ type Attempt struct {
 	Link mesh.LinkID
 	// PathRTT is about the round trip of messages to the peer; zero: not known.
 	PathRTT time.Duration
+	// Carrier: a stream, since no UDP passes.
+	Carrier bool
+	// Below: only a better path than of this class will do; zero: any will.
+	Below discovery.PathClass
 }
 
 // A Fact is something that happened, for the event log, people and tests.

@@ -44,6 +44,10 @@ type entry struct {
 	failures   int
 	why        string // the last attempt failed, or there is none
 	attempting bool
+	carrying   bool      // by a stream
+	improving  bool      // an attempt for the lane beside this one is under way
+	improved   time.Time // and this is when the last one began
+	retires    bool      // the lane beside this one takes over
 	told       time.Time // when the far end was last told that it is not heard
 	seen       worth     // as the routes last took it
 }
@@ -96,7 +100,7 @@ func (n *Node) plan() {
 		for _, local := range n.host.Uplinks {
 			for _, remote := range facts.Uplinks {
 				link := mesh.LinkID{Peer: id, Local: local.Name, Remote: remote.Name}
-				if n.entries[link] == nil {
+				if n.entries[link] == nil && n.entries[link.Beside()] == nil {
 					n.order = nil
 					n.entries[link] = &entry{rec: Record{Link: link}, wanted: n.now, retry: n.now}
 					n.peers[id] = true
@@ -319,6 +323,9 @@ func latest(a, b time.Time) time.Time {
 func (n *Node) tellSilence(deaf *entry) {
 	if !deaf.judge.Deaf(n.now) {
 		return
+	}
+	if n.only(deaf.rec.Link) == nil {
+		return // the word would not say which of the two lanes
 	}
 	if n.now.Sub(deaf.told) >= silenceEvery {
 		n.tellDeaf(deaf)

@@ -240,7 +240,7 @@ func (n *Node) advance() {
 	n.speakIfReady()
 	looked := false
 	for _, e := range n.sorted() {
-		if !n.now.Before(e.due) {
+		if !n.now.Before(e.due) && n.entries[e.rec.Link] == e { // else it went a moment ago
 			n.look(e)
 			looked = true
 		}
@@ -316,6 +316,8 @@ func (n *Node) look(e *entry) {
 	n.tellSilence(e)
 	n.weigh(e)
 	n.attemptIfDue(e)
+	n.improveIfDue(e)
+	n.takeOver(e)
 }
 
 // touch makes the next advance look at every link: something that all depend on
@@ -395,7 +397,7 @@ func (n *Node) receive(ev Received) (urgent bool) {
 		return before != e.judge.Usable() || step != n.router.Version() || !n.settled
 	case wire.Silence:
 		for _, l := range body.Links {
-			if other := n.entries[mesh.LinkID{Peer: id, Local: l.Remote, Remote: l.Local}]; other != nil && other.judge != nil {
+			if other := n.only(mesh.LinkID{Peer: id, Local: l.Remote, Remote: l.Local}); other != nil {
 				n.judged(other, func() { other.judge.Silent(n.now) })
 			}
 		}

@@ -7,20 +7,24 @@ import (
 	"net/netip"
 	"strings"
 
+	"guywire/discovery"
 	"guywire/mesh"
 )
 
 // A Record is what must be remembered of a link over a restart, so that its
 // tunnel can be adopted, or made again on the same port.
 type Record struct {
-	Link       mesh.LinkID       `json:"link"`
-	Device     string            `json:"device"`
-	Slot       uint16            `json:"slot"`       // 1 and up; its next-hop id is NextHopBase + Slot
-	Generation uint64            `json:"generation"` // id of the attempt that proved Port and Endpoint
-	Port       uint16            `json:"port"`
-	Endpoint   netip.AddrPort    `json:"endpoint"` // follows the far end when it roams
-	Epoch      mesh.Epoch        `json:"epoch"`    // of our key
-	Peer       mesh.WireGuardKey `json:"peer"`
+	Link       mesh.LinkID         `json:"link"`
+	Device     string              `json:"device"`
+	Slot       uint16              `json:"slot"`       // 1 and up; its next-hop id is NextHopBase + Slot
+	Generation uint64              `json:"generation"` // id of the attempt that proved Port and Endpoint
+	Port       uint16              `json:"port"`
+	Endpoint   netip.AddrPort      `json:"endpoint"`         // follows the far end when it roams
+	Class      discovery.PathClass `json:"class,omitempty"`  // of the path that the attempt proved
+	Carrier    discovery.AttemptID `json:"carrier,omitzero"` // of ClassCarrier: what the stream is called
+	Order      uint64              `json:"order,omitempty"`  // of two lanes the higher one is newer
+	Epoch      mesh.Epoch          `json:"epoch"`            // of our key
+	Peer       mesh.WireGuardKey   `json:"peer"`
 	// Alive says, at start, that the tunnel was found in the kernel.
 	Alive bool `json:"-"`
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"time"
 
@@ -63,7 +64,63 @@ func (c Client) Shutdown(ctx context.Context, force bool) error {
 	return err
 }
 
-func (c Client) call(ctx context.Context, req request) (reply, error) {
+// Pin gives the SHA-256 of the SubjectPublicKeyInfo of the key by which far
+// ends know this data plane. It changes when the process starts anew.
+func (c Client) Pin(ctx context.Context) ([32]byte, error) {
+	r, err := c.call(ctx, request{Op: opPin})
+	if err == nil && len(r.Pin) != 32 {
+		err = fmt.Errorf("data plane's answer: a pin of %d bytes", len(r.Pin))
+	}
+	if err != nil {
+		return [32]byte{}, err
+	}
+	return [32]byte(r.Pin), nil
+}
+
+// OpenCarrier starts a carrier and gives WireGuard's endpoint for its far end,
+// on 127.0.0.1. It does not wait for a connection; see Carriers. The carrier
+// redials by itself, and lives until CloseCarrier or the end of the data plane.
+// To open one that is open changes its Port at most; ErrExists if anything else
+// differs.
+func (c Client) OpenCarrier(ctx context.Context, spec Carrier) (netip.AddrPort, error) {
+	r, err := c.call(ctx, request{Op: opOpenCarrier, Carrier: wireOfCarrier(spec)})
+	return r.Local, err
+}
+
+// Carriers gives the status of all carriers, sorted by ID.
+func (c Client) Carriers(ctx context.Context) ([]CarrierStatus, error) {
+	r, err := c.call(ctx, request{Op: opCarriers})
+	if err != nil {
+		return nil, err
+	}
+	out := make([]CarrierStatus, len(r.Carriers))
+	for i, w := range r.Carriers {
+		if out[i], err = w.status(); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// CloseCarrier ends a carrier and its connection. ErrNoCarrier if the data
+// plane does not have it.
+func (c Client) CloseCarrier(ctx context.Context, id [16]byte) error {
+	_, err := c.call(ctx, request{Op: opCloseCarrier, ID: id[:]})
+	return err
+}
+
+// HandOver gives the data plane a TCP connection, of which nothing has been
+// read, whose far end wants a carrier. The caller closes its own conn in any
+// case: the data plane has a copy. ErrNoCarrier if no carrier accepts.
+func (c Client) HandOver(ctx context.Context, conn *net.TCPConn) error {
+	_, err := c.send(ctx, request{Op: opAccept}, conn)
+	return err
+}
+
+func (c Client) call(ctx context.Context, req request) (reply, error) { return c.send(ctx, req, nil) }
+
+// send makes one call, with a connection to hand over unless that is nil.
+func (c Client) send(ctx context.Context, req request, along *net.TCPConn) (reply, error) {
 	path := cmp.Or(c.Socket, DefaultSocket)
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", path)
@@ -76,7 +133,7 @@ func (c Client) call(ctx context.Context, req request) (reply, error) {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
 
-	r, err := exchange(conn, req)
+	r, err := exchange(conn.(*net.UnixConn), req, along)
 	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) {
 		return reply{}, fmt.Errorf("%s: ended before it answered: %w", path, ErrNotRunning)
 	}
@@ -86,12 +143,12 @@ func (c Client) call(ctx context.Context, req request) (reply, error) {
 	return r, r.err()
 }
 
-func exchange(conn net.Conn, req request) (reply, error) {
+func exchange(conn *net.UnixConn, req request, along *net.TCPConn) (reply, error) {
 	b, err := json.Marshal(req)
 	if err != nil {
 		return reply{}, err
 	}
-	if _, err := conn.Write(append(b, '\n')); err != nil {
+	if err := write(conn, append(b, '\n'), along); err != nil {
 		return reply{}, err
 	}
 	line, err := bufio.NewReaderSize(conn, maxReply).ReadSlice('\n')
@@ -107,4 +164,23 @@ func exchange(conn net.Conn, req request) (reply, error) {
 		return reply{}, err
 	}
 	return r, nil
+}
+
+// write sends a line, and a connection's descriptor with it unless that is nil.
+func write(conn *net.UnixConn, line []byte, along *net.TCPConn) error {
+	if along == nil {
+		_, err := conn.Write(line)
+		return err
+	}
+	raw, err := along.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return control(raw, func(fd int) error {
+		n, _, err := conn.WriteMsgUnix(line, unix.UnixRights(fd), nil)
+		if err == nil && n < len(line) {
+			err = io.ErrShortWrite
+		}
+		return err
+	})
 }

@@ -8,7 +8,14 @@ const (
 	maxControl     = 16               // control connections at once; more wait in the listen backlog
 	maxUAPI        = 16               // connections to one device's UAPI socket at once; more wait in the listen backlog
 	maxLine        = 4096             // bytes of one control request
-	maxReply       = 64 << 10         // bytes of one control reply: maxDevices names fit
+	maxReply       = 64 << 10         // bytes of one control reply: maxDevices names fit, or maxCarriers carriers
+	maxCarriers    = 128              // carriers at once, about 200 KiB each while connected
+	maxPending     = 64               // connections handed over that have not said which carrier they are for
+	maxFailure     = 100              // bytes kept of why a carrier has no connection
+	greetTime      = 5 * time.Second  // from a TCP connection to the agreed token
+	dialTime       = 10 * time.Second // of one attempt, all in all
+	tcpTimeout     = 10 * time.Second // sent and not acknowledged, then a carrier's connection ends
+	tcpUnsent      = 64 << 10         // bytes that the kernel holds unsent for a carrier: beyond, the queue drops
 	maxStartOutput = 4096             // bytes kept of what a starting process says
 	controlIdle    = 30 * time.Second // a control connection with no request
 	uapiIdle       = 10 * time.Second // a UAPI connection with no byte: a stuck `set` holds the device's configuration lock

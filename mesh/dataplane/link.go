@@ -68,15 +68,6 @@ func tunError(err error) error {
 	return fmt.Errorf("open %s: %w", tunPath, err)
 }
 
-// checkTUN reports why no device could be made, before one is asked for.
-func checkTUN() error {
-	fd, err := unix.Open(tunPath, unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return tunError(err)
-	}
-	return unix.Close(fd)
-}
-
 // Events is where wireguard-go learns of MTU and administrative state.
 func (l *link) Events() <-chan tun.Event { return l.events }
 

@@ -9,10 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -73,7 +75,11 @@ func privateRun() error {
 	if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=755"); err != nil {
 		return fmt.Errorf("mount /run: %w", err)
 	}
-	return nil
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(lo)
 }
 
 // needDevices skips a test that cannot make TUN devices here.
@@ -82,9 +88,11 @@ func needDevices(t testing.TB) {
 	if os.Getenv(inside) == "" {
 		t.Skip("needs to make network and mount namespaces")
 	}
-	if err := checkTUN(); err != nil {
-		t.Skip(err)
+	fd, err := unix.Open(tunPath, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Skip(tunError(err))
 	}
+	unix.Close(fd)
 }
 
 var programs = map[string]func(args []string) error{
@@ -92,6 +100,33 @@ var programs = map[string]func(args []string) error{
 	"run-dataplane": func(args []string) error {
 		log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 		return Run(context.Background(), Config{Socket: args[0], Version: "test", Log: log, Detach: true})
+	},
+	// run-tunless SOCKET: run-dataplane where the kernel has no TUN devices
+	"run-tunless": func(args []string) error {
+		runtime.LockOSThread() // only this thread is in the new namespace, until it becomes the process
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		if err := unix.Mount("tmpfs", filepath.Dir(tunPath), "tmpfs", 0, ""); err != nil {
+			return err
+		}
+		return unix.Exec("/proc/self/exe", []string{os.Args[0], "run-dataplane", args[0]}, os.Environ())
+	},
+	// run-doorman SOCKET: hands over what connects, after saying where
+	"run-doorman": func(args []string) error {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		fmt.Println(ln.Addr())
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return err
+			}
+			_ = Client{args[0]}.HandOver(context.Background(), conn.(*net.TCPConn)) // refused: the far end hears of it
+			conn.Close()
+		}
 	},
 	// run-broken: says why it cannot start
 	"run-broken": func([]string) error { return errors.New("broken on purpose") },

@@ -11,12 +11,13 @@ import (
 	"sync"
 )
 
-// A process is the state of the data plane: its devices.
+// A process is the state of the data plane: its devices and carriers.
 type process struct {
-	log     *slog.Logger
-	version string
-	stop    func() // ends Run
-	watch   *watch
+	log      *slog.Logger
+	version  string
+	stop     func() // ends Run
+	watch    *watch
+	carriers *carriers
 
 	mu       sync.Mutex
 	tunnels  map[string]*tunnel
@@ -25,7 +26,8 @@ type process struct {
 
 // control answers the requests of one connection.
 func (p *process) control(conn *net.UnixConn) {
-	c := idleConn{conn, controlIdle}
+	c := &rightsConn{idleConn: idleConn{conn, controlIdle}}
+	defer c.drop()
 	lines := bufio.NewReaderSize(c, maxLine)
 	for {
 		line, err := lines.ReadSlice('\n')
@@ -43,7 +45,7 @@ func (p *process) control(conn *net.UnixConn) {
 			}
 			continue
 		}
-		rep, after := p.do(req)
+		rep, after := p.do(req, c)
 		if answer(c, rep) != nil {
 			return
 		}
@@ -62,9 +64,9 @@ func answer(conn net.Conn, r reply) error {
 	return err
 }
 
-// do carries out one request. What must wait until the answer is sent comes
-// back as a function.
-func (p *process) do(req request) (rep reply, after func()) {
+// do carries out one request, which came over c. What must wait until the
+// answer is sent comes back as a function.
+func (p *process) do(req request, c *rightsConn) (rep reply, after func()) {
 	var err error
 	switch req.Op {
 	case opCreate:
@@ -78,6 +80,21 @@ func (p *process) do(req request) (rep reply, after func()) {
 	case opShutdown:
 		if err = p.shutdown(req.Force); err == nil {
 			after = p.stop
+		}
+	case opPin:
+		rep.Pin = p.carriers.pin[:]
+	case opOpenCarrier:
+		rep.Local, err = p.carriers.open(req.Carrier.carrier())
+	case opCarriers:
+		for _, s := range p.carriers.list() {
+			rep.Carriers = append(rep.Carriers, wireOfStatus(s))
+		}
+	case opCloseCarrier:
+		err = p.carriers.close([16]byte(req.ID))
+	case opAccept:
+		var conn *net.TCPConn
+		if conn, err = c.take(); err == nil {
+			err = p.carriers.accept(conn)
 		}
 	}
 	if err != nil {
@@ -147,12 +164,13 @@ func (p *process) list() []string {
 	return slices.Sorted(maps.Keys(p.tunnels))
 }
 
-// shutdown forbids new devices, if there are none or force is set.
+// shutdown forbids new devices, if there are neither devices nor carriers or
+// force is set.
 func (p *process) shutdown(force bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if n := len(p.tunnels); n > 0 && !force {
-		return fmt.Errorf("%d devices: %w", n, ErrBusy)
+	if d, c := len(p.tunnels), p.carriers.count(); d+c > 0 && !force {
+		return fmt.Errorf("%d devices, %d carriers: %w", d, c, ErrBusy)
 	}
 	p.stopping = true
 	return nil

@@ -19,6 +19,21 @@ func TestDecodeRequest(t *testing.T) {
 		{`{"op":"delete","name":"gw-a"}`, nil},
 		{`{"op":"shutdown","force":true}`, nil},
 		{`{"op":"list"} `, nil},
+		{`{"op":"pin"}`, nil},
+		{`{"op":"carriers"}`, nil},
+		{`{"op":"accept"}`, nil},
+		{carrierLine(sixteen, `192.0.2.1:443`, thirtyTwo, sixteen, 9), nil},
+		{carrierLine(sixteen, ``, thirtyTwo, sixteen, 9), nil},
+		{`{"op":"close-carrier","id":"` + sixteen + `"}`, nil},
+		{carrierLine(sixteen, `192.0.2.1:0`, thirtyTwo, sixteen, 9), ErrInvalid},
+		{carrierLine(sixteen, `192.0.2.1:443`, thirtyTwo, sixteen, 0), ErrInvalid},
+		{carrierLine(sixteen, `fra:443`, thirtyTwo, sixteen, 9), ErrInvalid},
+		{carrierLine(thirtyTwo, ``, thirtyTwo, sixteen, 9), ErrInvalid},
+		{carrierLine(sixteen, ``, sixteen, sixteen, 9), ErrInvalid},
+		{carrierLine(sixteen, ``, thirtyTwo, thirtyTwo, 9), ErrInvalid},
+		{`{"op":"open-carrier"}`, ErrInvalid},
+		{`{"op":"close-carrier"}`, ErrInvalid},
+		{`{"op":"close-carrier","id":"AAAA"}`, ErrInvalid},
 		{`{"op":"create","name":"gw-a"}`, ErrInvalid},
 		{`{"op":"create","name":"gw-a","mtu":1279}`, ErrInvalid},
 		{`{"op":"create","name":"gw-a","mtu":65500}`, ErrInvalid},
@@ -37,6 +52,16 @@ func TestDecodeRequest(t *testing.T) {
 			t.Errorf("%s: %v, want %v", tt.line, err, tt.want)
 		}
 	}
+}
+
+// Base64 of so many bytes.
+const (
+	sixteen   = "AQAAAAAAAAAAAAAAAAAAAA=="
+	thirtyTwo = "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+)
+
+func carrierLine(id, addr, pin, token string, port int) string {
+	return fmt.Sprintf(`{"op":"open-carrier","carrier":{"id":%q,"addr":%q,"mark":34304,"pin":%q,"token":%q,"port":%d}}`, id, addr, pin, token, port)
 }
 
 func TestErrorsCrossTheSocket(t *testing.T) {
@@ -59,7 +84,7 @@ func TestErrorsCrossTheSocket(t *testing.T) {
 }
 
 func FuzzRequest(f *testing.F) {
-	for _, s := range []string{`{"op":"create","name":"gw-a","mtu":1420}`, `{"op":"delete","name":"gw-a"}`, `{"op":"shutdown","force":true}`, `{"op":"list"}`, `{}`, `[`} {
+	for _, s := range []string{`{"op":"create","name":"gw-a","mtu":1420}`, `{"op":"delete","name":"gw-a"}`, `{"op":"shutdown","force":true}`, `{"op":"list"}`, `{}`, `[`, carrierLine(sixteen, "192.0.2.1:443", thirtyTwo, sixteen, 9), `{"op":"close-carrier","id":"` + sixteen + `"}`} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, line []byte) {
@@ -75,18 +100,26 @@ func FuzzRequest(f *testing.F) {
 				t.Fatalf("name %q accepted", req.Name)
 			}
 		}
+		if req.Op == opOpenCarrier {
+			if c := req.Carrier.carrier(); !reflect.DeepEqual(wireOfCarrier(c), req.Carrier) {
+				t.Fatalf("%q is the carrier %+v", line, c)
+			}
+		}
 		b, err := json.Marshal(req)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if again, err := decodeRequest(b); err != nil || again != req {
+		if len(req.ID) == 0 {
+			req.ID = nil // what is empty is left out
+		}
+		if again, err := decodeRequest(b); err != nil || !reflect.DeepEqual(again, req) {
 			t.Fatalf("%q → %+v → %s → %+v, %v", line, req, b, again, err)
 		}
 	})
 }
 
 func FuzzReply(f *testing.F) {
-	for _, s := range []string{`{}`, `{"code":"busy","error":"2 devices"}`, `{"devices":["gw-a","gw-b"]}`, `{"version":"v1","new":1}`, `{"code":1}`} {
+	for _, s := range []string{`{}`, `{"code":"busy","error":"2 devices"}`, `{"devices":["gw-a","gw-b"]}`, `{"version":"v1","new":1}`, `{"pin":"` + thirtyTwo + `","local":"127.0.0.1:9","carriers":[{"id":"` + sixteen + `","since":"2026-11-22T00:00:00Z","sent":1}]}`, `{"code":1}`} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, line []byte) {
@@ -104,6 +137,17 @@ func FuzzReply(f *testing.F) {
 		again, err := decodeReply(b)
 		if len(r.Devices) == 0 {
 			r.Devices = nil // an empty list is left out
+		}
+		if len(r.Carriers) == 0 {
+			r.Carriers = nil
+		}
+		if len(r.Pin) == 0 {
+			r.Pin = nil
+		}
+		for _, w := range r.Carriers {
+			if s, err := w.status(); err == nil && !reflect.DeepEqual(wireOfStatus(s), w) {
+				t.Fatalf("%q: the status %+v", line, s)
+			}
 		}
 		if err != nil || !reflect.DeepEqual(again, r) {
 			t.Fatalf("%q → %+v → %s → %+v, %v", line, r, b, again, err)

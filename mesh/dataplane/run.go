@@ -29,8 +29,8 @@ type Config struct {
 }
 
 // Run is the data plane: it serves the control socket until ctx ends, SIGTERM
-// or SIGINT arrives or a shutdown is requested, then removes all devices and
-// sockets and returns nil. It is to be the only thing that its process does:
+// or SIGINT arrives or a shutdown is requested, then removes all devices,
+// carriers and sockets and returns nil. It is to be the only thing that its process does:
 // it changes how signals are handled and, with Detach, the standard streams.
 // ErrRunning is returned if another data plane owns the socket.
 func Run(ctx context.Context, cfg Config) error {
@@ -45,9 +45,6 @@ func Run(ctx context.Context, cfg Config) error {
 	log := cfg.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
-	}
-	if err := checkTUN(); err != nil {
-		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("make the directory of the control socket: %w", err)
@@ -65,16 +62,21 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer w.close()
+	carriers, err := newCarriers(log)
+	if err != nil {
+		return err
+	}
 	control, err := listen(path)
 	if err != nil {
 		return err
 	}
 	p := &process{
-		log:     log,
-		version: cmp.Or(cfg.Version, buildVersion()),
-		stop:    stop,
-		watch:   w,
-		tunnels: map[string]*tunnel{},
+		log:      log,
+		version:  cmp.Or(cfg.Version, buildVersion()),
+		stop:     stop,
+		watch:    w,
+		tunnels:  map[string]*tunnel{},
+		carriers: carriers,
 	}
 	var tasks sync.WaitGroup
 	tasks.Go(func() { w.run(p) })
@@ -89,6 +91,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	_ = p.shutdown(true) // forced: cannot be refused
 	p.closeAll()
+	carriers.closeAll()
 	w.close()
 	control.stop()
 	// Whoever asked for the shutdown waits for its connection to end, and may

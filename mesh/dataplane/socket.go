@@ -206,3 +206,60 @@ func (c idleConn) Write(b []byte) (int, error) {
 	}
 	return c.UnixConn.Write(b)
 }
+
+// A rightsConn also takes a descriptor that comes along (SCM_RIGHTS, unix(7)):
+// the newest one, until somebody asks for it.
+type rightsConn struct {
+	idleConn
+	held *os.File
+}
+
+// Read implements io.Reader.
+func (c *rightsConn) Read(b []byte) (int, error) {
+	if err := c.SetReadDeadline(time.Now().Add(c.limit)); err != nil {
+		return 0, err
+	}
+	var rights [unix.SizeofCmsghdr + 8]byte // room for one; the kernel closes what does not fit
+	n, size, _, _, err := c.ReadMsgUnix(b, rights[:])
+	if err != nil {
+		return 0, err
+	}
+	messages, err := unix.ParseSocketControlMessage(rights[:size])
+	if err != nil {
+		return 0, err
+	}
+	for _, m := range messages {
+		fds, _ := unix.ParseUnixRights(&m) // of another kind: there are none
+		for _, fd := range fds {
+			c.drop()
+			c.held = os.NewFile(uintptr(fd), "handed over")
+		}
+	}
+	return n, nil
+}
+
+// drop closes what nobody has asked for.
+func (c *rightsConn) drop() {
+	if c.held != nil {
+		c.held.Close()
+		c.held = nil
+	}
+}
+
+// take gives the TCP connection that came along.
+func (c *rightsConn) take() (*net.TCPConn, error) {
+	if c.held == nil {
+		return nil, fmt.Errorf("%w: no connection came along", ErrInvalid)
+	}
+	defer c.drop() // what net makes of it is a copy
+	conn, err := net.FileConn(c.held)
+	if err != nil {
+		return nil, fmt.Errorf("%w: what came along: %w", ErrInvalid, err)
+	}
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		conn.Close()
+		return nil, fmt.Errorf("%w: what came along is no TCP connection", ErrInvalid)
+	}
+	return tcp, nil
+}

@@ -25,40 +25,47 @@ func newSeed() (s [32]byte) {
 
 // run is one attempt from its port to its result. theirs is the offer that it
 // answers; nil: this end initiates.
-func (a *Attempter) run(ctx context.Context, att *active, uplink mesh.Uplink, pathRTT time.Duration, theirs *discovery.Offer) Result {
+func (a *Attempter) run(ctx context.Context, att *active, uplink mesh.Uplink, req Request, theirs *discovery.Offer) Result {
+	if req.Carrier || theirs != nil && theirs.Carrier != nil {
+		return a.carry(ctx, att, uplink, theirs)
+	}
 	socket, err := a.open(uplink)
 	if err != nil {
 		return Result{Err: err}
 	}
 	defer socket.Close()
-	v := a.drive(ctx, att, socket, attempt.New(time.Now(), a.config(att, socket, uplink, pathRTT, theirs)))
+	v := a.drive(ctx, att, socket, attempt.New(time.Now(), a.config(att, socket, uplink, req, theirs)))
 	if v.Err == nil {
 		v.Err = socket.Close()
 	}
 	return Result{
 		Port: socket.Port(), Endpoint: v.Proof.Remote, Local: v.Proof.Local, Mapped: v.Proof.Mapped, RTT: v.Proof.RTT,
-		Confirmed: v.Proof.Confirmed, Sent: v.Proof.Sent, Kind: v.Proof.Kind, First: v.First, Hopeless: v.Hopeless,
+		Confirmed: v.Proof.Confirmed, Sent: v.Proof.Sent, Class: discovery.Candidate{Kind: v.Proof.Kind, Addr: v.Proof.Remote}.Class(), First: v.First, Hopeless: v.Hopeless,
 		Epoch: v.Ours.Epoch, PeerEpoch: v.Theirs.Epoch, PeerKey: v.Theirs.Key, Err: v.Err,
 	}
 }
 
-func (a *Attempter) config(att *active, socket Socket, uplink mesh.Uplink, pathRTT time.Duration, theirs *discovery.Offer) attempt.Config {
-	epoch, key := a.cfg.Key()
-	known := a.cfg.Surveyed(uplink.Name)
+func (a *Attempter) config(att *active, socket Socket, uplink mesh.Uplink, req Request, theirs *discovery.Offer) attempt.Config {
 	c := attempt.Config{
-		Offer: discovery.Offer{
-			Mesh: a.cfg.Mesh, From: a.cfg.Self, To: att.link.Peer, FromUplink: att.link.Local, ToUplink: att.link.Remote,
-			Attempt: att.id, NAT: known.NAT, NAT6: known.NAT6, Epoch: epoch, Key: key,
-			Credentials: discovery.Credentials{Ufrag: rand.Text()[:8], Password: rand.Text()},
-			Expires:     time.Now().Add(discovery.MaxOfferLife).Truncate(time.Second).UTC(),
-		},
-		Theirs: theirs, Own: hosts(uplink, socket.Port()), Servers: a.servers(uplink), PathRTT: pathRTT,
+		Offer: a.offer(att, uplink, req.Below), Theirs: theirs, Own: hosts(uplink, socket.Port()), Servers: a.servers(uplink), PathRTT: req.PathRTT,
 		Refuse: a.cfg.Refuse, Budget: &a.budget, Seed: newSeed(),
 	}
-	for _, r := range known.Reflexive {
+	for _, r := range a.cfg.Surveyed(uplink.Name).Reflexive {
 		c.Outside = append(c.Outside, r.Addr())
 	}
 	return c
+}
+
+// offer is what this end says before it knows of any endpoint.
+func (a *Attempter) offer(att *active, uplink mesh.Uplink, below discovery.PathClass) discovery.Offer {
+	epoch, key := a.cfg.Key()
+	known := a.cfg.Surveyed(uplink.Name)
+	return discovery.Offer{
+		Mesh: a.cfg.Mesh, From: a.cfg.Self, To: att.link.Peer, FromUplink: att.link.Local, ToUplink: att.link.Remote,
+		Lane: att.link.Lane, Below: below, Attempt: att.id, NAT: known.NAT, NAT6: known.NAT6, Epoch: epoch, Key: key,
+		Credentials: discovery.Credentials{Ufrag: rand.Text()[:8], Password: rand.Text()},
+		Expires:     time.Now().Add(discovery.MaxOfferLife).Truncate(time.Second).UTC(),
+	}
 }
 
 // reply is the other end's word on our offer.

@@ -48,6 +48,10 @@ type Config struct {
 	Open func(mark uint32) (Socket, error)
 	// Servers gives all STUN servers that may be asked; not the node itself.
 	Servers func() []netip.AddrPort
+	// Carriers makes carriers, and ControlOf gives the addresses at which a node is
+	// known to be reached by TCP; both nil: no link is carried.
+	Carriers  Carriers
+	ControlOf func(peer mesh.NodeID) []netip.AddrPort
 	// Surveyed gives what the last Survey of an uplink found.
 	Surveyed func(name string) discovery.Uplink
 	// Exchange brings our offer to the peer and its answer back, until ctx ends.
@@ -65,6 +69,9 @@ type Request struct {
 	Peer         mesh.NodeID
 	LocalUplink  mesh.Uplink
 	RemoteUplink string
+	Lane         uint8               // of the link
+	Carrier      bool                // no UDP, but a stream
+	Below        discovery.PathClass // only a better path will do; zero: any will
 	// PathRTT is the round trip over which offers travel to the peer; zero:
 	// not known. It lets both ends begin at the same moment.
 	PathRTT time.Duration
@@ -77,11 +84,12 @@ type Result struct {
 	Attempt   discovery.AttemptID
 	Initiated bool // by us
 	Port      uint16
-	Endpoint  netip.AddrPort          // of the peer, proven
-	Kind      discovery.CandidateKind // of Endpoint
-	Local     netip.Addr              // our address on the path; invalid: not known
-	Mapped    netip.AddrPort          // how the peer sees us; invalid: not known
-	Epoch     mesh.Epoch              // of our key that the peer expects
+	Endpoint  netip.AddrPort      // of the peer, proven
+	Class     discovery.PathClass // of Endpoint
+	Carrier   discovery.AttemptID // of ClassCarrier: what the stream is called
+	Local     netip.Addr          // our address on the path; invalid: not known
+	Mapped    netip.AddrPort      // how the peer sees us; invalid: not known
+	Epoch     mesh.Epoch          // of our key that the peer expects
 	PeerEpoch mesh.Epoch
 	PeerKey   mesh.WireGuardKey // to be compared with the log's before use
 	RTT       time.Duration     // zero: not measured by this end
@@ -161,14 +169,14 @@ func (a *Attempter) Start(ctx context.Context, req Request) error {
 	if req.Peer == a.cfg.Self || req.Peer.IsZero() {
 		return fmt.Errorf("link attempt: %s is no peer", req.Peer)
 	}
-	att := newAttempt(mesh.LinkID{Peer: req.Peer, Local: req.LocalUplink.Name, Remote: req.RemoteUplink}, newAttemptID(), true)
+	att := newAttempt(mesh.LinkID{Peer: req.Peer, Local: req.LocalUplink.Name, Remote: req.RemoteUplink, Lane: req.Lane}, newAttemptID(), true)
 	ctx, err := a.begin(ctx, att)
 	if err != nil {
 		return err
 	}
 	go func() {
 		defer a.running.Done()
-		a.finish(ctx, att, a.run(ctx, att, req.LocalUplink, req.PathRTT, nil))
+		a.finish(ctx, att, a.run(ctx, att, req.LocalUplink, req, nil))
 	}()
 	return nil
 }
@@ -189,7 +197,7 @@ func (a *Attempter) Answer(ctx context.Context, from mesh.NodeID, offer discover
 	if !ok || !uplink.Up {
 		return discovery.Offer{}, fmt.Errorf("%w: %q of node %s", ErrUplink, offer.ToUplink, a.cfg.Self)
 	}
-	att := newAttempt(mesh.LinkID{Peer: from, Local: offer.ToUplink, Remote: offer.FromUplink}, offer.Attempt, false)
+	att := newAttempt(mesh.LinkID{Peer: from, Local: offer.ToUplink, Remote: offer.FromUplink, Lane: offer.Lane}, offer.Attempt, false)
 	for {
 		// The attempt outlives the request that brought the offer.
 		attemptCtx, err := a.begin(a.ctx, att)
@@ -208,7 +216,7 @@ func (a *Attempter) Answer(ctx context.Context, from mesh.NodeID, offer discover
 		}
 		go func() {
 			defer a.running.Done()
-			r := a.run(attemptCtx, att, uplink, 0, &offer)
+			r := a.run(attemptCtx, att, uplink, Request{}, &offer)
 			att.reply(discovery.Offer{}, r.Err)
 			a.finish(attemptCtx, att, r)
 		}()

@@ -1,5 +1,6 @@
-// Package transport carries the control plane between nodes: one TCP listener
-// and one dialer, TLS 1.3 only, with certificates of the mesh's own CA.
+// Package transport carries the control plane between nodes: one listener, on
+// one TCP port or several, and one dialer, TLS 1.3 only, with certificates of
+// the mesh's own CA.
 //
 // A node's certificate is for its Ed25519 identity key, so who is at the other
 // end follows from the key that the handshake proved, never from a name or an
@@ -15,5 +16,7 @@
 //
 // The listener promises to stay in service under silent, slow or many
 // connections: handshakes have a deadline, everything has a bound, and a
-// source that opens too many loses its own oldest ones.
+// source that opens too many loses its own oldest ones. A connection that is
+// for another process (ListenConfig.Divert) is under the same bounds until it
+// is there.
 package transport

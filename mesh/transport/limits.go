@@ -7,6 +7,11 @@ import "time"
 const (
 	// HandshakeTimeout bounds TCP accept to the end of the TLS handshake.
 	HandshakeTimeout = 5 * time.Second
+	// peekTime and maxHello bound how long and how far the beginning of a
+	// connection is looked at before its handshake; the time is part of
+	// HandshakeTimeout. A ClientHello has 2 KiB with a post-quantum key in it.
+	peekTime = 3 * time.Second
+	maxHello = 4096
 	// maxPending bounds handshakes under way; maxPendingSource those of one
 	// source. Beyond them the oldest is closed in favour of the newest: an
 	// honest handshake takes milliseconds, so the oldest is the silent one.

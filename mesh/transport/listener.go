@@ -25,8 +25,17 @@ const (
 // ListenConfig is what a Listener needs.
 type ListenConfig struct {
 	Address string // host:port to bind; an empty host is every address, IPv4 and IPv6
-	Trust   Trust
-	Logger  *slog.Logger
+	// Also are further addresses of the same kind and for the same service. One
+	// that cannot be bound is done without, and the log says so.
+	Also   []string
+	Trust  Trust
+	Logger *slog.Logger
+	// Divert takes the TCP connections of clients that offer a protocol, by its
+	// ALPN name, before anything is read of them: another process will do the
+	// handshake. The function hands over a copy of the connection, which is
+	// closed here when it returns, and does not outlast ctx: until then the
+	// connection counts as one in its handshake.
+	Divert map[string]func(ctx context.Context, conn *net.TCPConn)
 	// Listener replaces the port when it is not nil; its addresses are
 	// *net.TCPAddr. The transport closes it.
 	Listener net.Listener
@@ -36,6 +45,7 @@ type ListenConfig struct {
 type Listener struct {
 	config ListenConfig
 	tcp    net.Listener
+	also   []net.Listener
 	tls    *tls.Config
 	gate   gate
 	tasks  sync.WaitGroup
@@ -58,6 +68,14 @@ func Listen(config ListenConfig) (*Listener, error) {
 		}
 	}
 	l := &Listener{config: config, tcp: tcp, open: map[string]*Stream{}}
+	for _, address := range config.Also {
+		more, err := bind(address)
+		if err != nil {
+			config.Logger.Info("the control port is not served at a further address; sites that reach nothing else cannot reach this node", mesh.LogEndpoint, address, mesh.LogError, err)
+			continue
+		}
+		l.also = append(l.also, more)
+	}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.gate.init()
 	l.tls = &tls.Config{
@@ -78,7 +96,10 @@ func Listen(config ListenConfig) (*Listener, error) {
 			return config.Trust.checkClient(state.PeerCertificates, state.NegotiatedProtocol, time.Now())
 		},
 	}
-	l.tasks.Go(l.accept)
+	l.tasks.Go(func() { l.accept(l.tcp) })
+	for _, tcp := range l.also {
+		l.tasks.Go(func() { l.accept(tcp) })
+	}
 	return l, nil
 }
 
@@ -95,8 +116,19 @@ func bind(address string) (net.Listener, error) {
 }
 
 // Addr is the bound address and port.
-func (l *Listener) Addr() netip.AddrPort {
-	addr := l.tcp.Addr().(*net.TCPAddr).AddrPort()
+func (l *Listener) Addr() netip.AddrPort { return addrOf(l.tcp) }
+
+// Also are the further addresses and ports that were bound.
+func (l *Listener) Also() []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, tcp := range l.also {
+		out = append(out, addrOf(tcp))
+	}
+	return out
+}
+
+func addrOf(tcp net.Listener) netip.AddrPort {
+	addr := tcp.Addr().(*net.TCPAddr).AddrPort()
 	return netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 }
 
@@ -128,7 +160,7 @@ func (l *Listener) CutStream(alpn string, id mesh.NodeID) {
 	l.gate.closeIf(func(c *conn) bool { return c.id == id && c.alpn == alpn })
 }
 
-// Close unbinds the port, closes every connection and waits for its goroutines.
+// Close unbinds the ports, closes every connection and waits for its goroutines.
 func (l *Listener) Close() error {
 	l.mu.Lock()
 	l.closed = true
@@ -137,6 +169,9 @@ func (l *Listener) Close() error {
 	l.mu.Unlock()
 	l.cancel()
 	err := l.tcp.Close()
+	for _, tcp := range l.also {
+		tcp.Close()
+	}
 	for _, s := range open {
 		s.shut()
 	}
@@ -148,11 +183,11 @@ func (l *Listener) Close() error {
 	return err
 }
 
-func (l *Listener) accept() {
+func (l *Listener) accept(tcp net.Listener) {
 	const shortest, longest = 5 * time.Millisecond, time.Second
 	pause := shortest
 	for {
-		raw, err := l.tcp.Accept()
+		raw, err := tcp.Accept()
 		if l.ctx.Err() != nil {
 			if err == nil {
 				raw.Close()
@@ -182,6 +217,10 @@ func (l *Listener) accept() {
 func (l *Listener) handshake(c *conn) {
 	ctx, cancel := context.WithTimeout(l.ctx, HandshakeTimeout)
 	defer cancel()
+	if l.diverted(ctx, c) {
+		c.Close()
+		return
+	}
 	t := tls.Server(c, l.tls)
 	if err := t.HandshakeContext(ctx); err != nil {
 		l.config.Logger.Debug("control handshake ended", mesh.LogEndpoint, c.RemoteAddr().String(), mesh.LogError, err)
@@ -201,6 +240,21 @@ func (l *Listener) handshake(c *conn) {
 	if s == nil || !s.offer(t) {
 		c.Close()
 	}
+}
+
+// diverted reports whether the connection was one for somebody else.
+func (l *Listener) diverted(ctx context.Context, c *conn) bool {
+	tcp, ok := c.Conn.(*net.TCPConn)
+	if !ok || len(l.config.Divert) == 0 {
+		return false
+	}
+	for _, name := range peek(tcp) {
+		if divert := l.config.Divert[name]; divert != nil {
+			divert(ctx, tcp)
+			return true
+		}
+	}
+	return false
 }
 
 // A Stream is a net.Listener for the connections of one protocol; what it

@@ -16,15 +16,20 @@ import (
 )
 
 // BenchmarkThroughput is one TCP stream through one tunnel over a veth pair,
-// and the same stream over the bare veth pair.
+// directly and over a carrier, and the same stream over the bare veth pair.
 func BenchmarkThroughput(b *testing.B) {
-	for _, path := range []string{"userspace", "kernel", "cable"} {
+	for _, path := range []string{"userspace", "kernel", "carrier", "cable"} {
 		b.Run(path, func(b *testing.B) {
 			mode := Userspace
 			if path == "kernel" {
 				mode = Kernel
 			}
-			x, y := pair(b, mode)
+			var x, y *site
+			if path == "carrier" {
+				x, y, _ = carried(b, mode)
+			} else {
+				x, y = pair(b, mode)
+			}
 			connected(x, y)
 			from, to := x.overlayAddr(), y.overlayAddr()
 			if path == "cable" {
