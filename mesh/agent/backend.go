@@ -363,6 +363,7 @@ func (v view) link(l core.LinkView) api.Link {
 		return out
 	}
 	out.State, out.Reason = verdict(l)
+	out.Path = r.Class.String()
 	out.Device, out.LocalPort, out.Endpoint, out.MTU = r.Device, r.Port, r.Endpoint, l.MTU
 	out.TxBytes, out.RxBytes, out.Share = l.Traffic.Sent, l.Traffic.Received, 100*l.Share
 	if l.RTT > 0 {

@@ -53,6 +53,11 @@ func (v view) checkUplink(u api.Uplink) api.UplinkCheck {
 	if known {
 		out.Checked = new(s.at)
 	}
+	for _, l := range v.links {
+		if l.Tunnel && l.Record.Link.Local == u.Name && l.Record.Class == discovery.ClassCarrier {
+			out.Carried++
+		}
+	}
 	for _, server := range s.asked {
 		c := api.ServerCheck{Server: server}
 		if id, known := serves[server.Addr()]; known {
@@ -171,6 +176,8 @@ func networkAdvice(c api.Netcheck) (out []api.Finding) {
 		switch {
 		case !u.Uplink.Up:
 			add(api.Degraded, "check the cable and the modem", "Uplink %s is down", name)
+		case u.UDP == "blocked" && u.Carried > 0:
+			add(api.Degraded, "let UDP out in the firewall of its network", "UDP does not pass uplink %s: its links go over TLS, which is slower", name)
 		case u.UDP == "blocked":
 			add(api.Degraded, "let UDP out in the firewall of its network", "UDP does not pass uplink %s, so it carries no direct link", name)
 		case u.Checked != nil && len(u.Servers) == 0:

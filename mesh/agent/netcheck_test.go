@@ -32,6 +32,18 @@ func TestNATWords(t *testing.T) {
 	}
 }
 
+// TestPathWords: the same of the ways that links take.
+func TestPathWords(t *testing.T) {
+	var classes []string
+	for c := discovery.PathClass(0); !strings.HasPrefix(c.String(), "PathClass("); c++ {
+		classes = append(classes, c.String())
+	}
+	f, _ := reflect.TypeFor[api.Link]().FieldByName("Path")
+	if got := strings.Split(f.Tag.Get("enum"), ","); !slices.Equal(got, classes) {
+		t.Errorf("%q, want %q", got, classes)
+	}
+}
+
 // TestPairsWithoutLinks: each says whether a link can be expected, and why not.
 func TestPairsWithoutLinks(t *testing.T) {
 	private := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
@@ -98,14 +110,15 @@ func TestNetworkAdvice(t *testing.T) {
 		}
 	}
 	for want, change := range map[string]func(*api.Netcheck){
-		"":                        func(*api.Netcheck) {},
-		"no answer from its STUN": func(c *api.Netcheck) { c.STUN = nil },
-		"Uplink wan is down":      func(c *api.Netcheck) { c.Uplinks[0].Uplink.Up = false },
-		"UDP does not pass":       func(c *api.Netcheck) { c.Uplinks[0].UDP = "blocked" },
-		"No public node":          func(c *api.Netcheck) { c.Uplinks[0].Servers, c.Uplinks[0].UDP = nil, "unknown" },
-		"not been measured":       func(c *api.Netcheck) { c.Uplinks[0] = api.UplinkCheck{Uplink: c.Uplinks[0].Uplink, UDP: "unknown"} },
-		"symmetric NAT":           func(c *api.Netcheck) { c.Uplinks[0].Uplink.NAT = "symmetric" },
-		"Only one public node":    func(c *api.Netcheck) { c.Uplinks[0].Servers = servers[:1] },
+		"":                          func(*api.Netcheck) {},
+		"no answer from its STUN":   func(c *api.Netcheck) { c.STUN = nil },
+		"Uplink wan is down":        func(c *api.Netcheck) { c.Uplinks[0].Uplink.Up = false },
+		"it carries no direct link": func(c *api.Netcheck) { c.Uplinks[0].UDP = "blocked" },
+		"its links go over TLS":     func(c *api.Netcheck) { c.Uplinks[0].UDP, c.Uplinks[0].Carried = "blocked", 1 },
+		"No public node":            func(c *api.Netcheck) { c.Uplinks[0].Servers, c.Uplinks[0].UDP = nil, "unknown" },
+		"not been measured":         func(c *api.Netcheck) { c.Uplinks[0] = api.UplinkCheck{Uplink: c.Uplinks[0].Uplink, UDP: "unknown"} },
+		"symmetric NAT":             func(c *api.Netcheck) { c.Uplinks[0].Uplink.NAT = "symmetric" },
+		"Only one public node":      func(c *api.Netcheck) { c.Uplinks[0].Servers = servers[:1] },
 		"No direct link to b (x → y), ": func(c *api.Netcheck) {
 			c.Pairs = []api.PairCheck{{Peer: "b", Local: "x", Remote: "y", Expected: api.ExpectDirect, Reason: "nothing arrived"}}
 		},

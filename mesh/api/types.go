@@ -211,8 +211,9 @@ type Links struct {
 type Link struct {
 	Peer      string         `json:"peer"`
 	PeerID    mesh.NodeID    `json:"peer_id"`
-	Local     string         `json:"local"`  // our uplink
-	Remote    string         `json:"remote"` // theirs
+	Local     string         `json:"local"`                                      // our uplink
+	Remote    string         `json:"remote"`                                     // theirs
+	Path      string         `json:"path" enum:",lan,direct,translated,carrier"` // of its packets; carrier: a TLS stream. "" without a tunnel, or not known
 	State     LinkState      `json:"state" enum:"idle,probing,up,degraded,suspect,down"`
 	Since     time.Time      `json:"since"`    // of this state
 	Reason    string         `json:"reason"`   // of this state, in words
@@ -247,6 +248,7 @@ type Netcheck struct {
 type UplinkCheck struct {
 	Uplink  Uplink            `json:"uplink"`
 	UDP     string            `json:"udp" enum:"passes,blocked,unknown"`
+	Carried int               `json:"carried"` // links that go over TLS
 	Checked *time.Time        `json:"checked"` // null: not yet
 	Servers List[ServerCheck] `json:"servers"` // that were asked last
 }

@@ -141,23 +141,23 @@ func sampleLinks() api.Links {
 			Device: "gw-5a", LocalPort: 51803,
 		},
 		{
-			Peer: "paris-1", PeerID: ID(2), Local: "fibre", Remote: "wan", State: api.LinkUp, Since: ago(72 * time.Hour), Reason: "measured",
+			Peer: "paris-1", PeerID: ID(2), Local: "fibre", Remote: "wan", Path: "direct", State: api.LinkUp, Since: ago(72 * time.Hour), Reason: "measured",
 			Device: "gw-2a", LocalPort: 51800, Endpoint: netip.MustParseAddrPort("203.0.113.20:51801"),
 			RTTMs: new(12.4), JitterMs: new(0.31), LossOut: new(0.0), LossIn: new(0.0), Share: 100, MTU: 1420, TxBytes: 48_318_382_080, RxBytes: 1_234_567,
 		},
 		{
-			Peer: "paris-1", PeerID: ID(2), Local: "lte", Remote: "wan", State: api.LinkDegraded, Since: ago(35 * time.Second),
+			Peer: "paris-1", PeerID: ID(2), Local: "lte", Remote: "wan", Path: "carrier", State: api.LinkDegraded, Since: ago(35 * time.Second),
 			Reason: "loss 4.2 % out, limit 2 %",
 			Device: "gw-2b", LocalPort: 51801, Endpoint: netip.MustParseAddrPort("203.0.113.20:51802"),
 			RTTMs: new(48.05), JitterMs: new(9.4), LossOut: new(4.2), LossIn: new(0.1), MTU: 1340, TxBytes: 9000, RxBytes: 8000,
 		},
 		{
-			Peer: "rome-1", PeerID: ID(3), Local: "fibre", Remote: "isp1", State: api.LinkUp, Since: ago(5 * time.Hour), Reason: "measured",
+			Peer: "rome-1", PeerID: ID(3), Local: "fibre", Remote: "isp1", Path: "translated", State: api.LinkUp, Since: ago(5 * time.Hour), Reason: "measured",
 			Device: "gw-3a", LocalPort: 51802, Endpoint: netip.MustParseAddrPort("[2001:db8:c::30]:51900"),
 			RTTMs: new(29.8), JitterMs: new(1.2), LossOut: new(0.0), LossIn: new(0.4), Share: 100, MTU: 1400, TxBytes: 7_340_032, RxBytes: 6_000_000,
 		},
 		{
-			Peer: "rome-1", PeerID: ID(3), Local: "lte", Remote: "isp1", State: api.LinkDown, Since: ago(2 * time.Minute),
+			Peer: "rome-1", PeerID: ID(3), Local: "lte", Remote: "isp1", Path: "translated", State: api.LinkDown, Since: ago(2 * time.Minute),
 			Reason: "no probe came back in 400 ms while the other link of rome-1 answered", NextTry: new(Now.Add(11 * time.Second)),
 			Device: "gw-3b", LocalPort: 51804, Endpoint: netip.MustParseAddrPort("[2001:db8:c::30]:51901"),
 			LossOut: new(100.0), LossIn: new(100.0), MTU: 1340,
