@@ -93,8 +93,9 @@ func (a *Attempter) drive(ctx context.Context, att *active, socket Socket, m *at
 			socket.Send(p, m.Keys())
 		}
 		if ready.Offer != nil && m.Initiates() {
-			go func() { // ends with ctx
-				answer, err := a.cfg.Exchange(ctx, att.link.Peer, *ready.Offer)
+			offer := *ready.Offer // ready is another one soon
+			go func() {           // ends with ctx
+				answer, err := a.cfg.Exchange(ctx, att.link.Peer, offer)
 				replies <- reply{answer, err}
 			}()
 		} else if ready.Offer != nil {
