@@ -77,6 +77,17 @@ const (
 	classEnd
 )
 
+var classNames = [classEnd]string{"", "lan", "direct", "translated", "carrier"}
+
+// String gives the class in one word, as documents of the API hold it; nothing for
+// zero.
+func (c PathClass) String() string {
+	if c < classEnd {
+		return classNames[c]
+	}
+	return fmt.Sprintf("PathClass(%d)", uint8(c))
+}
+
 // Class says how good an endpoint is that answers.
 func (c Candidate) Class() PathClass {
 	switch {

@@ -34,9 +34,9 @@ const (
 	natEnd
 )
 
-var natNames = [natEnd]string{"unknown", "none", "easy", "easy, port changed", "symmetric", "UDP blocked", "absent"}
+var natNames = [natEnd]string{"unknown", "none", "easy", "easy-port-changed", "symmetric", "blocked", "absent"}
 
-// String gives the kind in the operator's words.
+// String gives the kind in one word, as documents of the API hold it.
 func (n NAT) String() string {
 	if n < natEnd {
 		return natNames[n]

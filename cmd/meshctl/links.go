@@ -35,6 +35,7 @@ func (a *app) linksCommand() *cobra.Command {
 				a.print(a.linksTable(d.Links, wide))
 			})(c, args)
 		},
+		ValidArgsFunction: a.completeNodes,
 	})
 	c.Flags().BoolVarP(&wide, "wide", "w", false, "also device, port, endpoint, bytes and reason; wider than a screen")
 	return c
@@ -66,6 +67,9 @@ func (a *app) linksTable(links []api.Link, wide bool) *table {
 		}
 		state, colour := string(l.State), linkPaint(l.State)
 		why := l.Reason
+		if l.Path == "carrier" {
+			why = "over TLS, as UDP does not pass; " + why
+		}
 		if l.NextTry != nil {
 			why += "; next try " + a.until(*l.NextTry)
 		}
@@ -82,7 +86,7 @@ func (a *app) linksTable(links []api.Link, wide bool) *table {
 		switch {
 		case wide:
 			r.cells = append(r.cells, l.Device, fmt.Sprint(l.LocalPort), endpoint, size(l.TxBytes), size(l.RxBytes), why)
-		case l.State != api.LinkUp || l.Drain != nil:
+		case l.State != api.LinkUp || l.Drain != nil || l.Path == "carrier":
 			r.notes = []string{why}
 		}
 		t.add(r)

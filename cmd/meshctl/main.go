@@ -92,7 +92,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.on, "on", "", "node that is to answer in place of this one, which must be an operator")
 	root.AddCommand(
 		a.initCommand(), a.tokenCommand(), a.joinCommand(), a.leaveCommand(),
-		a.statusCommand(), a.nodesCommand(), a.linksCommand(), a.routesCommand(),
+		a.statusCommand(), a.nodesCommand(), a.linksCommand(), a.netcheckCommand(), a.routesCommand(),
 		a.pingCommand(), a.pathCommand(), a.eventsCommand(),
 		a.drainCommand(), a.undrainCommand(), a.topologyCommand(), a.nodeCommand(), a.revokeCommand(), a.grantCommand(),
 		a.reserveCommand(), a.unreserveCommand(), a.operatorCommand(), a.settingsCommand(),

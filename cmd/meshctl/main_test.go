@@ -89,6 +89,8 @@ func TestGolden(t *testing.T) {
 		{"links", "links", "", 0, true},
 		{"links-wide", "links -w", "", 0, false},
 		{"links-peer", "links rome-1", "", 0, true},
+		{"netcheck", "netcheck", "", 0, true},
+		{"netcheck-node", "netcheck kyiv-1", "", 0, false},
 		{"routes", "routes", "", 0, true},
 		{"routes-successors", "routes --successors", "", 0, false},
 		{"drain", "drain lte", "", 0, true},
@@ -610,7 +612,8 @@ func TestNothingEscapes(t *testing.T) {
 	b.DrainsDoc.Drains[0].Drain.By, b.DrainedDoc.Draining.Drain.Target = evil, evil
 	b.LinksDoc.Links[1].Drain, b.NodesDoc.Nodes[1].Drain = &b.DrainedDoc.Draining.Drain, &b.DrainedDoc.Draining.Drain
 	b.RoutesDoc.Routes[1].Feasibility.Neighbours[0].Peer = evil
-	for _, args := range []string{"status", "nodes", "links", "links -w", "events", "path a b", "ping x", "join", "topology", "drain", "drain x", "drain x --dry-run", "routes -s"} {
+	b.CheckDoc.Pairs[0].Peer, b.CheckDoc.Pairs[0].Reason, b.CheckDoc.Uplinks[0].Servers[0].Node, b.CheckDoc.Advice[0].Sentence = evil, evil, evil, evil
+	for _, args := range []string{"status", "nodes", "links", "links -w", "netcheck", "events", "path a b", "ping x", "join", "topology", "drain", "drain x", "drain x --dry-run", "routes -s"} {
 		r := meshctl(t.Context(), socket, "tok", strings.Fields(args)...)
 		for line := range strings.Lines(r.out + r.err) {
 			if strings.ContainsAny(line, "\x1b\r\u009b") || strings.HasPrefix(line, "meshctl: all is well") {
@@ -623,6 +626,19 @@ func TestNothingEscapes(t *testing.T) {
 	a.run(t.Context(), []string{"--socket", socket, "links"})
 	if !strings.Contains(out.String(), "\x1b[32mup\x1b[0m") {
 		t.Errorf("no colour on a terminal:\n%s", out.String())
+	}
+}
+
+// The shell completes the names of nodes, and a wrong one is told.
+func TestNetcheckNames(t *testing.T) {
+	socket := apitest.Serve(t, apitest.New())
+	for _, verb := range []string{"netcheck", "links"} {
+		if r := meshctl(t.Context(), socket, "", "__complete", verb, ""); r.code != 0 || !strings.Contains(r.out, "paris-1\nrome-1\n") {
+			t.Errorf("%s: %+v", verb, r)
+		}
+	}
+	if r := meshctl(t.Context(), socket, "", "netcheck", "nobody"); r.code != api.ExitCode(api.Errorf(api.CodeNotFound, "", "")) || !strings.Contains(r.err, "There is no node nobody") {
+		t.Errorf("%+v", r)
 	}
 }
 

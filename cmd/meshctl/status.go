@@ -90,7 +90,7 @@ func (a *app) status(ctx context.Context, client *api.Client) error {
 	return err
 }
 
-// health prints the findings, each with its next step.
+// health prints the findings, or that there are none.
 func (a *app) health(s api.Status) {
 	if len(s.Health.Findings) == 0 {
 		switch {
@@ -100,7 +100,13 @@ func (a *app) health(s api.Status) {
 			a.say("%s: %d of %d other nodes reached, %d of %d links up\n", a.painted(green, "ok"), s.Nodes.Good, s.Nodes.Total, s.Links.Good, s.Links.Total)
 		}
 	}
-	for _, f := range s.Health.Findings {
+	a.findings(s.Health.Findings)
+	a.say("\n")
+}
+
+// findings prints what is wrong, each with its next step.
+func (a *app) findings(list []api.Finding) {
+	for _, f := range list {
 		lines := wrap(clean(string(f.Level)+": "+f.Sentence), screen)
 		head, rest, _ := strings.Cut(lines[0], ":")
 		a.say("%s:%s\n", a.painted(levelPaint(f.Level), head), rest)
@@ -111,7 +117,6 @@ func (a *app) health(s api.Status) {
 			a.say("    next: %s\n", f.Next)
 		}
 	}
-	a.say("\n")
 }
 
 // aboutNode prints this node, one fact a line.
@@ -165,27 +170,13 @@ func (a *app) uplink(u api.Uplink) string {
 	if u.Drain != nil {
 		words = append(words, "drained since "+a.since(&u.Drain.Since))
 	}
-	words = append(words, natWords(u.NAT))
+	words = append(words, u.Outside())
 	if len(u.Reflexive) > 0 {
 		words = append(words, "seen as "+all(u.Reflexive, " and "))
 	} else if len(u.Addrs) > 0 {
 		words = append(words, all(u.Addrs, " and "))
 	}
 	return strings.Join(words, ", ")
-}
-
-// natWords gives the kind of NAT as people say it.
-func natWords(kind string) string {
-	switch kind {
-	case "none":
-		return "public"
-	case "", "unknown":
-		return "NAT unknown"
-	case "blocked":
-		return "UDP blocked"
-	default:
-		return kind + " NAT"
-	}
 }
 
 func (a *app) revision(r api.Revision) string {

@@ -119,7 +119,7 @@ func (m *mesh) surveyed(ctx context.Context, site string) error {
 			return false, err
 		}
 		return len(st.Uplinks) > 0 && !slices.ContainsFunc(st.Uplinks, func(u api.Uplink) bool {
-			return u.NAT == "" || u.NAT == "unknown"
+			return u.NAT == "" || u.NAT == "unknown" || u.NAT == "absent" && u.NAT6 == "unknown"
 		}), nil
 	})
 	return err

@@ -185,12 +185,13 @@ func (m *member) surveyUplink(ctx context.Context, u mesh.Uplink, resumed bool) 
 		m.log.Debug("uplink cannot be surveyed", mesh.LogUplink, u.Name, mesh.LogError, err)
 		return false
 	}
-	found.Addrs = u.Addrs
+	seen := found.Uplink
+	seen.Addrs = u.Addrs
 	m.mu.Lock()
-	m.surveys[u.Name] = found
+	m.surveys[u.Name] = survey{seen, time.Now(), found.Asked, found.Answers}
 	m.mu.Unlock()
 	m.publish()
-	m.post(core.Surveyed{Uplink: found, Resumed: resumed})
+	m.post(core.Surveyed{Uplink: seen, Resumed: resumed})
 	return true
 }
 
@@ -205,7 +206,7 @@ func (m *member) doubt(uplink string) {
 func (m *member) surveyOf(name string) discovery.Uplink {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.surveys[name]
+	return m.surveys[name].Uplink
 }
 
 // surveyed reports whether every uplink that is up has been measured.

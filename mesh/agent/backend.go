@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"guywire/discovery"
 	"guywire/mesh"
 	"guywire/mesh/api"
 	"guywire/mesh/control"
@@ -241,48 +240,26 @@ func (m *member) uplinks() []api.Uplink {
 		s := m.surveys[u.Name]
 		out = append(out, api.Uplink{
 			Name: u.Name, Interface: u.Interface, Addrs: u.Addrs, Up: u.Up, Metered: u.Metered,
-			NAT: natWord(s.NAT), Reflexive: s.Reflexive, MTU: u.MTU, Drain: drainOfUplink(state, m.self, u.Name),
+			NAT: s.NAT.String(), NAT6: s.NAT6.String(), Reflexive: s.Reflexive, MTU: u.MTU, Drain: drainOfUplink(state, m.self, u.Name),
 		})
 	}
 	return out
 }
 
-func natWord(n discovery.NAT) string {
-	switch n {
-	case discovery.NATNone:
-		return "none"
-	case discovery.NATEasy, discovery.NATEasyPortChanged:
-		return "endpoint-independent"
-	case discovery.NATSymmetric:
-		return "symmetric"
-	case discovery.NATBlocked:
-		return "blocked"
-	default:
-		return "unknown"
-	}
-}
-
 // describeUplink says what is between an uplink and the others.
 func describeUplink(u api.Uplink) string {
 	s := fmt.Sprintf("uplink %s (%s): ", u.Name, u.Interface)
-	seen := ""
-	if len(u.Reflexive) > 0 {
-		seen = ", seen as " + u.Reflexive[0].Addr().String()
-	} else if len(u.Addrs) > 0 {
-		seen = ", " + u.Addrs[0].String()
+	words := u.Outside()
+	if strings.HasSuffix(words, " NAT") {
+		words = "behind " + words
 	}
-	switch u.NAT {
-	case "none":
-		if len(u.Addrs) > 0 {
-			seen = ", " + u.Addrs[0].String()
-		}
-		return s + "public" + seen
-	case "unknown":
-		return s + "NAT unknown" + seen
-	case "blocked":
-		return s + "UDP blocked" + seen
+	switch {
+	case len(u.Reflexive) > 0 && words != "public":
+		return s + words + ", seen as " + u.Reflexive[0].Addr().String()
+	case len(u.Addrs) > 0:
+		return s + words + ", " + u.Addrs[0].String()
 	}
-	return s + "behind " + u.NAT + " NAT" + seen
+	return s + words
 }
 
 // flow is the two uplinks of a link, as people see it.
@@ -382,9 +359,11 @@ func (v view) link(l core.LinkView) api.Link {
 		out.State = api.LinkProbing
 	}
 	if !l.Tunnel {
+		out.Reason = v.noLink(l)
 		return out
 	}
 	out.State, out.Reason = verdict(l)
+	out.Path = r.Class.String()
 	out.Device, out.LocalPort, out.Endpoint, out.MTU = r.Device, r.Port, r.Endpoint, l.MTU
 	out.TxBytes, out.RxBytes, out.Share = l.Traffic.Sent, l.Traffic.Received, 100*l.Share
 	if l.RTT > 0 {

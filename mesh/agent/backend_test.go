@@ -56,6 +56,9 @@ func TestWaysInWords(t *testing.T) {
 		{api.Uplink{Name: "fibre", Interface: "eth0", NAT: "none", Addrs: []netip.Addr{addr}}, "uplink fibre (eth0): public, 10.0.0.9"},
 		{api.Uplink{Name: "lte", Interface: "wwan0", NAT: "symmetric", Addrs: []netip.Addr{addr}, Reflexive: []netip.AddrPort{seen}}, "uplink lte (wwan0): behind symmetric NAT, seen as 198.18.9.9"},
 		{api.Uplink{Name: "lte", Interface: "wwan0", NAT: "unknown"}, "uplink lte (wwan0): NAT unknown"},
+		{api.Uplink{Name: "lte", Interface: "wwan0", NAT: "absent", NAT6: "none", Addrs: []netip.Addr{addr}}, "uplink lte (wwan0): IPv6 only, public, 10.0.0.9"},
+		{api.Uplink{Name: "lte", Interface: "wwan0", NAT: "easy", NAT6: "none", Reflexive: []netip.AddrPort{seen}}, "uplink lte (wwan0): IPv4 easy NAT, IPv6 public, seen as 198.18.9.9"},
+		{api.Uplink{Name: "lte", Interface: "wwan0", NAT: "easy-port-changed", NAT6: "absent"}, "uplink lte (wwan0): easy NAT that changes ports"},
 		{api.Uplink{Name: "lte", Interface: "wwan0", NAT: "blocked", Addrs: []netip.Addr{addr}}, "uplink lte (wwan0): UDP blocked, 10.0.0.9"},
 	} {
 		if got := describeUplink(tt.uplink); got != tt.want {

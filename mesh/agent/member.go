@@ -74,8 +74,8 @@ type member struct {
 	mu        sync.Mutex // guards the rest
 	directory *discovery.Directory
 	bans      *discovery.Bans
-	surveys   map[string]discovery.Uplink // by uplink
-	doubted   map[string]time.Time        // when a link by that uplink was lost
+	surveys   map[string]survey    // by uplink
+	doubted   map[string]time.Time // when a link by that uplink was lost
 	own       discovery.Signed
 	ownFacts  discovery.Facts
 	newFacts  bool // since the directory was saved
@@ -100,7 +100,7 @@ func (a *Agent) open(plane *control.Plane) (_ *member, err error) {
 		words:       make(chan struct{}, 1),
 		directory:   discovery.NewDirectory(state.Mesh.ID, maxDirectory),
 		bans:        discovery.NewBans(),
-		surveys:     map[string]discovery.Uplink{},
+		surveys:     map[string]survey{},
 		doubted:     map[string]time.Time{},
 		devices:     newDevices(a.outside.Devices),
 	}

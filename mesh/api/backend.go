@@ -17,6 +17,8 @@ type Backend interface {
 	Status(ctx context.Context) (Status, error)
 	Nodes(ctx context.Context, q NodesQuery) (Nodes, error)
 	Links(ctx context.Context) (Links, error)
+	// Netcheck says what was measured; it measures nothing.
+	Netcheck(ctx context.Context) (Netcheck, error)
 	Routes(ctx context.Context) (Routes, error)
 	Path(ctx context.Context, q PathQuery) (Path, error)
 

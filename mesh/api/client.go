@@ -83,6 +83,11 @@ func (c *Client) Links(ctx context.Context) (Links, error) {
 	return ask[Links](ctx, c, "GET", "/v1/links", nil)
 }
 
+// Netcheck asks what the node's networks let through.
+func (c *Client) Netcheck(ctx context.Context) (Netcheck, error) {
+	return ask[Netcheck](ctx, c, "GET", "/v1/netcheck", nil)
+}
+
 // Routes asks for all prefixes.
 func (c *Client) Routes(ctx context.Context) (Routes, error) {
 	return ask[Routes](ctx, c, "GET", "/v1/routes", nil)

@@ -24,6 +24,11 @@ func (b *countingBackend) Links(context.Context) (Links, error) {
 	return Links{}, nil
 }
 
+func (b *countingBackend) Netcheck(context.Context) (Netcheck, error) {
+	b.calls.Add(1)
+	return Netcheck{}, nil
+}
+
 func (b *countingBackend) Routes(context.Context) (Routes, error) {
 	b.calls.Add(1)
 	return Routes{}, nil

@@ -34,6 +34,8 @@ func routes() []route {
 			func(s *Server, ctx context.Context, q NodesQuery) (Nodes, error) { return s.backend.Nodes(ctx, q) }),
 		call("GET", "/v1/links", Read, "All links of this node, measured",
 			func(s *Server, ctx context.Context, _ none) (Links, error) { return s.backend.Links(ctx) }),
+		call("GET", "/v1/netcheck", Read, "What the networks of this node let through, and which direct links that allows",
+			func(s *Server, ctx context.Context, _ none) (Netcheck, error) { return s.backend.Netcheck(ctx) }),
 		call("GET", "/v1/routes", Read, "All prefixes with next hops, weights and runner-up",
 			func(s *Server, ctx context.Context, _ none) (Routes, error) { return s.backend.Routes(ctx) }),
 		call("GET", "/v1/path", Read, "The way of a packet between two nodes, hop by hop",

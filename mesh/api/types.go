@@ -97,10 +97,43 @@ type Uplink struct {
 	Addrs     List[netip.Addr]     `json:"addrs"`
 	Up        bool                 `json:"up"`
 	Metered   bool                 `json:"metered"`
-	NAT       string               `json:"nat" enum:"unknown,none,endpoint-independent,address-dependent,symmetric,blocked"`
-	Reflexive List[netip.AddrPort] `json:"reflexive"` // as others see it
+	NAT       string               `json:"nat" enum:"unknown,none,easy,easy-port-changed,symmetric,blocked,absent"`  // of IPv4
+	NAT6      string               `json:"nat6" enum:"unknown,none,easy,easy-port-changed,symmetric,blocked,absent"` // of IPv6
+	Reflexive List[netip.AddrPort] `json:"reflexive"`                                                                // as others see it
 	MTU       int                  `json:"mtu"`
 	Drain     *Drain               `json:"drain"` // null: it is in use
+}
+
+// Outside says what is between an uplink and the others, as people say it.
+func (u Uplink) Outside() string {
+	four, six := NATInWords(u.NAT), NATInWords(u.NAT6)
+	switch {
+	case u.NAT == "absent" && u.NAT6 == "absent":
+		return "no way out"
+	case four == six, u.NAT6 == "absent", six == NATInWords(""):
+		return four
+	case u.NAT == "absent":
+		return "IPv6 only, " + six
+	}
+	return "IPv4 " + four + ", IPv6 " + six
+}
+
+// NATInWords gives a kind of NAT as people say it.
+func NATInWords(kind string) string {
+	switch kind {
+	case "absent":
+		return "absent"
+	case "none":
+		return "public"
+	case "easy-port-changed":
+		return "easy NAT that changes ports"
+	case "", "unknown":
+		return "NAT unknown"
+	case "blocked":
+		return "UDP blocked"
+	default:
+		return kind + " NAT"
+	}
 }
 
 // A Revision compares what the kernel should hold with what it holds.
@@ -178,8 +211,9 @@ type Links struct {
 type Link struct {
 	Peer      string         `json:"peer"`
 	PeerID    mesh.NodeID    `json:"peer_id"`
-	Local     string         `json:"local"`  // our uplink
-	Remote    string         `json:"remote"` // theirs
+	Local     string         `json:"local"`                                      // our uplink
+	Remote    string         `json:"remote"`                                     // theirs
+	Path      string         `json:"path" enum:",lan,direct,translated,carrier"` // of its packets; carrier: a TLS stream. "" without a tunnel, or not known
 	State     LinkState      `json:"state" enum:"idle,probing,up,degraded,suspect,down"`
 	Since     time.Time      `json:"since"`    // of this state
 	Reason    string         `json:"reason"`   // of this state, in words
@@ -196,6 +230,55 @@ type Link struct {
 	TxBytes   uint64         `json:"tx_bytes"`
 	RxBytes   uint64         `json:"rx_bytes"`
 	Drain     *Drain         `json:"drain"` // of the link, or an uplink or node at its ends; null: it is in use
+}
+
+// A Netcheck says what the networks of this node let through, and which direct links
+// that leaves to be made.
+type Netcheck struct {
+	Schema  Schema               `json:"schema"`
+	Node    string               `json:"node"`
+	Control List[netip.AddrPort] `json:"control"` // where others reach this node's control port; empty: nowhere
+	STUN    List[netip.AddrPort] `json:"stun"`    // where others may ask this node for their outside address
+	Uplinks List[UplinkCheck]    `json:"uplinks"`
+	Pairs   List[PairCheck]      `json:"pairs"`  // with wanted neighbours to whom there is no direct link
+	Advice  List[Finding]        `json:"advice"` // worst first
+}
+
+// An UplinkCheck is what was measured of an uplink.
+type UplinkCheck struct {
+	Uplink  Uplink            `json:"uplink"`
+	UDP     string            `json:"udp" enum:"passes,blocked,unknown"`
+	Carried int               `json:"carried"` // links that go over TLS
+	Checked *time.Time        `json:"checked"` // null: not yet
+	Servers List[ServerCheck] `json:"servers"` // that were asked last
+}
+
+// A ServerCheck is one STUN server that was asked by an uplink.
+type ServerCheck struct {
+	Server netip.AddrPort `json:"server"`
+	Node   string         `json:"node"`
+	RTTMs  *float64       `json:"rtt_ms"` // null: it did not answer
+	Seen   netip.AddrPort `json:"seen"`   // how it saw the socket that asked; "" without an answer
+}
+
+// Whether two uplinks can have a direct link.
+const (
+	ExpectDirect  = "direct"
+	ExpectPerhaps = "perhaps"
+	ExpectNever   = "never"
+)
+
+// A PairCheck is an uplink here and one of a neighbour that have no direct link.
+type PairCheck struct {
+	Peer     string      `json:"peer"`
+	PeerID   mesh.NodeID `json:"peer_id"`
+	Local    string      `json:"local"`
+	Remote   string      `json:"remote"`
+	Expected string      `json:"expected" enum:"direct,perhaps,never"`
+	Why      string      `json:"why"`      // not direct; empty: nothing is in the way
+	Reason   string      `json:"reason"`   // why the last attempt failed; empty: none did
+	NextTry  *time.Time  `json:"next_try"` // null: none is due
+	Via      string      `json:"via"`      // neighbour by which the peer is reached; empty: it is not
 }
 
 // Routes lists all prefixes of the mesh, sorted.

@@ -93,8 +93,9 @@ func (a *Attempter) drive(ctx context.Context, att *active, socket Socket, m *at
 			socket.Send(p, m.Keys())
 		}
 		if ready.Offer != nil && m.Initiates() {
-			go func() { // ends with ctx
-				answer, err := a.cfg.Exchange(ctx, att.link.Peer, *ready.Offer)
+			offer := *ready.Offer // ready is another one soon
+			go func() {           // ends with ctx
+				answer, err := a.cfg.Exchange(ctx, att.link.Peer, offer)
 				replies <- reply{answer, err}
 			}()
 		} else if ready.Offer != nil {
@@ -147,9 +148,16 @@ func (a *Attempter) servers(uplink mesh.Uplink) (list []netip.AddrPort) {
 	return append(a.ranking.choose(four), a.ranking.choose(six)...)
 }
 
+// A Survey is how the outside sees an uplink, and who said so.
+type Survey struct {
+	Uplink  discovery.Uplink
+	Asked   []netip.AddrPort // STUN servers
+	Answers []discovery.Reflexion
+}
+
 // Survey measures an uplink: how the outside sees it and which kind of NAT it
 // is behind. It blocks for at most a few seconds.
-func (a *Attempter) Survey(ctx context.Context, uplink mesh.Uplink) (discovery.Uplink, error) {
+func (a *Attempter) Survey(ctx context.Context, uplink mesh.Uplink) (Survey, error) {
 	facts := discovery.Uplink{Name: uplink.Name, Metered: uplink.Metered}
 	for _, c := range hosts(uplink, mesh.TunnelPortFirst) {
 		if len(facts.Addrs) < discovery.MaxUplinkAddrs && a.acceptable(c.Addr) {
@@ -158,22 +166,22 @@ func (a *Attempter) Survey(ctx context.Context, uplink mesh.Uplink) (discovery.U
 	}
 	socket, err := a.open(uplink)
 	if err != nil {
-		return facts, err
+		return Survey{}, err
 	}
 	g := discovery.NewGathering(time.Now(), a.servers(uplink), 2, newSeed())
 	if err := gather(ctx, socket, g); err != nil {
-		return facts, err
+		return Survey{}, err
 	}
 	port, answers := socket.Port(), g.Answers()
 	if err := socket.Close(); err != nil {
-		return facts, fmt.Errorf("survey %s: %w", uplink.Name, err)
+		return Survey{}, fmt.Errorf("survey %s: %w", uplink.Name, err)
 	}
 	a.ranking.note(g)
 	agreed := discovery.Agreed(answers)
 	facts.Reflexive = agreed[:min(len(agreed), discovery.MaxReflexive)]
 	facts.NAT = classify(uplink.Addrs, port, g, uplink.Default4, true)
 	facts.NAT6 = classify(uplink.Addrs, port, g, uplink.Default6, false)
-	return facts, nil
+	return Survey{facts, g.Servers(), answers}, nil
 }
 
 // Answering asks STUN servers from a socket and gives those that answer: after 2.3 s

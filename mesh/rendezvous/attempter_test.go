@@ -438,8 +438,9 @@ func TestSurvey(t *testing.T) {
 			{Server: servers[1], Mapped: netip.MustParseAddrPort("192.0.2.1:1000")},
 		}
 		p[0].uplink.Default6 = false
-		f, err := p[0].Survey(t.Context(), p[0].uplink)
-		if err != nil || f.NAT != discovery.NATEasyPortChanged || f.NAT6 != discovery.NATAbsent || len(f.Reflexive) != 1 || len(f.Addrs) != 1 || f.Name != "wan0" {
+		found, err := p[0].Survey(t.Context(), p[0].uplink)
+		f := found.Uplink
+		if err != nil || len(found.Asked) < 2 || len(found.Answers) != 2 || f.NAT != discovery.NATEasyPortChanged || f.NAT6 != discovery.NATAbsent || len(f.Reflexive) != 1 || len(f.Addrs) != 1 || f.Name != "wan0" {
 			t.Errorf("%+v, %v", f, err)
 		}
 		p[0].uplink.Up = false

@@ -142,6 +142,8 @@ func TestCarrierFails(t *testing.T) {
 				t.Errorf("it is not said why: %v", r.Err)
 			}
 			time.Sleep(2 * carrierTime)
+			w.mu.Lock()
+			defer w.mu.Unlock()
 			for pin, open := range w.open {
 				if len(open) > 0 {
 					t.Errorf("%s: left open at %d: %v", what, pin[0], open)

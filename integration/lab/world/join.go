@@ -191,7 +191,7 @@ func (w *World) facts(ctx context.Context) error {
 				missing = append(missing, s.Name+" has no uplink")
 			}
 			for _, u := range s.Uplinks {
-				if u.NAT == "unknown" || u.NAT == "" {
+				if kind := natOf(u); kind == "unknown" || kind == "" {
 					missing = append(missing, s.Name+" does not know its NAT on "+u.Name)
 				}
 			}

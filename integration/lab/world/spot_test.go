@@ -37,7 +37,7 @@ func testSites() []*Site {
 		{Name: "sto", Host: "sto-host", LAN: prefixes("10.4.0.0/24"), WAN: []string{"isp1", "isp2"}, Uplinks: []api.Uplink{
 			{Name: "fibre", Interface: "isp1", NAT: "none"}, {Name: "lte", Interface: "isp2", NAT: "none"},
 		}},
-		{Name: "mad", Host: "mad-host", LAN: prefixes("10.5.0.0/24"), WAN: []string{"isp1"}, Uplinks: []api.Uplink{{Name: "isp1", Interface: "isp1", NAT: "endpoint-independent"}}},
+		{Name: "mad", Host: "mad-host", LAN: prefixes("10.5.0.0/24"), WAN: []string{"isp1"}, Uplinks: []api.Uplink{{Name: "isp1", Interface: "isp1", NAT: "easy"}}},
 	}
 }
 

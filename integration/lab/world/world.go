@@ -46,7 +46,7 @@ type Site struct {
 
 // Public reports whether all uplinks are reached from anywhere.
 func (s *Site) Public() bool {
-	return len(s.Uplinks) > 0 && !slices.ContainsFunc(s.Uplinks, func(u api.Uplink) bool { return u.NAT != "none" })
+	return len(s.Uplinks) > 0 && !slices.ContainsFunc(s.Uplinks, func(u api.Uplink) bool { return natOf(u) != "none" })
 }
 
 // UplinkInterface returns the interface of an uplink; an uplink without a name of its own has its interface's.
@@ -63,7 +63,7 @@ func (s *Site) UplinkInterface(uplink string) string {
 func (s *Site) NAT() string {
 	var kinds []string
 	for _, u := range s.Uplinks {
-		kind := u.NAT
+		kind := natOf(u)
 		if kind == "none" {
 			kind = "public"
 		}
@@ -72,6 +72,14 @@ func (s *Site) NAT() string {
 		}
 	}
 	return strings.Join(kinds, ", ")
+}
+
+// natOf is the kind of NAT of an uplink: that of IPv4, if there is such.
+func natOf(u api.Uplink) string {
+	if u.NAT == "absent" {
+		return u.NAT6
+	}
+	return u.NAT
 }
 
 // Open builds the network. order names the sites in the order in which they join; it must name them all.

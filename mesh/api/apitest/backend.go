@@ -27,6 +27,7 @@ type Backend struct {
 	StatusDoc  api.Status
 	NodesDoc   api.Nodes
 	LinksDoc   api.Links
+	CheckDoc   api.Netcheck
 	RoutesDoc  api.Routes
 	PathDoc    api.Path
 	TokensDoc  api.Tokens
@@ -95,6 +96,9 @@ func (b *Backend) Nodes(context.Context, api.NodesQuery) (api.Nodes, error) { re
 
 // Links implements api.Backend.
 func (b *Backend) Links(context.Context) (api.Links, error) { return b.LinksDoc, b.Err }
+
+// Netcheck implements api.Backend.
+func (b *Backend) Netcheck(context.Context) (api.Netcheck, error) { return b.CheckDoc, b.Err }
 
 // Routes implements api.Backend.
 func (b *Backend) Routes(context.Context) (api.Routes, error) { return b.RoutesDoc, b.Err }

@@ -20,6 +20,7 @@ func New() *Backend {
 	b.StatusDoc = sampleStatus(&b.EventsDoc[len(b.EventsDoc)-1])
 	b.NodesDoc = sampleNodes()
 	b.LinksDoc = sampleLinks()
+	b.CheckDoc = sampleNetcheck(b.StatusDoc.Uplinks)
 	b.RoutesDoc = sampleRoutes()
 	b.PathDoc = samplePath()
 	b.Shape = sampleTopology()
@@ -82,11 +83,11 @@ func sampleStatus(last *api.Event) api.Status {
 		Nodes: api.Count{Good: 4, Total: 5}, Links: api.Count{Good: 3, Total: 5},
 		Uplinks: []api.Uplink{
 			{
-				Name: "fibre", Interface: "eth0", Addrs: addrs("203.0.113.10", "2001:db8:a::10"), Up: true, NAT: "none",
+				Name: "fibre", Interface: "eth0", Addrs: addrs("203.0.113.10", "2001:db8:a::10"), Up: true, NAT: "none", NAT6: "none",
 				Reflexive: []netip.AddrPort{netip.MustParseAddrPort("203.0.113.10:51800")}, MTU: 1500,
 			},
 			{
-				Name: "lte", Interface: "wwan0", Addrs: addrs("10.200.7.3"), Up: true, Metered: true, NAT: "symmetric",
+				Name: "lte", Interface: "wwan0", Addrs: addrs("10.200.7.3"), Up: true, Metered: true, NAT: "symmetric", NAT6: "absent",
 				Reflexive: []netip.AddrPort{netip.MustParseAddrPort("198.18.9.9:40211")}, MTU: 1420,
 			},
 		},
@@ -106,6 +107,32 @@ func sampleNodes() api.Nodes {
 	}}
 }
 
+func sampleNetcheck(uplinks []api.Uplink) api.Netcheck {
+	at := netip.MustParseAddrPort
+	return api.Netcheck{
+		Node: "berlin-1", Control: []netip.AddrPort{at("203.0.113.10:8686")},
+		Uplinks: []api.UplinkCheck{
+			{Uplink: uplinks[0], UDP: "passes", Checked: new(ago(6 * time.Minute)), Servers: []api.ServerCheck{
+				{Server: at("203.0.113.20:8686"), Node: "paris-1", RTTMs: new(12.1), Seen: at("203.0.113.10:51820")},
+				{Server: at("[2001:db8:c::30]:8686"), Node: "rome-1", RTTMs: new(29.6), Seen: at("[2001:db8:a::10]:51820")},
+			}},
+			{Uplink: uplinks[1], UDP: "passes", Checked: new(ago(40 * time.Second)), Servers: []api.ServerCheck{
+				{Server: at("203.0.113.20:8686"), Node: "paris-1", RTTMs: new(47.9), Seen: at("198.18.9.9:40211")},
+				{Server: at("203.0.113.30:8686"), Node: "rome-1", RTTMs: new(61.3), Seen: at("198.18.9.9:51007")},
+				{Server: at("203.0.113.40:8686"), Node: "kyiv-1"},
+			}},
+		},
+		Pairs: []api.PairCheck{
+			{Peer: "kyiv-1", PeerID: ID(5), Local: "fibre", Remote: "wan", Expected: api.ExpectDirect, Reason: "no answer to 20 connectivity checks on 2 candidate pairs", NextTry: new(Now.Add(4 * time.Second))},
+			{Peer: "oslo-lab-with-a-long-name-7", PeerID: ID(4), Local: "lte", Remote: "lte", Expected: api.ExpectNever, Why: "both ends are behind symmetric NATs", Via: "paris-1", NextTry: new(Now.Add(11 * time.Minute))},
+		},
+		Advice: []api.Finding{
+			{Level: api.Degraded, Sentence: "Others reach the control port of this node, but get no answer from its STUN server", Next: "let UDP port 8686 in as well as TCP"},
+			{Level: api.OK, Sentence: "Uplink lte is behind a symmetric NAT: direct links by it are made to public nodes only", Next: "ask its provider for IPv6 or a public address"},
+		},
+	}
+}
+
 func sampleLinks() api.Links {
 	return api.Links{Links: []api.Link{
 		{
@@ -114,23 +141,23 @@ func sampleLinks() api.Links {
 			Device: "gw-5a", LocalPort: 51803,
 		},
 		{
-			Peer: "paris-1", PeerID: ID(2), Local: "fibre", Remote: "wan", State: api.LinkUp, Since: ago(72 * time.Hour), Reason: "measured",
+			Peer: "paris-1", PeerID: ID(2), Local: "fibre", Remote: "wan", Path: "direct", State: api.LinkUp, Since: ago(72 * time.Hour), Reason: "measured",
 			Device: "gw-2a", LocalPort: 51800, Endpoint: netip.MustParseAddrPort("203.0.113.20:51801"),
 			RTTMs: new(12.4), JitterMs: new(0.31), LossOut: new(0.0), LossIn: new(0.0), Share: 100, MTU: 1420, TxBytes: 48_318_382_080, RxBytes: 1_234_567,
 		},
 		{
-			Peer: "paris-1", PeerID: ID(2), Local: "lte", Remote: "wan", State: api.LinkDegraded, Since: ago(35 * time.Second),
+			Peer: "paris-1", PeerID: ID(2), Local: "lte", Remote: "wan", Path: "carrier", State: api.LinkDegraded, Since: ago(35 * time.Second),
 			Reason: "loss 4.2 % out, limit 2 %",
 			Device: "gw-2b", LocalPort: 51801, Endpoint: netip.MustParseAddrPort("203.0.113.20:51802"),
 			RTTMs: new(48.05), JitterMs: new(9.4), LossOut: new(4.2), LossIn: new(0.1), MTU: 1340, TxBytes: 9000, RxBytes: 8000,
 		},
 		{
-			Peer: "rome-1", PeerID: ID(3), Local: "fibre", Remote: "isp1", State: api.LinkUp, Since: ago(5 * time.Hour), Reason: "measured",
+			Peer: "rome-1", PeerID: ID(3), Local: "fibre", Remote: "isp1", Path: "translated", State: api.LinkUp, Since: ago(5 * time.Hour), Reason: "measured",
 			Device: "gw-3a", LocalPort: 51802, Endpoint: netip.MustParseAddrPort("[2001:db8:c::30]:51900"),
 			RTTMs: new(29.8), JitterMs: new(1.2), LossOut: new(0.0), LossIn: new(0.4), Share: 100, MTU: 1400, TxBytes: 7_340_032, RxBytes: 6_000_000,
 		},
 		{
-			Peer: "rome-1", PeerID: ID(3), Local: "lte", Remote: "isp1", State: api.LinkDown, Since: ago(2 * time.Minute),
+			Peer: "rome-1", PeerID: ID(3), Local: "lte", Remote: "isp1", Path: "translated", State: api.LinkDown, Since: ago(2 * time.Minute),
 			Reason: "no probe came back in 400 ms while the other link of rome-1 answered", NextTry: new(Now.Add(11 * time.Second)),
 			Device: "gw-3b", LocalPort: 51804, Endpoint: netip.MustParseAddrPort("[2001:db8:c::30]:51901"),
 			LossOut: new(100.0), LossIn: new(100.0), MTU: 1340,
