@@ -46,7 +46,7 @@ type Config struct {
 	Bind  netip.Addr // own overlay address; it need not exist yet
 	Port  uint16     // zero: mesh.GossipPort
 	Label mesh.MeshID
-	Key   []byte // 16, 24 or 32 bytes for AES-GCM; nil: not encrypted, the tunnels are
+	Keys  Keys // to begin with
 	// Seeds gives all nodes that are members by the log or the cache, with
 	// their overlay addresses; a zero port is Port. It is called for every
 	// attempt to join, by our goroutine, and must not block.
@@ -78,6 +78,11 @@ type Gossip struct {
 	events chan Event
 	facts  facts
 
+	keying  sync.Mutex // guards keys and ring
+	keys    Keys
+	ring    *memberlist.Keyring // of the memberlist there is; nil: there is none
+	rekeyed chan struct{}       // the memberlist there is cannot go on with keys
+
 	members atomic.Int64 // with ourselves; counted here, because memberlist's own count takes its lock
 	list    atomic.Pointer[memberlist.Memberlist]
 	ending  sync.Mutex // keeps Leave and shutdown apart
@@ -99,12 +104,10 @@ func New(cfg Config) (*Gossip, error) {
 	case cfg.Seeds == nil:
 		return nil, errors.New("gossip: no source of seeds")
 	}
-	if cfg.Key != nil {
-		if err := memberlist.ValidateKey(cfg.Key); err != nil {
-			return nil, fmt.Errorf("gossip: %w", err)
-		}
+	if err := cfg.Keys.check(); err != nil {
+		return nil, err
 	}
-	g := &Gossip{cfg: cfg, events: make(chan Event, maxEvents)}
+	g := &Gossip{cfg: cfg, keys: cfg.Keys, events: make(chan Event, maxEvents), rekeyed: make(chan struct{}, 1)}
 	g.facts.init(func() int { return max(1, int(g.members.Load())) })
 	return g, nil
 }
@@ -132,25 +135,27 @@ func (g *Gossip) Members() []Member {
 	return members
 }
 
-// Run takes part until ctx ends: it waits for the address to exist, joins,
-// and keeps looking for members that it has lost. It returns nil when ctx ends.
+// Run takes part until ctx ends: it waits for the address and a key, joins, and
+// keeps looking for members that it has lost. It returns nil when ctx ends.
 func (g *Gossip) Run(ctx context.Context) error {
-	list, err := g.bind(ctx)
-	if err != nil {
-		return nil // only ctx ends the attempts
-	}
-	g.list.Store(list)
+	for ctx.Err() == nil {
+		list, err := g.bind(ctx)
+		if err != nil {
+			return nil // only ctx ends the attempts
+		}
+		g.list.Store(list)
 
-	var joins sync.WaitGroup
-	g.rejoin(ctx, list, &joins)
+		var joins sync.WaitGroup
+		g.rejoin(ctx, list, &joins)
 
-	g.ending.Lock()
-	g.list.Store(nil)
-	err = list.Shutdown() // also ends dials in flight
-	g.ending.Unlock()
-	joins.Wait()
-	if err != nil {
-		return fmt.Errorf("stop gossip: %w", err)
+		g.ending.Lock()
+		g.list.Store(nil)
+		err = list.Shutdown() // also ends dials in flight
+		g.ending.Unlock()
+		joins.Wait()
+		if err != nil {
+			return fmt.Errorf("stop gossip: %w", err)
+		}
 	}
 	return nil
 }
@@ -182,12 +187,29 @@ func (g *Gossip) bind(ctx context.Context) (*memberlist.Memberlist, error) {
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
+		case <-g.rekeyed:
+			wait = bindFirst
 		case <-time.After(wait):
 		}
 	}
 }
 
+var errNoKeys = errors.New("no key to speak with yet")
+
 func (g *Gossip) create() (*memberlist.Memberlist, error) {
+	g.keying.Lock()
+	defer g.keying.Unlock()
+	select {
+	case <-g.rekeyed: // that is what happens now
+	default:
+	}
+	if g.ring = nil; g.keys.none() {
+		return nil, errNoKeys
+	}
+	ring, err := memberlist.NewKeyring(g.keys.Accept, g.keys.first())
+	if err != nil {
+		return nil, err
+	}
 	g.members.Store(0)
 	logger := log.New(logWriter{g.cfg.Logger}, "", 0)
 	transport, err := g.transport(logger)
@@ -200,7 +222,7 @@ func (g *Gossip) create() (*memberlist.Memberlist, error) {
 	c.Transport = transport
 	c.BindAddr, c.BindPort = g.cfg.Bind.String(), int(g.cfg.Port)
 	c.AdvertiseAddr, c.AdvertisePort = c.BindAddr, c.BindPort
-	c.SecretKey = g.cfg.Key
+	c.Keyring, c.GossipVerifyOutgoing, c.GossipVerifyIncoming = ring, g.keys.Use != nil, !g.keys.Clear
 	c.RequireNodeNames = true
 	c.EnableCompression = false // decompression is where the memory bugs were
 	c.UDPBufferSize = packetSize
@@ -222,6 +244,7 @@ func (g *Gossip) create() (*memberlist.Memberlist, error) {
 	if err != nil {
 		return nil, errors.Join(err, transport.Shutdown())
 	}
+	g.ring = ring
 	return list, nil
 }
 
@@ -233,8 +256,8 @@ func (g *Gossip) transport(logger *log.Logger) (memberlist.NodeAwareTransport, e
 }
 
 // rejoin contacts nodes that the log knows and gossip does not: at once and
-// often until the first contact, then now and then for ever, so that parts of
-// the mesh that lost each other merge again.
+// often until the first contact, then now and then, so that parts of the mesh
+// that lost each other merge again. It ends when the memberlist must.
 func (g *Gossip) rejoin(ctx context.Context, list *memberlist.Memberlist, joins *sync.WaitGroup) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -243,6 +266,8 @@ func (g *Gossip) rejoin(ctx context.Context, list *memberlist.Memberlist, joins 
 	for {
 		select {
 		case <-ctx.Done():
+			return
+		case <-g.rekeyed:
 			return
 		case <-timer.C:
 		}

@@ -41,12 +41,19 @@ type cluster struct {
 	net   gossiptest.Network
 	nodes []*node
 	keys  map[mesh.NodeID]*node
+
+	gossipKeys gossip.Keys
 }
 
+// keyOf is a gossip key; using is how to accept it, and use it.
+func keyOf(b byte) []byte { return bytes.Repeat([]byte{b}, 32) }
+
+func using(b byte) gossip.Keys { return gossip.Keys{Use: keyOf(b), Accept: [][]byte{keyOf(b)}} }
+
 func newCluster(t *testing.T, n int) *cluster {
-	c := &cluster{t: t, keys: make(map[mesh.NodeID]*node)}
+	c := &cluster{t: t, keys: make(map[mesh.NodeID]*node), gossipKeys: using(9)}
 	for i := range n {
-		priv := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{byte(i), 1}, 16))
+		priv := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{byte(i), byte(i >> 8)}, 16))
 		nd := &node{priv: priv, key: mesh.IdentityKey(priv.Public().(ed25519.PublicKey))}
 		nd.addr = netip.AddrPortFrom(netip.MustParseAddr(fmt.Sprintf("2001:db8::%x", i+1)), mesh.GossipPort)
 		c.nodes = append(c.nodes, nd)
@@ -57,7 +64,7 @@ func newCluster(t *testing.T, n int) *cluster {
 
 func (c *cluster) start(nd *node) {
 	g, err := gossip.New(gossip.Config{
-		Name: nd.key.NodeID(), Bind: nd.addr.Addr(), Label: label, Key: bytes.Repeat([]byte{9}, 32),
+		Name: nd.key.NodeID(), Bind: nd.addr.Addr(), Label: label, Keys: c.gossipKeys,
 		Seeds: func() []gossip.Member {
 			var seeds []gossip.Member
 			for _, other := range c.nodes {
@@ -288,7 +295,7 @@ func TestRealTransport(t *testing.T) {
 	var tasks sync.WaitGroup
 	for i, id := range ids {
 		g, err := gossip.New(gossip.Config{
-			Name: id, Bind: netip.AddrFrom4([4]byte{127, 86, 0, byte(i + 1)}), Label: label,
+			Name: id, Bind: netip.AddrFrom4([4]byte{127, 86, 0, byte(i + 1)}), Label: label, Keys: gossip.Keys{Clear: true},
 			Seeds: func() []gossip.Member {
 				return []gossip.Member{
 					{Node: ids[0], Addr: netip.MustParseAddrPort("127.86.0.1:0")},
@@ -333,7 +340,8 @@ func TestConfigRefused(t *testing.T) {
 		"no label":  func(c *gossip.Config) { c.Label = mesh.MeshID{} },
 		"no bind":   func(c *gossip.Config) { c.Bind = netip.Addr{} },
 		"no seeds":  func(c *gossip.Config) { c.Seeds = nil },
-		"short key": func(c *gossip.Config) { c.Key = []byte("short") },
+		"short key": func(c *gossip.Config) { c.Keys.Accept = [][]byte{[]byte("short")} },
+		"deaf":      func(c *gossip.Config) { c.Keys = gossip.Keys{Use: keyOf(1), Accept: [][]byte{keyOf(2)}} },
 	} {
 		cfg := good
 		change(&cfg)

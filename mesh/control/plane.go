@@ -61,6 +61,8 @@ type Plane struct {
 	voter     voter
 	following following
 	streams   streams
+	delivered deliveries
+	gossip    gossipKeys
 	outdated  atomic.Pointer[[]mesh.NodeID] // see Status; nil: nobody was asked
 	stale     atomic.Bool                   // others do not accept this node's certificate any more
 
