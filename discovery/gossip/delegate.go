@@ -233,6 +233,7 @@ func (d *delegate) NotifyAlive(n *memberlist.Node) error {
 // have been cut off when we said it.
 func (d *delegate) NotifyJoin(n *memberlist.Node) {
 	d.g.members.Add(1)
+	d.g.came.Add(1)
 	d.notify(MemberUp, n)
 	f := &d.g.facts
 	f.mu.Lock()

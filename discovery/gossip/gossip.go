@@ -35,6 +35,12 @@ const (
 	rejoinSoon    = 2 * time.Second
 	rejoinEvery   = 30 * time.Second
 	rejoinTargets = 3
+	// After many members came at once, the full state is exchanged settleRounds
+	// times, about settleEvery apart: each round squares the share of what is
+	// missing, while memberlist's own exchanges are minutes apart in a large mesh.
+	settleRounds = 3
+	settleEvery  = 10 * time.Second
+	settleShare  = 8 // many: more than one in so many
 	bindFirst     = 250 * time.Millisecond
 	bindLongest   = 5 * time.Second
 	leaveTimeout  = 2 * time.Second
@@ -83,6 +89,8 @@ type Gossip struct {
 	ring    *memberlist.Keyring // of the memberlist there is; nil: there is none
 	rekeyed chan struct{}       // the memberlist there is cannot go on with keys
 
+	size    atomic.Int64 // of the mesh, as far as we know
+	came    atomic.Int64 // members that came since rejoin looked
 	members atomic.Int64 // with ourselves; counted here, because memberlist's own count takes its lock
 	list    atomic.Pointer[memberlist.Memberlist]
 	ending  sync.Mutex // keeps Leave and shutdown apart
@@ -108,7 +116,7 @@ func New(cfg Config) (*Gossip, error) {
 		return nil, err
 	}
 	g := &Gossip{cfg: cfg, keys: cfg.Keys, events: make(chan Event, maxEvents), rekeyed: make(chan struct{}, 1)}
-	g.facts.init(func() int { return max(1, int(g.members.Load())) })
+	g.facts.init(func() int { return max(1, int(g.members.Load()), int(g.size.Load())) })
 	return g, nil
 }
 
@@ -257,11 +265,12 @@ func (g *Gossip) transport(logger *log.Logger) (memberlist.NodeAwareTransport, e
 
 // rejoin contacts nodes that the log knows and gossip does not: at once and
 // often until the first contact, then now and then, so that parts of the mesh
-// that lost each other merge again. It ends when the memberlist must.
+// that lost each other merge again. Where many came, it sees to it that all know
+// the same soon. It ends when the memberlist must.
 func (g *Gossip) rejoin(ctx context.Context, list *memberlist.Memberlist, joins *sync.WaitGroup) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	soon := rejoinFirst
+	soon, settling := rejoinFirst, 0
 	slots := make(chan struct{}, 2*rejoinTargets)
 	for {
 		select {
@@ -271,7 +280,15 @@ func (g *Gossip) rejoin(ctx context.Context, list *memberlist.Memberlist, joins 
 			return
 		case <-timer.C:
 		}
-		for _, seed := range g.missing() {
+		seeds := g.missing()
+		if members := g.members.Load(); members > 1 && settleShare*g.came.Swap(0) > members {
+			settling = settleRounds
+		}
+		if settling > 0 {
+			settling--
+			seeds = append(seeds, g.anyone()...)
+		}
+		for _, seed := range seeds {
 			select {
 			case slots <- struct{}{}:
 			default:
@@ -285,7 +302,11 @@ func (g *Gossip) rejoin(ctx context.Context, list *memberlist.Memberlist, joins 
 			})
 		}
 		if g.members.Load() > 1 {
-			timer.Reset(rejoinEvery + rand.N(rejoinEvery/10))
+			every := rejoinEvery
+			if settling > 0 {
+				every = settleEvery
+			}
+			timer.Reset(every + rand.N(every/10))
 			continue
 		}
 		timer.Reset(soon)
@@ -299,7 +320,9 @@ func (g *Gossip) missing() []Member {
 	for _, m := range g.Members() {
 		known[m.Node] = true
 	}
-	seeds := slices.DeleteFunc(slices.Clone(g.cfg.Seeds()), func(m Member) bool { return known[m.Node] })
+	all := g.cfg.Seeds()
+	g.size.Store(int64(len(all) + 1))
+	seeds := slices.DeleteFunc(slices.Clone(all), func(m Member) bool { return known[m.Node] })
 	rand.Shuffle(len(seeds), func(i, j int) { seeds[i], seeds[j] = seeds[j], seeds[i] })
 	seeds = seeds[:min(len(seeds), rejoinTargets)]
 	for i, m := range seeds {
@@ -308,6 +331,16 @@ func (g *Gossip) missing() []Member {
 		}
 	}
 	return seeds
+}
+
+// anyone picks one of the members.
+func (g *Gossip) anyone() []Member {
+	all := g.Members()
+	if len(all) == 0 {
+		return nil
+	}
+	i := rand.IntN(len(all))
+	return all[i : i+1]
 }
 
 func member(n *memberlist.Node) (Member, bool) {

@@ -18,6 +18,7 @@ import (
 	"guywire/discovery/gossip"
 	"guywire/discovery/gossip/gossiptest"
 	"guywire/mesh"
+	"guywire/routing/topology/coordinate"
 )
 
 var label = mesh.MeshID{7}
@@ -43,6 +44,7 @@ type cluster struct {
 	keys  map[mesh.NodeID]*node
 
 	gossipKeys gossip.Keys
+	measured   int // of how many others each tells the distance: it makes what it says longer
 }
 
 // keyOf is a gossip key; using is how to accept it, and use it.
@@ -76,12 +78,12 @@ func (c *cluster) start(nd *node) {
 			return c.keys[id] != nil && c.keys[id].addr.Addr() == addr
 		},
 		Transport: func() (memberlist.NodeAwareTransport, error) { return c.net.Transport(nd.addr) },
-		Logger:    slog.New(slog.NewTextHandler(c.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Logger:    slog.New(slog.NewTextHandler(c.t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})),
 	})
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	nd.gossip, nd.dir, nd.ups = g, discovery.NewDirectory(label, 100), make(map[mesh.NodeID]bool)
+	nd.gossip, nd.dir, nd.ups = g, discovery.NewDirectory(label, 400), make(map[mesh.NodeID]bool)
 	ctx, cancel := context.WithCancel(c.t.Context())
 	var tasks sync.WaitGroup
 	tasks.Go(func() {
@@ -124,7 +126,10 @@ func (c *cluster) handle(nd *node, ev gossip.Event) {
 }
 
 func (c *cluster) say(nd *node, serial uint64) {
-	f := discovery.Facts{Mesh: label, Node: nd.key.NodeID(), Serial: serial, Version: "test"}
+	f := discovery.Facts{Mesh: label, Node: nd.key.NodeID(), Serial: serial, Version: "test", Distances: coordinate.Report{RTT: map[mesh.NodeID]time.Duration{}}}
+	for i := range min(c.measured, len(c.nodes)) {
+		f.Distances.RTT[c.nodes[i].key.NodeID()] = time.Duration(i+1) * time.Millisecond
+	}
 	s, err := f.Sign(func(m []byte) []byte { return ed25519.Sign(nd.priv, m) })
 	if err != nil {
 		c.t.Fatal(err)
@@ -168,22 +173,83 @@ func (c *cluster) knows(nd *node, want []*node, serial uint64) bool {
 	return true
 }
 
+// equal tells whether all of want know each other as knows says.
+func (c *cluster) equal(want []*node, serial uint64) func() bool {
+	return func() bool {
+		for _, nd := range want {
+			if !c.knows(nd, want, serial) {
+				return false
+			}
+		}
+		return true
+	}
+}
+
+// TestTwoHundredNodes: after a restart of all, after a partition of 10 minutes
+// and after the restart of one, all views are equal again within a minute.
+func TestTwoHundredNodes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes a minute of processor time; run without -short")
+	}
+	began := time.Now()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 200)
+		c.measured = 36 // statements of 600 bytes, as they are
+		start := func() {
+			for _, nd := range c.nodes {
+				c.start(nd)
+			}
+		}
+		start()
+		c.within(time.Minute, "everyone knows everyone", c.equal(c.nodes, 1))
+
+		time.Sleep(time.Minute)
+		for _, nd := range c.nodes {
+			nd.stop()
+		}
+		start()
+		c.within(time.Minute, "all are back after all restarted", c.equal(c.nodes, 1))
+
+		half := func(a netip.AddrPort) bool { return a.Addr().Compare(c.nodes[100].addr.Addr()) < 0 }
+		c.net.Cut(func(from, to netip.AddrPort) bool { return half(from) != half(to) })
+		time.Sleep(10 * time.Minute)
+		for i, nd := range c.nodes {
+			if n := len(nd.gossip.Members()); n != 99 {
+				t.Errorf("node %d sees %d members of its half", i, n)
+			}
+			c.say(nd, 2)
+		}
+		c.net.Cut(nil)
+		c.within(time.Minute, "halves are one again", c.equal(c.nodes, 2))
+
+		// One that restarts while it is taken for dead: everybody has another idea
+		// of its incarnation, or none at all.
+		for away := 10 * time.Second; away < 5*time.Minute; away *= 2 {
+			dead := c.nodes[7]
+			dead.stop()
+			time.Sleep(away)
+			c.start(dead)
+			c.say(dead, 3+uint64(away.Seconds()))
+			c.within(time.Minute, fmt.Sprintf("it is back after %s", away), c.equal(c.nodes, 2))
+		}
+		for _, nd := range c.nodes {
+			if n := nd.gossip.Dropped(); n > 0 {
+				t.Errorf("%d events dropped", n)
+			}
+			nd.stop()
+		}
+		drain()
+	})
+	t.Logf("took %s", time.Since(began))
+}
+
 func TestFiftyNodes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 50)
 		for _, nd := range c.nodes {
 			c.start(nd)
 		}
-		all := func(want []*node, serial uint64) func() bool {
-			return func() bool {
-				for _, nd := range want {
-					if !c.knows(nd, want, serial) {
-						return false
-					}
-				}
-				return true
-			}
-		}
+		all := c.equal
 		c.within(time.Minute, "everyone knows everyone", all(c.nodes, 1))
 
 		c.say(c.nodes[17], 2)
