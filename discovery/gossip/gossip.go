@@ -16,6 +16,7 @@ import (
 
 	"github.com/hashicorp/memberlist"
 
+	"guywire/discovery"
 	"guywire/mesh"
 )
 
@@ -26,10 +27,9 @@ const (
 	// maxAnnouncements of at most maxAnnouncement bytes are taken at once.
 	maxAnnouncements = 16384
 	maxAnnouncement  = 4 << 10
-	// retransmits × log10(members + 1) is how often each passes a statement on:
-	// twice memberlist's measure. With that, some do not hear of a mesh that starts
-	// all at once until the exchange of full state.
-	retransmits   = 8
+	// retransmits × (1 + log10(members + 1)) is how often each passes a statement
+	// on: memberlist's measure, without the 1, leaves some out in a small mesh.
+	retransmits   = 4
 	packetSize    = 1200 // bytes of gossip in one packet: fits the smallest overlay MTU
 	rejoinFirst   = 250 * time.Millisecond
 	rejoinSoon    = 2 * time.Second
@@ -41,9 +41,9 @@ const (
 	settleRounds = 3
 	settleEvery  = 10 * time.Second
 	settleShare  = 8 // many: more than one in so many
-	bindFirst     = 250 * time.Millisecond
-	bindLongest   = 5 * time.Second
-	leaveTimeout  = 2 * time.Second
+	bindFirst    = 250 * time.Millisecond
+	bindLongest  = 5 * time.Second
+	leaveTimeout = 2 * time.Second
 )
 
 // Config says how to take part. Name, Bind and Label are required.
@@ -116,7 +116,7 @@ func New(cfg Config) (*Gossip, error) {
 		return nil, err
 	}
 	g := &Gossip{cfg: cfg, keys: cfg.Keys, events: make(chan Event, maxEvents), rekeyed: make(chan struct{}, 1)}
-	g.facts.init(func() int { return max(1, int(g.members.Load()), int(g.size.Load())) })
+	g.facts.held = map[discovery.Subject]held{}
 	return g, nil
 }
 
