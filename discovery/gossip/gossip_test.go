@@ -176,6 +176,14 @@ func (c *cluster) knows(nd *node, want []*node, serial uint64) bool {
 	return true
 }
 
+// heard is the newest that a node has heard of another.
+func (nd *node) heard(other *node) uint64 {
+	nd.mu.Lock()
+	defer nd.mu.Unlock()
+	f, _ := nd.dir.Get(other.key.NodeID())
+	return f.Serial
+}
+
 // equal tells whether all of want know each other as knows says.
 func (c *cluster) equal(want []*node, serial uint64) func() bool {
 	return func() bool {
@@ -258,10 +266,7 @@ func TestFiftyNodes(t *testing.T) {
 		c.say(c.nodes[17], 2)
 		c.within(10*time.Second, "a change reaches everyone", func() bool {
 			for _, nd := range c.nodes {
-				nd.mu.Lock()
-				f, _ := nd.dir.Get(c.nodes[17].key.NodeID())
-				nd.mu.Unlock()
-				if f.Serial != 2 {
+				if nd.heard(c.nodes[17]) != 2 {
 					return false
 				}
 			}

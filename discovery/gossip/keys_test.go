@@ -81,10 +81,10 @@ func TestRotation(t *testing.T) {
 		c.say(late, 11)
 		c.say(rest[0], 11)
 		time.Sleep(time.Minute)
-		if f, _ := rest[1].dir.Get(late.key.NodeID()); f.Serial == 11 {
+		if rest[1].heard(late) == 11 {
 			t.Error("who has no key any more is heard")
 		}
-		if f, _ := late.dir.Get(rest[0].key.NodeID()); f.Serial == 11 {
+		if late.heard(rest[0]) == 11 {
 			t.Error("who has no key any more hears")
 		}
 		if err := late.gossip.SetKeys(keys(false, 0)); err != nil { // a copy that cannot be opened
