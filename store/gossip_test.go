@@ -212,9 +212,8 @@ func TestSealedInit(t *testing.T) {
 	}
 }
 
-// TestGossipOfAll: the largest mesh that control planes serve fits into the
-// commands and the snapshot.
-func TestGossipOfAll(t *testing.T) {
+// All copies of as many nodes as are sealed at once fit into a command.
+func TestSealedAtOnce(t *testing.T) {
 	w := newWorld(t)
 	copies := map[mesh.NodeID][]Copy{}
 	for i := range SealedAtOnce {
