@@ -17,8 +17,8 @@ const (
 	MaxOfferDelay  = time.Second
 	maxClockSkew   = 5 * time.Minute
 	MaxOfferUse    = MaxOfferLife + 2*maxClockSkew // from the first to the last moment at which Validate may accept one
-	minUfrag       = 4  // RFC 8445, section 5.3
-	minPassword    = 22 // the same
+	minUfrag       = 4                             // RFC 8445, section 5.3
+	minPassword    = 22                            // the same
 	maxCredential  = 32
 	offerVersion   = 2
 	offerDelayUnit = time.Millisecond

@@ -137,7 +137,7 @@ func (s *State) apply(c Command) decision {
 	case s.Mesh.ID.IsZero():
 		return s.decided(nil, refuse(CodeNotFound, "there is no mesh here yet; make one: meshctl init"))
 	case c.SetVersion == nil && c.since() > max(s.Mesh.Version, signedVersion-1):
-		return s.decided(nil, refuse(CodeVersion, "the mesh is still at version %d and does not know this; it goes on by itself once every node runs a newer Guywire", signedVersion-1))
+		return s.decided(nil, refuse(CodeVersion, "the mesh is still at version %d and does not know this; it goes on by itself once every node runs a newer Guywire", s.NextVersion()-1))
 	case c.Join != nil:
 		return s.applyJoin(c)
 	case s.Mesh.Version >= signedVersion || c.SetVersion != nil:
@@ -164,7 +164,7 @@ func (s *State) checkForm(c Command) *Refusal {
 }
 
 func (s *State) applyJoin(c Command) decision {
-	if c.since() != 1 {
+	if !c.Author.IsZero() || !c.Request.IsZero() || c.After != 0 || c.Signature != nil {
 		return s.decided(nil, refuse(CodeInvalid, "a join proves itself and is not signed; run the same version of Guywire on both sides"))
 	}
 	d := s.decided(s.join(*c.Join, c.Now))
@@ -261,6 +261,8 @@ func (s *State) do(c Command, by mesh.NodeID) (*Node, *Refusal) {
 		return nil, s.setSettings(*c.SetSettings)
 	case c.RotateCA != nil:
 		return nil, s.rotateCA(*c.RotateCA, c.Now)
+	case c.RotateGossip != nil:
+		return nil, s.rotateGossip(*c.RotateGossip, c.Now)
 	case c.SetVersion != nil:
 		return nil, s.setVersion(*c.SetVersion)
 	case c.RegisterBoot != nil:
@@ -350,6 +352,7 @@ func (s *State) removeNode(c RemoveNode, by mesh.NodeID, now time.Time) (*Node, 
 			if t.EverVoted {
 				s.distrustCAs()
 			}
+			s.distrustGossip()
 		}
 		return t.node(c.Node), nil
 	}
@@ -361,9 +364,12 @@ func (s *State) removeNode(c RemoveNode, by mesh.NodeID, now time.Time) (*Node, 
 		return nil, refuse(CodeLastVoter, "%s is the only voter and the mesh would lose its log; let another node that is reachable from outside become a voter first (meshctl raft status)", n.Name)
 	}
 	s.remove(n, c.Revoke, now)
-	// Who leaves by itself is trusted to destroy its copy of the key.
-	if n.EverVoted && by != n.ID {
-		s.distrustCAs()
+	// Who leaves by itself is trusted to destroy its copies of the keys.
+	if by != n.ID {
+		if n.EverVoted {
+			s.distrustCAs()
+		}
+		s.distrustGossip()
 	}
 	return &n, nil
 }

@@ -215,6 +215,8 @@ func (c Command) about() string {
 		about = c.DropKey.Node.String()
 	case c.RotateCA != nil:
 		about = c.RotateCA.Pin.String()
+	case c.RotateGossip != nil:
+		about = fmt.Sprint(c.RotateGossip.Step, " ", c.RotateGossip.Epoch)
 	case c.SetVersion != nil:
 		about = fmt.Sprint(c.SetVersion.Version)
 	case c.RegisterBoot != nil:

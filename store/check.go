@@ -18,7 +18,7 @@ func (s *State) check() error {
 		if len(s.Nodes)+len(s.Tokens)+len(s.Removed) > 0 {
 			return errors.New("it has members and no mesh")
 		}
-		if s.beyond2() {
+		if s.beyond2() || s.beyond3() {
 			return errors.New("it has a history and no mesh")
 		}
 		return nil
@@ -69,10 +69,10 @@ func (s *State) check() error {
 	return nil
 }
 
-// checkVersion is about what version 3 brought.
+// checkVersion is about what versions 3 and 4 brought.
 func (s *State) checkVersion() error {
 	if s.Mesh.Version == 0 {
-		if s.beyond2() {
+		if s.beyond2() || s.beyond3() {
 			return errors.New("it holds what its version does not know")
 		}
 		return nil
@@ -83,7 +83,7 @@ func (s *State) checkVersion() error {
 	if refused := checkSettings(s.Mesh); refused != nil {
 		return refused
 	}
-	if err := errors.Join(checkAuthorities(s.Mesh.Authorities), s.checkOperators(), s.checkReserved(), s.Answered.check(s.Index)); err != nil {
+	if err := errors.Join(checkAuthorities(s.Mesh.Authorities), s.checkOperators(), s.checkReserved(), s.Answered.check(s.Index), s.checkGossip()); err != nil {
 		return err
 	}
 	recent := s.Audit.Recent

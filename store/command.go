@@ -48,6 +48,7 @@ type Command struct {
 	SetVersion     *SetVersion     `json:"set_version,omitempty"`
 	RegisterBoot   *RegisterBoot   `json:"register_boot,omitempty"`
 	Recover        *Recover        `json:"recover,omitempty"`
+	RotateGossip   *RotateGossip   `json:"rotate_gossip,omitempty"`
 }
 
 // since is the first version that knows the command.
@@ -55,6 +56,10 @@ func (c Command) since() int {
 	switch {
 	case c.SetVersion != nil:
 		return max(signedVersion, c.SetVersion.Version) // who does not know that version must stop
+	case c.Init != nil && (c.Init.Copy != nil || !c.Init.Check.IsZero() || c.Init.Settings.beyond3()):
+		return max(GossipVersion, c.Init.Settings.Version)
+	case c.RotateGossip != nil, c.Join != nil && len(c.Join.Copies) > 0:
+		return GossipVersion
 	case !c.Author.IsZero() || !c.Request.IsZero() || c.After != 0 || c.Signature != nil,
 		c.SetRoles != nil, c.SetOperator != nil, c.RemoveOperator != nil, c.Reserve != nil, c.Unreserve != nil,
 		c.AddKey != nil, c.DropKey != nil, c.SetSettings != nil, c.RotateCA != nil, c.RegisterBoot != nil, c.Recover != nil,
@@ -101,6 +106,7 @@ func (c Command) actions() (names []string) {
 		{"set_version", c.SetVersion != nil},
 		{"register_boot", c.RegisterBoot != nil},
 		{"recover", c.Recover != nil},
+		{"rotate_gossip", c.RotateGossip != nil},
 	} {
 		if kind.set {
 			names = append(names, kind.name)
@@ -133,6 +139,10 @@ type (
 		Prefixes []netip.Prefix   `json:"prefixes"`
 		Control  []netip.AddrPort `json:"control"`
 		Site     string           `json:"site,omitempty"`
+		// Check and Copy are of the first gossip key, from version 4 on; there is
+		// no Secret then.
+		Check Digest `json:"check,omitzero"`
+		Copy  *Copy  `json:"copy,omitempty"`
 	}
 	// AddToken creates a token (operator).
 	AddToken struct {
@@ -155,6 +165,8 @@ type (
 		Key        Key              `json:"key"`
 		Prefixes   []netip.Prefix   `json:"prefixes"`
 		Request    string           `json:"request"` // idempotency key: a retry gets the first answer
+		// Copies of the gossip keys, by the voter that admits the node.
+		Copies []Copy `json:"copies,omitempty"`
 	}
 	// SetControl records where a node's control listener was reached (the node, or a voter).
 	SetControl struct {
@@ -262,6 +274,14 @@ type (
 		// Aged, with CAAdd: the current CA is only old. Tokens that pin it are
 		// waited for: see CA.From.
 		Aged bool `json:"aged,omitempty"`
+	}
+	// RotateGossip takes one step of a change of the gossip key (voter).
+	RotateGossip struct {
+		Step  GossipStep `json:"step"`
+		Epoch mesh.Epoch `json:"epoch,omitempty"`
+		Check Digest     `json:"check,omitzero"` // with GossipAdd, and only then
+		// Copies, with GossipAdd and GossipSeal, for members.
+		Copies map[mesh.NodeID][]Copy `json:"copies,omitempty"`
 	}
 	// SetVersion raises Settings.Version by one (voter, once every voter and
 	// every follower knows the new version).

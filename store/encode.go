@@ -88,6 +88,9 @@ func (s *State) since() int {
 	if s.Mesh.Version >= signedVersion {
 		return s.Mesh.Version
 	}
+	if s.beyond3() {
+		return GossipVersion
+	}
 	if s.beyond2() {
 		return signedVersion
 	}
@@ -129,6 +132,22 @@ func (s *State) beyond2() bool {
 func (m Settings) beyond2() bool {
 	return m.Version != 0 || m.Generation != 0 || m.CADue || m.CacheMaxAge != 0 || m.Voters != 0 || len(m.Authorities) > 0
 }
+
+// beyond3 reports whether there is something in the state that version 3 does not
+// know.
+func (s *State) beyond3() bool {
+	if s.Mesh.beyond3() {
+		return true
+	}
+	for _, n := range s.Nodes {
+		if len(n.Copies) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func (m Settings) beyond3() bool { return len(m.Gossip) > 0 || m.GossipEpoch != 0 || m.GossipDue }
 
 func (t Token) beyond2() bool {
 	return t.AnyPrefix || t.Site != "" || len(t.Roles) > 0 || t.CAIndex != 0

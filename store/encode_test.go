@@ -61,7 +61,7 @@ func TestDamagedSnapshot(t *testing.T) {
 	}{
 		"empty":    {nil, ErrCorrupt},
 		"appended": {append(bytes.Clone(good), '\n'), ErrCorrupt},
-		"newer":    {bytes.Replace(good, []byte("state 1 "), []byte("state 4 "), 1), ErrNewer},
+		"newer":    {bytes.Replace(good, []byte("state 1 "), []byte("state 5 "), 1), ErrNewer},
 		"too new":  {bytes.Replace(good, []byte("state 1 "), []byte("state 2 "), 1), ErrCorrupt}, // it could be written as 1
 		"version":  {bytes.Replace(good, []byte("state 1 "), []byte("state 0 "), 1), ErrCorrupt},
 		"spelling": {bytes.Replace(good, []byte("state 1 "), []byte("state 01 "), 1), ErrCorrupt},
@@ -158,9 +158,37 @@ func TestRestoreChecksTheRules(t *testing.T) {
 		"a CA of no kind": func(s *State, _, _ *Node) {
 			s.Mesh.Authorities = []CA{{Pin: Digest{1}, State: CACurrent}, {Pin: Digest{2}, State: "x"}}
 		},
-		"no trail":     func(s *State, _, _ *Node) { s.Audit = Audit{} },
-		"no records":   func(s *State, _, _ *Node) { s.Audit.Recent = nil },
-		"another head": func(s *State, _, _ *Node) { s.Audit.Head[0] ^= 1 },
+		"a secret":                func(s *State, _, _ *Node) { s.Mesh.Secret = []byte{1} },
+		"no gossip key":           func(s *State, hub, _ *Node) { s.Mesh.Gossip, hub.Copies = nil, nil },
+		"a gossip key of epoch 0": func(s *State, _, _ *Node) { changeGossip(s, func(k *GossipKey) { k.Epoch = 0 }) },
+		"a gossip key to come":    func(s *State, _, _ *Node) { changeGossip(s, func(k *GossipKey) { k.Epoch = 2 }) },
+		"a gossip key of later":   func(s *State, _, _ *Node) { changeGossip(s, func(k *GossipKey) { k.Index = s.Index + 1 }) },
+		"no check":                func(s *State, _, _ *Node) { changeGossip(s, func(k *GossipKey) { k.Check = Digest{} }) },
+		"a gossip key of no kind": func(s *State, _, _ *Node) { changeGossip(s, func(k *GossipKey) { k.State = "x" }) },
+		"two current gossip keys": func(s *State, _, _ *Node) { s.addGossip(2, Digest{2}, GossipCurrent, testNow) },
+		"two next gossip keys": func(s *State, _, _ *Node) {
+			s.addGossip(2, Digest{2}, GossipNext, testNow)
+			s.addGossip(3, Digest{3}, GossipNext, testNow)
+		},
+		"four gossip keys": func(s *State, _, _ *Node) {
+			for epoch := range mesh.Epoch(3) {
+				s.addGossip(epoch+2, Digest{2}, GossipOld, testNow)
+			}
+		},
+		"only an old gossip key": func(s *State, _, _ *Node) {
+			s.Mesh.Secret = make([]byte, SecretSize)
+			changeGossip(s, func(k *GossipKey) { k.State = GossipOld })
+		},
+		"a copy too short":      func(_ *State, _, oslo *Node) { oslo.Copies = []Copy{{1, 1, []byte{1}}} },
+		"a copy of nothing":     func(_ *State, _, oslo *Node) { oslo.Copies = []Copy{copyOf(2, 1)} },
+		"a copy for no key":     func(_ *State, _, oslo *Node) { oslo.Copies = []Copy{copyOf(1, 2)} },
+		"two copies of a key":   func(_ *State, _, oslo *Node) { oslo.Copies = []Copy{copyOf(1, 1), copyOf(1, 1)} },
+		"gossip in version 3":   func(s *State, _, _ *Node) { s.Mesh.Version = signedVersion },
+		"copies in version 3":   func(s *State, _, _ *Node) { s.Mesh.Version, s.Mesh.Gossip, s.Mesh.GossipEpoch = signedVersion, nil, 0 },
+		"an epoch in version 3": func(s *State, hub, _ *Node) { s.Mesh.Version, s.Mesh.Gossip, hub.Copies = signedVersion, nil, nil },
+		"no trail":              func(s *State, _, _ *Node) { s.Audit = Audit{} },
+		"no records":            func(s *State, _, _ *Node) { s.Audit.Recent = nil },
+		"another head":          func(s *State, _, _ *Node) { s.Audit.Head[0] ^= 1 },
 		"a trail too short": func(s *State, _, _ *Node) {
 			s.Audit.Recent = s.Audit.Recent[:1]
 			s.Audit.Head = s.Audit.Recent[0].Head()
@@ -211,6 +239,11 @@ func operatorOf(seed string) Operator {
 	return Operator{Key: newJoiner("", seed).identity, Right: RightRead, Created: testNow}
 }
 
+func changeGossip(s *State, change func(*GossipKey)) {
+	s.Mesh.Gossip = slices.Clone(s.Mesh.Gossip)
+	change(&s.Mesh.Gossip[0])
+}
+
 func changeToken(s *State, change func(*Token)) {
 	t := s.Tokens[newInvite(1).ID]
 	change(&t)
@@ -221,6 +254,8 @@ func changeToken(s *State, change func(*Token)) {
 func TestOldStateHoldsNothingNew(t *testing.T) {
 	for name, change := range map[string]func(*State){
 		"a generation": func(s *State) { s.Mesh.Generation = 1 },
+		"gossip due":   func(s *State) { s.Mesh.GossipDue = true },
+		"a copy":       func(s *State) { n := s.Nodes[s.ids()[0]]; n.Copies = []Copy{copyOf(1, 1)}; s.put(n) },
 		"an authority": func(s *State) { s.Mesh.Authorities = []CA{{Pin: Digest{1}, State: CACurrent}} },
 		"a setting":    func(s *State) { s.Mesh.Voters = 3 },
 		"an operator":  func(s *State) { s.Operators = map[string]Operator{"a": operatorOf("x")} },
@@ -241,7 +276,7 @@ func TestOldStateHoldsNothingNew(t *testing.T) {
 		}
 		s.Version = 2
 		_, body, _ := bytes.Cut(b, []byte("\n"))
-		body = bytes.Replace(body, []byte(`{"version":3`), []byte(`{"version":2`), 1)
+		body = bytes.Replace(body, fmt.Appendf(nil, `{"version":%d`, s.since()), []byte(`{"version":2`), 1)
 		if _, err := Restore(append(snapshotHeader(2, body), body...)); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%s, as version 2: %v", name, err)
 		}
@@ -277,7 +312,7 @@ func TestDecodeCommandIsStrict(t *testing.T) {
 		"no version":    {strings.Replace(text, `"version":1,`, ``, 1), ErrCorrupt},
 		"version 0":     {strings.Replace(text, `"version":1`, `"version":0`, 1), ErrCorrupt},
 		"version -1":    {strings.Replace(text, `"version":1`, `"version":-1`, 1), ErrCorrupt},
-		"newer":         {strings.Replace(text, `"version":1`, `"version":4,"new":[]`, 1), ErrNewer},
+		"newer":         {strings.Replace(text, `"version":1`, `"version":5,"new":[]`, 1), ErrNewer},
 		"too new":       {strings.Replace(text, `"version":1`, `"version":2`, 1), ErrCorrupt},
 		"too old":       {strings.Replace(drain, `"version":2`, `"version":1`, 1), ErrCorrupt},
 		"huge":          {text + strings.Repeat(" ", MaxCommandBytes), ErrTooLarge},
@@ -303,7 +338,7 @@ func TestEncodeCommandRefuses(t *testing.T) {
 	}
 }
 
-// newCommands uses every part of what version 3 brought, with two members.
+// newCommands uses every part of what versions 3 and 4 brought, with two members.
 func newCommands(root, oslo *joiner) []Command {
 	a := oslo.id()
 	return []Command{
@@ -322,6 +357,11 @@ func newCommands(root, oslo *joiner) []Command {
 		{RotateCA: &RotateCA{Step: CAPromote, Pin: Digest{2}}},
 		{RotateCA: &RotateCA{Step: CARetire, Pin: Digest{1}}},
 		{RotateCA: &RotateCA{Step: CAAdd, Pin: Digest{3}, Root: []byte{0x30}, Aged: true}},
+		{RotateGossip: &RotateGossip{Step: GossipAdd, Epoch: 2, Check: Digest{2}, Copies: map[mesh.NodeID][]Copy{root.id(): {copyOf(2, 1)}}}},
+		{RotateGossip: &RotateGossip{Step: GossipSeal, Copies: map[mesh.NodeID][]Copy{a: {copyOf(1, 1), copyOf(2, 1)}}}},
+		{RotateGossip: &RotateGossip{Step: GossipUse, Epoch: 2}},
+		{RotateGossip: &RotateGossip{Step: GossipAdd, Epoch: 3, Check: Digest{3}}},
+		{RotateGossip: &RotateGossip{Step: GossipRetire, Epoch: 1}},
 		{AddKey: &AddKey{root.id(), Key{2, newJoiner("", "new key").key.Public}}},
 		{DropKey: &DropKey{root.id(), 1}},
 		{RegisterBoot: &RegisterBoot{root.id(), Boot{1, Nonce{1}}}},
@@ -329,14 +369,14 @@ func newCommands(root, oslo *joiner) []Command {
 		{AddToken: &AddToken{Token{
 			ID: newInvite(77).ID, Key: newInvite(77).Public(), Uses: 1, Expires: testNow.Add(time.Hour), AnyPrefix: true, Site: "oslo", Roles: []NodeRole{NodeNoVote},
 		}}},
-		{SetVersion: &SetVersion{signedVersion}},
+		{SetVersion: &SetVersion{Version}},
 		{Recover: &Recover{root.id(), 1}},
 	}
 }
 
 func FuzzRestore(f *testing.F) {
 	states := []*State{New()}
-	for _, w := range []*world{oldWorld(f), newWorld(f)} {
+	for _, w := range []*world{oldWorld(f), newWorldOf(f, signedInit), newWorld(f)} {
 		oslo := newJoiner("oslo", "oslo")
 		w.must(oslo.join(w.addToken(1)))
 		states = append(states, w.s)
@@ -452,7 +492,7 @@ func FuzzApply(f *testing.F) {
 	})
 }
 
-// Everything that version 3 brought survives a snapshot.
+// Everything that versions 3 and 4 brought survives a snapshot.
 func TestSnapshotOfEverything(t *testing.T) {
 	w := newWorld(t)
 	oslo := newJoiner("oslo", "oslo")
@@ -466,7 +506,7 @@ func TestSnapshotOfEverything(t *testing.T) {
 	}
 	w.must(w.by(Command{RemoveNode: &RemoveNode{Node: oslo.id(), Revoke: true}}))
 	again := restored(t, w.s)
-	if !again.Mesh.CADue || !again.Removed[oslo.id()].EverVoted || len(again.Operators)+len(again.Reserved) != 2 || len(again.Answered) != len(w.s.Answered) {
+	if !again.Mesh.CADue || !again.Mesh.GossipDue || len(again.Mesh.Gossip) != 1 || !again.Removed[oslo.id()].EverVoted || len(again.Operators)+len(again.Reserved) != 2 || len(again.Answered) != len(w.s.Answered) {
 		t.Errorf("%+v", again)
 	}
 }

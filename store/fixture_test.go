@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"crypto/ecdh"
 	"crypto/ed25519"
 	"crypto/sha256"
@@ -105,7 +106,8 @@ type world struct {
 
 func (w *world) operator() Authority { return Authority{Operator: true, Node: w.root.id()} }
 
-// initCommand makes a mesh of version 2; signedInit one of version 3.
+// initCommand makes a mesh of version 2, signedInit one of version 3, sealedInit
+// the newest.
 func initCommand(root *joiner) Command {
 	return Command{Version: Version, Now: testNow, By: Authority{Operator: true, Node: root.id()}, Init: &Init{
 		Settings: Settings{
@@ -123,7 +125,19 @@ func signedInit(root *joiner) Command {
 	return c
 }
 
-func newWorld(t testing.TB) *world { return newWorldOf(t, signedInit) }
+func sealedInit(root *joiner) Command {
+	c := signedInit(root)
+	c.Init.Settings.Version, c.Init.Settings.Secret = GossipVersion, nil
+	c.Init.Check, c.Init.Copy = Digest{1}, new(copyOf(1, root.key.Epoch))
+	return c
+}
+
+// copyOf is a copy of a gossip key that looks like one.
+func copyOf(epoch, key mesh.Epoch) Copy {
+	return Copy{Epoch: epoch, Key: key, Sealed: bytes.Repeat([]byte{byte(epoch), byte(key)}, CopySize/2)}
+}
+
+func newWorld(t testing.TB) *world { return newWorldOf(t, sealedInit) }
 
 // oldWorld is a mesh of version 2, where nobody signs.
 func oldWorld(t testing.TB) *world { return newWorldOf(t, initCommand) }

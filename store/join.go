@@ -32,15 +32,19 @@ func (s *State) init(command Command) (*Node, *Refusal) {
 	if !m.Topology.IsZero() {
 		return nil, refuse(CodeInvalid, "a topology is chosen once there is a mesh; run meshctl init, then meshctl topology set")
 	}
-	if len(m.Secret) != SecretSize {
-		return nil, refuse(CodeInvalid, "the secret of a mesh has %d bytes, not %d", SecretSize, len(m.Secret))
+	sealed := m.Version >= GossipVersion
+	if !sealed && len(m.Secret) != SecretSize || sealed && m.Secret != nil {
+		return nil, refuse(CodeInvalid, "before version %d the secret of a mesh has %d bytes, and from there on it is sealed; this one has %d", GossipVersion, SecretSize, len(m.Secret))
+	}
+	if sealed != (c.Copy != nil) || sealed == c.Check.IsZero() {
+		return nil, refuse(CodeInvalid, "a mesh begins with a gossip key from version %d on, and its first node with a copy of it", GossipVersion)
 	}
 	for _, root := range m.Roots {
 		if len(root) > MaxRootBytes {
 			return nil, refuse(CodeInvalid, "a CA certificate of %d bytes is longer than %d; make a smaller one", len(root), MaxRootBytes)
 		}
 	}
-	if m.Generation != 0 || len(m.Authorities) > 0 || m.CADue || m.CacheMaxAge != 0 || m.Voters != 0 {
+	if m.Generation != 0 || len(m.Authorities) > 0 || m.CADue || m.CacheMaxAge != 0 || m.Voters != 0 || m.beyond3() {
 		return nil, refuse(CodeInvalid, "these settings are chosen once there is a mesh; run meshctl init, then change them")
 	}
 	signed := m.Version != 0
@@ -55,7 +59,10 @@ func (s *State) init(command Command) (*Node, *Refusal) {
 	case len(m.CA) == 0 || len(m.CA) != len(m.Roots):
 		return nil, refuse(CodeInvalid, "a mesh begins with a CA: a pin and a certificate for each; run meshctl init again")
 	}
-	m.CA, m.Roots, m.Secret = clone(m.CA), clone(m.Roots), append([]byte{}, m.Secret...)
+	m.CA, m.Roots = clone(m.CA), clone(m.Roots)
+	if !sealed {
+		m.Secret = append([]byte{}, m.Secret...)
+	}
 	for i, root := range m.Roots {
 		m.Roots[i] = append([]byte{}, root...)
 	}
@@ -74,6 +81,15 @@ func (s *State) init(command Command) (*Node, *Refusal) {
 	}
 	if refused := cmp.Or(checkControl(c.Control), checkSite(c.Site)); refused != nil {
 		return nil, refused
+	}
+	if sealed {
+		s.addGossip(1, c.Check, GossipCurrent, now)
+		if n.Copies, refused = s.takeCopies(n, []Copy{*c.Copy}); refused != nil {
+			return nil, refused
+		}
+		if len(n.Copies) == 0 {
+			return nil, refuse(CodeInvalid, "the first gossip key of a mesh is that of epoch 1")
+		}
 	}
 	n.Control = clone(c.Control)
 	n.Voter = true // the log has one member, and this is it
@@ -122,6 +138,9 @@ func (s *State) join(c Join, now time.Time) (*Node, *Refusal) {
 		Joined: now, Request: c.Request,
 	}, c.Prefixes)
 	if refused != nil {
+		return nil, refused
+	}
+	if n.Copies, refused = s.takeCopies(n, c.Copies); refused != nil {
 		return nil, refused
 	}
 	if _, reserved := s.Reserved[n.Name]; reserved {
@@ -179,6 +198,13 @@ func (s *State) admit(n Node, prefixes []prefix) (Node, *Refusal) {
 		return Node{}, refuse(CodeInvalid, "the identity key is unusable; start with an empty state directory")
 	}
 	n.ID = n.Identity.NodeID()
+	if s.Mesh.Version >= GossipVersion { // before, voters would differ about it
+		for name, o := range s.Operators {
+			if o.Key == n.Identity {
+				return Node{}, refuse(CodeIdentityTaken, "this machine's identity is the key of the operator %s; start with an empty state directory", name)
+			}
+		}
+	}
 	if refused := checkNodeName(n.Name); refused != nil {
 		return Node{}, refused
 	}

@@ -51,5 +51,6 @@ func (s *State) dropKey(c DropKey) (*Node, *Refusal) {
 	}
 	n.LastEpoch = n.lastEpoch()
 	n.Keys = slices.Delete(slices.Clone(n.Keys), i, i+1)
+	n.Copies = without(n.Copies, func(copy Copy) bool { return copy.Key == c.Epoch })
 	return s.put(n), nil
 }

@@ -348,6 +348,17 @@ func TestOperators(t *testing.T) {
 	w.refused(CodeLastOperator, w.as(laptop, Command{SetOperator: &SetOperator{"anna", Operator{Key: laptop.identity, Right: RightRead}}}))
 }
 
+// A node's key and an operator's are two: a state with one that is both could
+// not be restored.
+func TestOperatorDoesNotJoin(t *testing.T) {
+	w := newWorld(t)
+	j := newJoiner("oslo", "oslo")
+	w.must(w.by(Command{SetOperator: &SetOperator{"anna", Operator{Key: j.identity, Right: RightRead}}}))
+	w.refused(CodeIdentityTaken, j.join(w.addToken(1)))
+	w.must(w.by(Command{RemoveOperator: &RemoveOperator{"anna"}}))
+	w.must(j.join(newInvite(1)))
+}
+
 // A mesh of version 3 begins with all that it needs.
 func TestSignedInit(t *testing.T) {
 	root := newJoiner("hub", "hub")

@@ -37,6 +37,8 @@ func (h *history) next(s *State) Command {
 	kind := h.IntN(19)
 	if s.Mesh.Version >= signedVersion && h.IntN(4) == 0 {
 		kind = 19 + h.IntN(11)
+	} else if s.Mesh.Version >= GossipVersion && h.IntN(6) == 0 {
+		kind = 30
 	}
 	if len(s.Nodes) < 3 && (kind == 4 || kind == 8 || kind == 18) {
 		kind = 9 // the mesh lives on
@@ -126,6 +128,26 @@ func (h *history) next(s *State) Command {
 	case 28:
 		id := h.member(s)
 		c.By, c.RegisterBoot = Authority{Node: id}, &RegisterBoot{id, Boot{N: uint64(h.IntN(5)), Instance: Nonce{byte(h.IntN(3))}}}
+	case 30: // mostly a voter, and a step that is possible
+		c.By.Node = h.who(s, func(n Node) bool { return n.Voter })
+		r := RotateGossip{Step: []GossipStep{GossipAdd, GossipSeal, GossipSeal, GossipUse, GossipRetire}[h.IntN(5)]}
+		switch next, _ := s.GossipKey(GossipNext); r.Step {
+		case GossipAdd:
+			r.Epoch, r.Check = s.Mesh.GossipEpoch+1, Digest{byte(h.IntN(8))}
+		case GossipUse:
+			r.Epoch = next.Epoch
+		case GossipRetire:
+			r.Epoch = s.Mesh.GossipEpoch - mesh.Epoch(min(int(s.Mesh.GossipEpoch), h.IntN(3)))
+		}
+		if r.Step == GossipSeal || h.IntN(4) == 0 {
+			r.Copies = map[mesh.NodeID][]Copy{}
+			for id, n := range s.Nodes {
+				for _, epoch := range s.Lacks(n) {
+					r.Copies[id] = append(r.Copies[id], copyOf(epoch, n.Keys[len(n.Keys)-1].Epoch-mesh.Epoch(h.IntN(200)/199)))
+				}
+			}
+		}
+		c.RotateGossip = &r
 	case 29:
 		c.Grant = &Grant{Node: h.member(s), Prefixes: prefixes("172.16.0.0/24")}
 		if h.IntN(4) > 0 {
@@ -140,6 +162,11 @@ func (h *history) next(s *State) Command {
 		}
 		join := j.join(h.token())
 		c.Join = join.Join
+		if s.Mesh.Version >= GossipVersion && h.IntN(2) == 0 {
+			for _, k := range s.Mesh.Gossip {
+				c.Join.Copies = append(c.Join.Copies, copyOf(k.Epoch, j.key.Epoch))
+			}
+		}
 	}
 	return c
 }
@@ -205,6 +232,7 @@ func (h *history) prefixes() (out []netip.Prefix) {
 func TestHistories(t *testing.T) {
 	t.Run("unsigned", func(t *testing.T) { testHistories(t, initCommand, 4, 260) })
 	t.Run("signed", func(t *testing.T) { testHistories(t, signedInit, 1, 500) })
+	t.Run("sealed", func(t *testing.T) { testHistories(t, sealedInit, 1, 500) })
 }
 
 func testHistories(t *testing.T, init func(*joiner) Command, seeds uint64, steps int) {

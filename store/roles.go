@@ -101,7 +101,7 @@ func (s *State) permit(c Command) *Refusal {
 		return refuse(CodeForbidden, "this machine was removed from the mesh; join again with an empty state directory and a new token")
 	case c.SetControl != nil:
 		return allowIf(voter || self(c.SetControl.Node), "only a voter, or the node itself, may say where a node can be reached")
-	case c.SetVoter != nil, c.SetVersion != nil, c.RotateCA != nil:
+	case c.SetVoter != nil, c.SetVersion != nil, c.RotateCA != nil, c.RotateGossip != nil:
 		return allowIf(voter, "only a voter may do this, and does it by itself")
 	case c.RegisterBoot != nil:
 		return allowIf(voter && self(c.RegisterBoot.Node), "only a voter itself may say which copy of its log it runs")

@@ -44,7 +44,8 @@ func TestRoles(t *testing.T) {
 		command Command
 		allowed []string
 	}{
-		"Init":           {Command{Init: signedInit(stranger).Init}, nil},
+		"Init":           {Command{Init: sealedInit(stranger).Init}, nil},
+		"RotateGossip":   {Command{RotateGossip: &RotateGossip{Step: GossipAdd, Epoch: 2, Check: Digest{2}}}, []string{"voter"}},
 		"Join":           {Command{Join: newJoiner("new", "new").join(inv).Join}, nil}, // signed by anyone: a join proves itself
 		"AddToken":       {Command{AddToken: &AddToken{tokenOf(newInvite(8))}}, operators},
 		"RevokeToken":    {Command{RevokeToken: &RevokeToken{inv.ID}}, operators},
@@ -67,7 +68,7 @@ func TestRoles(t *testing.T) {
 		"DropKey":        {Command{DropKey: &DropKey{about, 1}}, nil},
 		"SetSettings":    {Command{SetSettings: &SetSettings{Voters: new(3)}}, operators},
 		"RotateCA":       {Command{RotateCA: &RotateCA{Step: CAAdd, Pin: Digest{2}, Root: []byte{0x30}}}, []string{"voter"}},
-		"SetVersion":     {Command{SetVersion: &SetVersion{signedVersion}}, nil}, // it has that version
+		"SetVersion":     {Command{SetVersion: &SetVersion{Version}}, nil}, // it has that version
 		"RegisterBoot":   {Command{RegisterBoot: &RegisterBoot{voter.id(), Boot{1, Nonce{1}}}}, []string{"voter"}},
 		"Recover":        {Command{Recover: &Recover{about, 1}}, nil},
 	}

@@ -21,11 +21,16 @@ import (
 // is upgraded node by node, those that are still to come read on until an
 // operator asks for what they do not know. Version 2 brought the policy:
 // topology, transit, caps and drains. Version 3 brought signed commands, roles
-// and the audit trail; a mesh has it when Settings.Version says so.
-const Version = 3
+// and the audit trail; a mesh has it when Settings.Version says so. Version 4
+// brought gossip keys.
+const Version = 4
 
 // signedVersion is the first version of a mesh in which commands are signed.
 const signedVersion = 3
+
+// GossipVersion is the first version of a mesh that has gossip keys, and no
+// secret in the clear.
+const GossipVersion = 4
 
 // A State is the whole truth at one index of the log.
 type State struct {
@@ -55,7 +60,9 @@ type Settings struct {
 	CA    [][32]byte `json:"ca"`
 	Roots [][]byte   `json:"roots"`
 	// Secret is shared by the members and authenticates what is no more than
-	// a courtesy among them: STUN requests. It protects nothing else.
+	// a courtesy among them: STUN requests. It protects nothing else. From
+	// version 4 on the gossip keys do; where there still is a Secret, it is
+	// good for STUN, and gossip is accepted in the clear.
 	Secret []byte `json:"secret"`
 	// Topology is the policy on who gets links to whom.
 	Topology Topology `json:"topology,omitzero"`
@@ -76,6 +83,14 @@ type Settings struct {
 	CacheMaxAge time.Duration `json:"cache_max_age,omitempty"`
 	// Voters is how many voters are wanted: 1, 3 or 5; 0: the mesh chooses.
 	Voters int `json:"voters,omitempty"`
+
+	// Gossip are the gossip keys of the mesh, oldest first.
+	Gossip []GossipKey `json:"gossip,omitempty"`
+	// GossipEpoch is that of the newest gossip key that there ever was.
+	GossipEpoch mesh.Epoch `json:"gossip_epoch,omitempty"`
+	// GossipDue: somebody who knew the gossip keys was removed, so the mesh must
+	// change to another one at once.
+	GossipDue bool `json:"gossip_due,omitempty"`
 }
 
 // SecretSize is the length of Settings.Secret.
@@ -116,6 +131,8 @@ type Node struct {
 	// LastEpoch is the highest epoch of any key that the node ever had, once
 	// it has changed keys; 0: that of its key.
 	LastEpoch mesh.Epoch `json:"last_epoch,omitempty"`
+	// Copies are the gossip keys, sealed for this node; by epoch, oldest first.
+	Copies []Copy `json:"copies,omitempty"`
 }
 
 // A Key is one generation of a node's WireGuard key.

@@ -120,7 +120,10 @@ func (s *State) setVersion(c SetVersion) *Refusal {
 	if next := s.NextVersion(); c.Version != next {
 		return refuse(CodeVersion, "the mesh is at version %d, after which comes %d, not %d", next-1, next, c.Version)
 	}
-	*s = *upgrade(s)
+	if c.Version == signedVersion {
+		*s = *upgrade(s)
+	}
+	s.Mesh.Version = c.Version
 	return nil
 }
 

@@ -54,8 +54,8 @@ func outside(c config.Config, log *slog.Logger) agent.Outside {
 			return conn, nil
 		},
 		Gossip: func(g agent.GossipConfig) (agent.Gossip, error) { return openGossip(g, log) },
-		Stun: func(addrs []netip.AddrPort, key []byte) (func(context.Context) error, error) {
-			server, err := stun.Listen(addrs, key)
+		Stun: func(addrs []netip.AddrPort, keys func() [][]byte) (func(context.Context) error, error) {
+			server, err := stun.Listen(addrs, keys)
 			if err != nil {
 				return nil, err
 			}
@@ -253,13 +253,16 @@ func openGossip(g agent.GossipConfig, log *slog.Logger) (agent.Gossip, error) {
 			}
 			return out
 		},
-		Admit: g.Admit, Announcements: g.Announcements,
+		Admit: g.Admit, Announcements: g.Announcements, Keys: gossip.Keys(g.Keys),
 	})
 	if err != nil {
 		return nil, err
 	}
 	return gossiper{member, g.Facts, g.Learned}, nil
 }
+
+// SetKeys implements agent.Gossip.
+func (g gossiper) SetKeys(keys agent.GossipKeys) error { return g.Gossip.SetKeys(gossip.Keys(keys)) }
 
 func (g gossiper) Run(ctx context.Context) error {
 	tasks, ctx := errgroup.WithContext(ctx)

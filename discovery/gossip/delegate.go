@@ -43,18 +43,13 @@ type Event struct {
 type facts struct {
 	mu      sync.Mutex
 	held    map[discovery.Subject]held
-	queue   memberlist.TransmitLimitedQueue
+	queue   queue
 	dropped atomic.Uint64
 }
 
 type held struct {
 	serial uint64
 	signed discovery.Signed
-}
-
-func (f *facts) init(members func() int) {
-	f.held = make(map[discovery.Subject]held)
-	f.queue = memberlist.TransmitLimitedQueue{NumNodes: members, RetransmitMult: retransmits}
 }
 
 // stale reports whether s says nothing newer than what is held, or nothing
@@ -86,17 +81,13 @@ func (g *Gossip) Publish(statements ...discovery.Signed) error {
 		h, ok := g.facts.held[about]
 		switch {
 		case ok && serial <= h.serial:
-			s = discovery.Signed{}
 		case !ok && len(g.facts.held) >= maxStatements:
 			errs = append(errs, fmt.Errorf("publish %s: %d statements are the limit", about, maxStatements))
-			s = discovery.Signed{}
 		default:
 			g.facts.held[about] = held{serial, s}
+			g.facts.queue.put(about, discovery.AppendSigned(nil, s)) // under the lock: the newest last
 		}
 		g.facts.mu.Unlock()
-		if !s.IsZero() {
-			g.facts.queue.QueueBroadcast(broadcast{about, discovery.AppendSigned(nil, s)})
-		}
 	}
 	return errors.Join(errs...)
 }
@@ -107,6 +98,7 @@ func (g *Gossip) Forget(about discovery.Subject) {
 	g.facts.mu.Lock()
 	defer g.facts.mu.Unlock()
 	delete(g.facts.held, about)
+	g.facts.queue.drop(about)
 }
 
 // Dropped counts the events that the owner was too slow for.
@@ -119,26 +111,6 @@ func (g *Gossip) emit(ev Event) {
 		g.facts.dropped.Add(1)
 	}
 }
-
-// broadcast is one statement on its way; a newer one of the same subject
-// replaces it.
-type broadcast struct {
-	about   discovery.Subject
-	message []byte
-}
-
-var _ memberlist.NamedBroadcast = broadcast{}
-
-func (b broadcast) Name() string { return b.about.String() }
-
-func (b broadcast) Invalidates(other memberlist.Broadcast) bool {
-	o, ok := other.(broadcast)
-	return ok && o.about == b.about
-}
-
-func (b broadcast) Message() []byte { return b.message }
-
-func (b broadcast) Finished() {}
 
 // delegate is what memberlist calls, on its receive path and under its locks.
 type delegate struct{ g *Gossip }
@@ -156,7 +128,7 @@ func (d *delegate) NotifyMsg(b []byte) {
 }
 
 func (d *delegate) GetBroadcasts(overhead, limit int) [][]byte {
-	return d.g.facts.queue.GetBroadcasts(overhead, limit)
+	return d.g.facts.queue.take(overhead, limit, int(max(1, d.g.members.Load(), d.g.size.Load())))
 }
 
 func (d *delegate) LocalState(bool) []byte {
@@ -233,14 +205,14 @@ func (d *delegate) NotifyAlive(n *memberlist.Node) error {
 // have been cut off when we said it.
 func (d *delegate) NotifyJoin(n *memberlist.Node) {
 	d.g.members.Add(1)
+	d.g.came.Add(1)
 	d.notify(MemberUp, n)
 	f := &d.g.facts
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	about := discovery.Subject{Node: d.g.cfg.Name}
-	own, ok := f.held[about]
-	f.mu.Unlock()
-	if ok {
-		f.queue.QueueBroadcast(broadcast{about, discovery.AppendSigned(nil, own.signed)})
+	if own, ok := f.held[about]; ok {
+		f.queue.put(about, discovery.AppendSigned(nil, own.signed))
 	}
 }
 

@@ -7,6 +7,9 @@
 // passed on. A member that is up here need not be reachable by any link, and
 // one that is down may be.
 //
+// Everything said is encrypted with a key that all members share, and that
+// changes while they speak: see Keys.
+//
 // Memberlist's callbacks copy and enqueue, nothing else. When the owner does
 // not keep up, events are dropped and counted; Members and the next exchange
 // of full state repair what was missed.

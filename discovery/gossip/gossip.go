@@ -16,6 +16,7 @@ import (
 
 	"github.com/hashicorp/memberlist"
 
+	"guywire/discovery"
 	"guywire/mesh"
 )
 
@@ -26,18 +27,23 @@ const (
 	// maxAnnouncements of at most maxAnnouncement bytes are taken at once.
 	maxAnnouncements = 16384
 	maxAnnouncement  = 4 << 10
-	// retransmits × log10(members + 1) is how often each passes a statement on:
-	// twice memberlist's measure. With that, some do not hear of a mesh that starts
-	// all at once until the exchange of full state.
-	retransmits   = 8
+	// retransmits × (1 + log10(members + 1)) is how often each passes a statement
+	// on: memberlist's measure, without the 1, leaves some out in a small mesh.
+	retransmits   = 4
 	packetSize    = 1200 // bytes of gossip in one packet: fits the smallest overlay MTU
 	rejoinFirst   = 250 * time.Millisecond
 	rejoinSoon    = 2 * time.Second
 	rejoinEvery   = 30 * time.Second
 	rejoinTargets = 3
-	bindFirst     = 250 * time.Millisecond
-	bindLongest   = 5 * time.Second
-	leaveTimeout  = 2 * time.Second
+	// After many members came at once, the full state is exchanged settleRounds
+	// times, about settleEvery apart: each round squares the share of what is
+	// missing, while memberlist's own exchanges are minutes apart in a large mesh.
+	settleRounds = 3
+	settleEvery  = 10 * time.Second
+	settleShare  = 8 // many: more than one in so many
+	bindFirst    = 250 * time.Millisecond
+	bindLongest  = 5 * time.Second
+	leaveTimeout = 2 * time.Second
 )
 
 // Config says how to take part. Name, Bind and Label are required.
@@ -46,7 +52,7 @@ type Config struct {
 	Bind  netip.Addr // own overlay address; it need not exist yet
 	Port  uint16     // zero: mesh.GossipPort
 	Label mesh.MeshID
-	Key   []byte // 16, 24 or 32 bytes for AES-GCM; nil: not encrypted, the tunnels are
+	Keys  Keys // to begin with
 	// Seeds gives all nodes that are members by the log or the cache, with
 	// their overlay addresses; a zero port is Port. It is called for every
 	// attempt to join, by our goroutine, and must not block.
@@ -78,6 +84,13 @@ type Gossip struct {
 	events chan Event
 	facts  facts
 
+	keying  sync.Mutex // guards keys and ring
+	keys    Keys
+	ring    *memberlist.Keyring // of the memberlist there is; nil: there is none
+	rekeyed chan struct{}       // the memberlist there is cannot go on with keys
+
+	size    atomic.Int64 // of the mesh, as far as we know
+	came    atomic.Int64 // members that came since rejoin looked
 	members atomic.Int64 // with ourselves; counted here, because memberlist's own count takes its lock
 	list    atomic.Pointer[memberlist.Memberlist]
 	ending  sync.Mutex // keeps Leave and shutdown apart
@@ -99,13 +112,11 @@ func New(cfg Config) (*Gossip, error) {
 	case cfg.Seeds == nil:
 		return nil, errors.New("gossip: no source of seeds")
 	}
-	if cfg.Key != nil {
-		if err := memberlist.ValidateKey(cfg.Key); err != nil {
-			return nil, fmt.Errorf("gossip: %w", err)
-		}
+	if err := cfg.Keys.check(); err != nil {
+		return nil, err
 	}
-	g := &Gossip{cfg: cfg, events: make(chan Event, maxEvents)}
-	g.facts.init(func() int { return max(1, int(g.members.Load())) })
+	g := &Gossip{cfg: cfg, keys: cfg.Keys, events: make(chan Event, maxEvents), rekeyed: make(chan struct{}, 1)}
+	g.facts.held = map[discovery.Subject]held{}
 	return g, nil
 }
 
@@ -132,25 +143,27 @@ func (g *Gossip) Members() []Member {
 	return members
 }
 
-// Run takes part until ctx ends: it waits for the address to exist, joins,
-// and keeps looking for members that it has lost. It returns nil when ctx ends.
+// Run takes part until ctx ends: it waits for the address and a key, joins, and
+// keeps looking for members that it has lost. It returns nil when ctx ends.
 func (g *Gossip) Run(ctx context.Context) error {
-	list, err := g.bind(ctx)
-	if err != nil {
-		return nil // only ctx ends the attempts
-	}
-	g.list.Store(list)
+	for ctx.Err() == nil {
+		list, err := g.bind(ctx)
+		if err != nil {
+			return nil // only ctx ends the attempts
+		}
+		g.list.Store(list)
 
-	var joins sync.WaitGroup
-	g.rejoin(ctx, list, &joins)
+		var joins sync.WaitGroup
+		g.rejoin(ctx, list, &joins)
 
-	g.ending.Lock()
-	g.list.Store(nil)
-	err = list.Shutdown() // also ends dials in flight
-	g.ending.Unlock()
-	joins.Wait()
-	if err != nil {
-		return fmt.Errorf("stop gossip: %w", err)
+		g.ending.Lock()
+		g.list.Store(nil)
+		err = list.Shutdown() // also ends dials in flight
+		g.ending.Unlock()
+		joins.Wait()
+		if err != nil {
+			return fmt.Errorf("stop gossip: %w", err)
+		}
 	}
 	return nil
 }
@@ -182,12 +195,29 @@ func (g *Gossip) bind(ctx context.Context) (*memberlist.Memberlist, error) {
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
+		case <-g.rekeyed:
+			wait = bindFirst
 		case <-time.After(wait):
 		}
 	}
 }
 
+var errNoKeys = errors.New("no key to speak with yet")
+
 func (g *Gossip) create() (*memberlist.Memberlist, error) {
+	g.keying.Lock()
+	defer g.keying.Unlock()
+	select {
+	case <-g.rekeyed: // that is what happens now
+	default:
+	}
+	if g.ring = nil; g.keys.none() {
+		return nil, errNoKeys
+	}
+	ring, err := memberlist.NewKeyring(g.keys.Accept, g.keys.first())
+	if err != nil {
+		return nil, err
+	}
 	g.members.Store(0)
 	logger := log.New(logWriter{g.cfg.Logger}, "", 0)
 	transport, err := g.transport(logger)
@@ -200,7 +230,7 @@ func (g *Gossip) create() (*memberlist.Memberlist, error) {
 	c.Transport = transport
 	c.BindAddr, c.BindPort = g.cfg.Bind.String(), int(g.cfg.Port)
 	c.AdvertiseAddr, c.AdvertisePort = c.BindAddr, c.BindPort
-	c.SecretKey = g.cfg.Key
+	c.Keyring, c.GossipVerifyOutgoing, c.GossipVerifyIncoming = ring, g.keys.Use != nil, !g.keys.Clear
 	c.RequireNodeNames = true
 	c.EnableCompression = false // decompression is where the memory bugs were
 	c.UDPBufferSize = packetSize
@@ -222,6 +252,7 @@ func (g *Gossip) create() (*memberlist.Memberlist, error) {
 	if err != nil {
 		return nil, errors.Join(err, transport.Shutdown())
 	}
+	g.ring = ring
 	return list, nil
 }
 
@@ -233,20 +264,31 @@ func (g *Gossip) transport(logger *log.Logger) (memberlist.NodeAwareTransport, e
 }
 
 // rejoin contacts nodes that the log knows and gossip does not: at once and
-// often until the first contact, then now and then for ever, so that parts of
-// the mesh that lost each other merge again.
+// often until the first contact, then now and then, so that parts of the mesh
+// that lost each other merge again. Where many came, it sees to it that all know
+// the same soon. It ends when the memberlist must.
 func (g *Gossip) rejoin(ctx context.Context, list *memberlist.Memberlist, joins *sync.WaitGroup) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	soon := rejoinFirst
+	soon, settling := rejoinFirst, 0
 	slots := make(chan struct{}, 2*rejoinTargets)
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-g.rekeyed:
+			return
 		case <-timer.C:
 		}
-		for _, seed := range g.missing() {
+		seeds := g.missing()
+		if members := g.members.Load(); members > 1 && settleShare*g.came.Swap(0) > members {
+			settling = settleRounds
+		}
+		if settling > 0 {
+			settling--
+			seeds = append(seeds, g.anyone()...)
+		}
+		for _, seed := range seeds {
 			select {
 			case slots <- struct{}{}:
 			default:
@@ -260,7 +302,11 @@ func (g *Gossip) rejoin(ctx context.Context, list *memberlist.Memberlist, joins 
 			})
 		}
 		if g.members.Load() > 1 {
-			timer.Reset(rejoinEvery + rand.N(rejoinEvery/10))
+			every := rejoinEvery
+			if settling > 0 {
+				every = settleEvery
+			}
+			timer.Reset(every + rand.N(every/10))
 			continue
 		}
 		timer.Reset(soon)
@@ -274,7 +320,9 @@ func (g *Gossip) missing() []Member {
 	for _, m := range g.Members() {
 		known[m.Node] = true
 	}
-	seeds := slices.DeleteFunc(slices.Clone(g.cfg.Seeds()), func(m Member) bool { return known[m.Node] })
+	all := g.cfg.Seeds()
+	g.size.Store(int64(len(all) + 1))
+	seeds := slices.DeleteFunc(slices.Clone(all), func(m Member) bool { return known[m.Node] })
 	rand.Shuffle(len(seeds), func(i, j int) { seeds[i], seeds[j] = seeds[j], seeds[i] })
 	seeds = seeds[:min(len(seeds), rejoinTargets)]
 	for i, m := range seeds {
@@ -283,6 +331,16 @@ func (g *Gossip) missing() []Member {
 		}
 	}
 	return seeds
+}
+
+// anyone picks one of the members.
+func (g *Gossip) anyone() []Member {
+	all := g.Members()
+	if len(all) == 0 {
+		return nil
+	}
+	i := rand.IntN(len(all))
+	return all[i : i+1]
 }
 
 func member(n *memberlist.Node) (Member, bool) {

@@ -18,6 +18,7 @@ import (
 	"guywire/discovery/gossip"
 	"guywire/discovery/gossip/gossiptest"
 	"guywire/mesh"
+	"guywire/routing/topology/coordinate"
 )
 
 var label = mesh.MeshID{7}
@@ -34,6 +35,8 @@ type node struct {
 	mu  sync.Mutex
 	dir *discovery.Directory
 	ups map[mesh.NodeID]bool
+	// downs are how often somebody was given up.
+	downs int
 }
 
 type cluster struct {
@@ -41,12 +44,20 @@ type cluster struct {
 	net   gossiptest.Network
 	nodes []*node
 	keys  map[mesh.NodeID]*node
+
+	gossipKeys gossip.Keys
+	measured   int // of how many others each tells the distance: it makes what it says longer
 }
 
+// keyOf is a gossip key; using is how to accept it, and use it.
+func keyOf(b byte) []byte { return bytes.Repeat([]byte{b}, 32) }
+
+func using(b byte) gossip.Keys { return gossip.Keys{Use: keyOf(b), Accept: [][]byte{keyOf(b)}} }
+
 func newCluster(t *testing.T, n int) *cluster {
-	c := &cluster{t: t, keys: make(map[mesh.NodeID]*node)}
+	c := &cluster{t: t, keys: make(map[mesh.NodeID]*node), gossipKeys: using(9)}
 	for i := range n {
-		priv := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{byte(i), 1}, 16))
+		priv := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{byte(i), byte(i >> 8)}, 16))
 		nd := &node{priv: priv, key: mesh.IdentityKey(priv.Public().(ed25519.PublicKey))}
 		nd.addr = netip.AddrPortFrom(netip.MustParseAddr(fmt.Sprintf("2001:db8::%x", i+1)), mesh.GossipPort)
 		c.nodes = append(c.nodes, nd)
@@ -57,7 +68,7 @@ func newCluster(t *testing.T, n int) *cluster {
 
 func (c *cluster) start(nd *node) {
 	g, err := gossip.New(gossip.Config{
-		Name: nd.key.NodeID(), Bind: nd.addr.Addr(), Label: label, Key: bytes.Repeat([]byte{9}, 32),
+		Name: nd.key.NodeID(), Bind: nd.addr.Addr(), Label: label, Keys: c.gossipKeys,
 		Seeds: func() []gossip.Member {
 			var seeds []gossip.Member
 			for _, other := range c.nodes {
@@ -69,12 +80,12 @@ func (c *cluster) start(nd *node) {
 			return c.keys[id] != nil && c.keys[id].addr.Addr() == addr
 		},
 		Transport: func() (memberlist.NodeAwareTransport, error) { return c.net.Transport(nd.addr) },
-		Logger:    slog.New(slog.NewTextHandler(c.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Logger:    slog.New(slog.NewTextHandler(c.t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})),
 	})
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	nd.gossip, nd.dir, nd.ups = g, discovery.NewDirectory(label, 100), make(map[mesh.NodeID]bool)
+	nd.gossip, nd.dir, nd.ups = g, discovery.NewDirectory(label, 400), make(map[mesh.NodeID]bool)
 	ctx, cancel := context.WithCancel(c.t.Context())
 	var tasks sync.WaitGroup
 	tasks.Go(func() {
@@ -104,6 +115,7 @@ func (c *cluster) handle(nd *node, ev gossip.Event) {
 		nd.ups[ev.Member.Node] = true
 	case gossip.MemberDown:
 		delete(nd.ups, ev.Member.Node)
+		nd.downs++
 	case gossip.FactsReceived:
 		for _, s := range ev.Facts {
 			about, _, _ := s.Claimed()
@@ -117,7 +129,10 @@ func (c *cluster) handle(nd *node, ev gossip.Event) {
 }
 
 func (c *cluster) say(nd *node, serial uint64) {
-	f := discovery.Facts{Mesh: label, Node: nd.key.NodeID(), Serial: serial, Version: "test"}
+	f := discovery.Facts{Mesh: label, Node: nd.key.NodeID(), Serial: serial, Version: "test", Distances: coordinate.Report{RTT: map[mesh.NodeID]time.Duration{}}}
+	for i := range min(c.measured, len(c.nodes)) {
+		f.Distances.RTT[c.nodes[i].key.NodeID()] = time.Duration(i+1) * time.Millisecond
+	}
 	s, err := f.Sign(func(m []byte) []byte { return ed25519.Sign(nd.priv, m) })
 	if err != nil {
 		c.t.Fatal(err)
@@ -161,31 +176,97 @@ func (c *cluster) knows(nd *node, want []*node, serial uint64) bool {
 	return true
 }
 
+// heard is the newest that a node has heard of another.
+func (nd *node) heard(other *node) uint64 {
+	nd.mu.Lock()
+	defer nd.mu.Unlock()
+	f, _ := nd.dir.Get(other.key.NodeID())
+	return f.Serial
+}
+
+// equal tells whether all of want know each other as knows says.
+func (c *cluster) equal(want []*node, serial uint64) func() bool {
+	return func() bool {
+		for _, nd := range want {
+			if !c.knows(nd, want, serial) {
+				return false
+			}
+		}
+		return true
+	}
+}
+
+// TestTwoHundredNodes: after a restart of all, after a partition of 10 minutes
+// and after the restart of one, all views are equal again within a minute.
+func TestTwoHundredNodes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes a minute of processor time; run without -short")
+	}
+	began := time.Now()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 200)
+		c.measured = 36 // statements of 600 bytes, as they are
+		start := func() {
+			for _, nd := range c.nodes {
+				c.start(nd)
+			}
+		}
+		start()
+		c.within(time.Minute, "everyone knows everyone", c.equal(c.nodes, 1))
+
+		time.Sleep(time.Minute)
+		for _, nd := range c.nodes {
+			nd.stop()
+		}
+		start()
+		c.within(time.Minute, "all are back after all restarted", c.equal(c.nodes, 1))
+
+		half := func(a netip.AddrPort) bool { return a.Addr().Compare(c.nodes[100].addr.Addr()) < 0 }
+		c.net.Cut(func(from, to netip.AddrPort) bool { return half(from) != half(to) })
+		time.Sleep(10 * time.Minute)
+		for i, nd := range c.nodes {
+			if n := len(nd.gossip.Members()); n != 99 {
+				t.Errorf("node %d sees %d members of its half", i, n)
+			}
+			c.say(nd, 2)
+		}
+		c.net.Cut(nil)
+		c.within(time.Minute, "halves are one again", c.equal(c.nodes, 2))
+
+		// One that restarts while it is taken for dead: everybody has another idea
+		// of its incarnation, or none at all.
+		for away := 10 * time.Second; away < 5*time.Minute; away *= 2 {
+			dead := c.nodes[7]
+			dead.stop()
+			time.Sleep(away)
+			c.start(dead)
+			c.say(dead, 3+uint64(away.Seconds()))
+			c.within(time.Minute, fmt.Sprintf("it is back after %s", away), c.equal(c.nodes, 2))
+		}
+		for _, nd := range c.nodes {
+			if n := nd.gossip.Dropped(); n > 0 {
+				t.Errorf("%d events dropped", n)
+			}
+			nd.stop()
+		}
+		drain()
+	})
+	t.Logf("took %s", time.Since(began))
+}
+
 func TestFiftyNodes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 50)
 		for _, nd := range c.nodes {
 			c.start(nd)
 		}
-		all := func(want []*node, serial uint64) func() bool {
-			return func() bool {
-				for _, nd := range want {
-					if !c.knows(nd, want, serial) {
-						return false
-					}
-				}
-				return true
-			}
-		}
+		all := c.equal
 		c.within(time.Minute, "everyone knows everyone", all(c.nodes, 1))
 
 		c.say(c.nodes[17], 2)
 		c.within(10*time.Second, "a change reaches everyone", func() bool {
 			for _, nd := range c.nodes {
-				nd.mu.Lock()
-				f, _ := nd.dir.Get(c.nodes[17].key.NodeID())
-				nd.mu.Unlock()
-				if f.Serial != 2 {
+				if nd.heard(c.nodes[17]) != 2 {
 					return false
 				}
 			}
@@ -203,7 +284,7 @@ func TestFiftyNodes(t *testing.T) {
 			c.say(nd, 3)
 		}
 		c.net.Cut(nil)
-		c.within(2*time.Minute, "halves are one again", all(c.nodes, 3))
+		c.within(time.Minute, "halves are one again", all(c.nodes, 3))
 
 		// One dies silently, one says goodbye.
 		dead, polite := c.nodes[3], c.nodes[4]
@@ -288,7 +369,7 @@ func TestRealTransport(t *testing.T) {
 	var tasks sync.WaitGroup
 	for i, id := range ids {
 		g, err := gossip.New(gossip.Config{
-			Name: id, Bind: netip.AddrFrom4([4]byte{127, 86, 0, byte(i + 1)}), Label: label,
+			Name: id, Bind: netip.AddrFrom4([4]byte{127, 86, 0, byte(i + 1)}), Label: label, Keys: gossip.Keys{Clear: true},
 			Seeds: func() []gossip.Member {
 				return []gossip.Member{
 					{Node: ids[0], Addr: netip.MustParseAddrPort("127.86.0.1:0")},
@@ -333,7 +414,8 @@ func TestConfigRefused(t *testing.T) {
 		"no label":  func(c *gossip.Config) { c.Label = mesh.MeshID{} },
 		"no bind":   func(c *gossip.Config) { c.Bind = netip.Addr{} },
 		"no seeds":  func(c *gossip.Config) { c.Seeds = nil },
-		"short key": func(c *gossip.Config) { c.Key = []byte("short") },
+		"short key": func(c *gossip.Config) { c.Keys.Accept = [][]byte{[]byte("short")} },
+		"deaf":      func(c *gossip.Config) { c.Keys = gossip.Keys{Use: keyOf(1), Accept: [][]byte{keyOf(2)}} },
 	} {
 		cfg := good
 		change(&cfg)

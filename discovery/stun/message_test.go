@@ -68,10 +68,10 @@ func TestNothingBehindIntegrity(t *testing.T) {
 }
 
 func TestServerAnswers(t *testing.T) {
-	s := &Server{key: []byte("secret")}
+	s := &Server{keys: func() [][]byte { return [][]byte{[]byte("newer"), []byte("secret")} }}
 	now := time.Unix(1000, 0)
 	for _, from := range []string{"203.0.113.5:40001", "[2001:db8::5]:40001"} {
-		request := message{class: stun.ClassRequest, tx: discovery.Tx{1}, padded: true}.encode(s.key)
+		request := message{class: stun.ClassRequest, tx: discovery.Tx{1}, padded: true}.encode(s.keys()[1])
 		answer := s.answer(now, request, netip.MustParseAddrPort(from))
 		m, err := decode(answer, anyKey("secret"))
 		if err != nil || m.mapped.String() != from || m.tx != (discovery.Tx{1}) {
@@ -85,9 +85,9 @@ func TestServerAnswers(t *testing.T) {
 	for name, b := range map[string][]byte{
 		"stranger":  message{class: stun.ClassRequest, padded: true}.encode([]byte("guess")),
 		"bare":      stun.MustBuild(stun.TransactionID, stun.BindingRequest).Raw,
-		"short":     message{class: stun.ClassRequest}.encode(s.key),
-		"response":  message{class: stun.ClassSuccessResponse, mapped: from, padded: true}.encode(s.key),
-		"check":     message{class: stun.ClassRequest, check: true, padded: true}.encode(s.key),
+		"short":     message{class: stun.ClassRequest}.encode(s.keys()[1]),
+		"response":  message{class: stun.ClassSuccessResponse, mapped: from, padded: true}.encode(s.keys()[1]),
+		"check":     message{class: stun.ClassRequest, check: true, padded: true}.encode(s.keys()[1]),
 		"WireGuard": append([]byte{1, 0, 0, 0}, make([]byte, 144)...),
 	} {
 		if a := s.answer(now, b, from); a != nil {
@@ -97,9 +97,9 @@ func TestServerAnswers(t *testing.T) {
 }
 
 func TestServerLimits(t *testing.T) {
-	s := &Server{key: []byte("secret")}
+	s := &Server{keys: func() [][]byte { return [][]byte{[]byte("newer"), []byte("secret")} }}
 	now := time.Unix(1000, 0)
-	request := message{class: stun.ClassRequest, tx: discovery.Tx{1}, padded: true}.encode(s.key)
+	request := message{class: stun.ClassRequest, tx: discovery.Tx{1}, padded: true}.encode(s.keys()[1])
 	count := func(n int, from func(i int) netip.AddrPort) (answered int) {
 		for i := range n {
 			if s.answer(now, request, from(i)) != nil {
@@ -135,8 +135,8 @@ func TestServerLimits(t *testing.T) {
 }
 
 func BenchmarkServerAnswer(b *testing.B) {
-	s := &Server{key: []byte("secret")}
-	request := message{class: stun.ClassRequest, tx: discovery.Tx{1}, padded: true}.encode(s.key)
+	s := &Server{keys: func() [][]byte { return [][]byte{[]byte("newer"), []byte("secret")} }}
+	request := message{class: stun.ClassRequest, tx: discovery.Tx{1}, padded: true}.encode(s.keys()[1])
 	from, now := netip.MustParseAddrPort("203.0.113.5:1"), time.Unix(1000, 0)
 	for b.Loop() {
 		now = now.Add(time.Second)
@@ -150,7 +150,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(message{class: stun.ClassRequest, username: "abcd:efgh", check: true, nominate: true}.encode(key))
 	f.Add(message{class: stun.ClassSuccessResponse, mapped: netip.MustParseAddrPort("[2001:db8::5]:1")}.encode(key))
 	f.Add([]byte{1, 1, 0, 4, 0x21, 0x12, 0xa4, 0x42, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0})
-	s := &Server{key: key}
+	s := &Server{keys: func() [][]byte { return [][]byte{key} }}
 	keys := discovery.Keys{Local: discovery.Credentials{Ufrag: "abcd", Password: "secret"}, Peer: discovery.Credentials{Ufrag: "efgh", Password: "secret"}}
 	from := netip.MustParseAddrPort("203.0.113.5:1")
 	f.Fuzz(func(t *testing.T, b []byte) {

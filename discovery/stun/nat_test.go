@@ -174,7 +174,7 @@ func build(t *testing.T, kinds [2]string) internet {
 	}
 	in.servers = []netip.AddrPort{netip.MustParseAddrPort("198.18.0.1:8686"), netip.MustParseAddrPort("198.18.0.2:8686")}
 	var server *Server
-	within(t, core, func() (err error) { server, err = Listen(in.servers, testKey); return err })
+	within(t, core, func() (err error) { server, err = Listen(in.servers, testKeys); return err })
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = server.Run(ctx) })

@@ -24,7 +24,7 @@ const (
 
 // A Server answers binding requests of members.
 type Server struct {
-	key   []byte
+	keys  func() [][]byte
 	conns []conn
 
 	mu     sync.Mutex // guards the limits; held for a few instructions
@@ -33,12 +33,10 @@ type Server struct {
 }
 
 // Listen makes a server on each of the addresses; an unspecified one answers
-// from the address that was asked. key is what members authenticate with.
-func Listen(addrs []netip.AddrPort, key []byte) (*Server, error) {
-	if len(key) == 0 {
-		return nil, errors.New("STUN server: no key")
-	}
-	s := &Server{key: key}
+// from the address that was asked. keys are what members may authenticate with
+// at the moment; it is called for each request, also at once, and must not block.
+func Listen(addrs []netip.AddrPort, keys func() [][]byte) (*Server, error) {
+	s := &Server{keys: keys}
 	for _, a := range addrs {
 		c, err := listen(a, 0)
 		if err != nil {
@@ -98,20 +96,26 @@ func (s *Server) answer(now time.Time, b []byte, from netip.AddrPort) []byte {
 	if len(b) > maxMessage || !stun.IsMessage(b) || !s.allow(now, from.Addr()) {
 		return nil
 	}
-	m, err := decode(b, func(m message) []byte {
-		if m.class != stun.ClassRequest || m.check {
+	for _, key := range s.keys() {
+		m, err := decode(b, func(m message) []byte {
+			if m.class != stun.ClassRequest || m.check {
+				return nil
+			}
+			return key
+		})
+		if err != nil {
+			continue
+		}
+		if !s.allowMember(now) {
 			return nil
 		}
-		return s.key
-	})
-	if err != nil || !s.allowMember(now) {
-		return nil
+		answer := message{class: stun.ClassSuccessResponse, tx: m.tx, mapped: from}.encode(key)
+		if len(answer) > len(b) {
+			return nil
+		}
+		return answer
 	}
-	answer := message{class: stun.ClassSuccessResponse, tx: m.tx, mapped: from}.encode(s.key)
-	if len(answer) > len(b) {
-		return nil
-	}
-	return answer
+	return nil
 }
 
 func (s *Server) allow(now time.Time, from netip.Addr) bool {

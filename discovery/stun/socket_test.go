@@ -20,6 +20,8 @@ var (
 	rightKeys = discovery.Keys{Local: right, Peer: left}
 )
 
+func testKeys() [][]byte { return [][]byte{[]byte("members to come"), testKey} }
+
 func openTest(t *testing.T) *Socket {
 	t.Helper()
 	s, err := Open(OpenConfig{First: 20000, Last: 29999, Key: testKey})
@@ -40,7 +42,7 @@ func startServer(t *testing.T, addrs ...string) []netip.AddrPort {
 	for _, a := range addrs {
 		bind = append(bind, netip.MustParseAddrPort(a))
 	}
-	s, err := Listen(bind, testKey)
+	s, err := Listen(bind, testKeys)
 	if err != nil {
 		t.Fatal(err)
 	}

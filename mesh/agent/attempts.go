@@ -57,8 +57,16 @@ func (m *member) uplink(name string) (mesh.Uplink, bool) {
 	return mesh.Uplink{}, false
 }
 
-// stunKey is what members authenticate STUN requests with.
-func (m *member) stunKey() []byte { return m.plane.State().Mesh.Secret }
+// stunKeys are what members may authenticate STUN requests with, stunKey the one
+// that this node uses; nil: it has none.
+func (m *member) stunKeys() [][]byte { return m.plane.Shared().STUN }
+
+func (m *member) stunKey() []byte {
+	if keys := m.stunKeys(); len(keys) > 0 {
+		return keys[0]
+	}
+	return nil
+}
 
 // startAttempt begins a link attempt; its end comes as an event in any case.
 func (m *member) startAttempt(a core.Attempt) {
@@ -107,7 +115,7 @@ func (m *member) keyOf(node mesh.NodeID, key store.Key) bool {
 
 // serveStun answers other members' STUN requests.
 func (m *member) serveStun(ctx context.Context) error {
-	serve, err := m.agent.outside.Stun(append(wildcards(mesh.StunPort), wildcards(mesh.StunPortSecond)...), m.stunKey())
+	serve, err := m.agent.outside.Stun(append(wildcards(mesh.StunPort), wildcards(mesh.StunPortSecond)...), m.stunKeys)
 	if err != nil {
 		m.log.Warn("STUN is not served here; other nodes ask elsewhere", mesh.LogError, err)
 		return nil

@@ -329,6 +329,12 @@ func (m *member) learned(list [][]byte) {
 	m.offer(core.Learned{Announcements: out})
 }
 
+// gossipKeys are what the log says that gossip is encrypted with.
+func (m *member) gossipKeys() GossipKeys {
+	shared := m.plane.Shared()
+	return GossipKeys{Use: shared.Key, Accept: shared.Keys, Clear: shared.Clear}
+}
+
 // seeds are the overlay addresses of all other members.
 func (m *member) seeds() map[mesh.NodeID]netip.Addr {
 	out := map[mesh.NodeID]netip.Addr{}

@@ -136,7 +136,7 @@ func (a *Agent) open(plane *control.Plane) (_ *member, err error) {
 	if node, ok := state.Nodes[m.self]; ok {
 		m.gossip, err = a.outside.Gossip(GossipConfig{
 			Self: m.self, Mesh: state.Mesh.ID, Bind: node.Addr6, Seeds: m.seeds, Admit: m.admit, Facts: m.heard,
-			Announcements: m.announcements, Learned: m.learned,
+			Announcements: m.announcements, Learned: m.learned, Keys: m.gossipKeys(),
 		})
 		if err != nil {
 			return nil, err
@@ -239,6 +239,11 @@ func (m *member) followState(ctx context.Context) error {
 			return nil
 		}
 		now := m.weigh()
+		if m.gossip != nil {
+			if err := m.gossip.SetKeys(m.gossipKeys()); err != nil {
+				m.log.Warn("gossip keys cannot be changed", mesh.LogError, err)
+			}
+		}
 		if m.plane.Expired() {
 			continue
 		}

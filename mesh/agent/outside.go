@@ -33,9 +33,9 @@ type Outside struct {
 	Echoes func(answer func(ifindex int, at time.Time)) (Echoes, error)
 	// Gossip makes this node's gossip member.
 	Gossip func(GossipConfig) (Gossip, error)
-	// Stun opens a STUN server for members who know the key, and gives what
-	// runs it. Socket opens a UDP port for a link attempt.
-	Stun   func(addrs []netip.AddrPort, key []byte) (run func(context.Context) error, err error)
+	// Stun opens a STUN server for members who know one of the keys, which may
+	// change, and gives what runs it. Socket opens a UDP port for a link attempt.
+	Stun   func(addrs []netip.AddrPort, keys func() [][]byte) (run func(context.Context) error, err error)
 	Socket func(mark uint32, first, last uint16, key []byte) (rendezvous.Socket, error)
 	// HandOver gives the data plane a copy of a TCP connection of which nothing
 	// has been read, and whose far end wants a carrier; nil: none can be taken.
@@ -119,6 +119,14 @@ type GossipConfig struct {
 	// receives those of others; neither may block.
 	Announcements func() [][]byte
 	Learned       func([][]byte)
+	Keys          GossipKeys
+}
+
+// GossipKeys are what members encrypt gossip with.
+type GossipKeys struct {
+	Use    []byte   // 32 bytes; nil: what is said is not encrypted, if Clear, or there is no key
+	Accept [][]byte // Use first
+	Clear  bool     // what is not encrypted is accepted
 }
 
 // Gossip spreads facts inside the mesh.
@@ -127,4 +135,6 @@ type Gossip interface {
 	// Publish spreads statements that were verified.
 	Publish(statements ...discovery.Signed) error
 	Forget(about discovery.Subject)
+	// SetKeys changes the keys.
+	SetKeys(keys GossipKeys) error
 }

@@ -323,7 +323,7 @@ func TestB08TwoInstallsShareNoSecret(t *testing.T) {
 		return map[string]string{
 			"identity": string(identity[:]), "WireGuard key": string(private[:]),
 			"CA key": string(m.voter.authority().Key().Seed()), "CA": string(state.Mesh.Authorities[0].Root),
-			"mesh id": string(state.Mesh.ID[:]), "mesh secret": string(state.Mesh.Secret), "token": string(token[:]),
+			"mesh id": string(state.Mesh.ID[:]), "gossip key": string(m.Shared().Key), "STUN key": string(m.Shared().STUN[0]), "token": string(token[:]),
 		}
 	}
 	a, b := secrets(), secrets()

@@ -89,7 +89,7 @@ func (m *machine) remembers(s *store.State, stamp cache.Stamp) {
 	}
 }
 
-// pair is a mesh of one voter and one follower, at version 0 or 3.
+// pair is a mesh of one voter and one follower, at version 0 or the newest.
 func pair(t *testing.T, version int) (one, two *machine) {
 	one = foundedAt(t, version)
 	two = one.admitted("two", TokenRequest{})
@@ -102,7 +102,7 @@ var now = cache.Stamp{Saved: time.Now(), Confirmed: time.Now()}
 
 func TestDivergedFollowerResyncs(t *testing.T) {
 	t.Parallel()
-	one, two := pair(t, 3)
+	one, two := pair(t, store.Version)
 	if err := two.shut(); err != nil {
 		t.Fatal(err)
 	}
@@ -185,7 +185,7 @@ func TestFollowerAheadIsNotFed(t *testing.T) {
 // gets it back.
 func TestGenerationWins(t *testing.T) {
 	t.Parallel()
-	one, two := pair(t, 3)
+	one, two := pair(t, store.Version)
 	base := one.State()
 	for n := range 5 {
 		one.propose(one.grant(n))
@@ -308,7 +308,7 @@ func TestStarvedStream(t *testing.T) {
 // changes (etcd #18055); those who come together share the encoding.
 func TestTwoSnapshotsCloseTogether(t *testing.T) {
 	t.Parallel()
-	one, two := pair(t, 3)
+	one, two := pair(t, store.Version)
 	log := one.voter.store()
 	first, at, err := one.streams.frame(log, position{})
 	if err != nil {
@@ -417,7 +417,7 @@ func TestNoWatchGoesBack(t *testing.T) {
 
 func TestHeadTellsWhereNodesStand(t *testing.T) {
 	t.Parallel()
-	one, two := pair(t, 3)
+	one, two := pair(t, store.Version)
 	base := positionOf(one.State())
 	one.propose(one.grant(1))
 	sameState(t, []*machine{one, two}, one.State().Index)
@@ -580,7 +580,7 @@ func TestB24OpenStreamsEndWithTheRight(t *testing.T) {
 // built from what it knows until one of them answers.
 func TestExpiredCacheWaitsForAVoter(t *testing.T) {
 	t.Parallel()
-	one, two := pair(t, 3)
+	one, two := pair(t, store.Version)
 	limit := time.Hour
 	r := one.propose(store.Command{SetSettings: &store.SetSettings{CacheMaxAge: &limit}})
 	sameState(t, []*machine{one, two}, r.Index)

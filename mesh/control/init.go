@@ -55,8 +55,6 @@ func (p *Plane) found(ctx context.Context, request InitRequest, version int) err
 	for id.IsZero() {
 		rand.Read(id[:]) // never fails since Go 1.24
 	}
-	secret := make([]byte, store.SecretSize)
-	rand.Read(secret)
 	ca, err := transport.NewAuthority(id, time.Now())
 	if err != nil {
 		return err
@@ -80,14 +78,25 @@ func (p *Plane) found(ctx context.Context, request InitRequest, version int) err
 	if err := p.voter.store().Bootstrap(); err != nil {
 		return err
 	}
-	result, err := p.Propose(ctx, store.Command{Init: &store.Init{
+	first := store.Init{
 		Settings: store.Settings{
 			ID: id, Name: request.Mesh, Pool4: request.Pool4, Pool6: request.Pool6,
-			CA: [][32]byte{ca.Pin()}, Roots: [][]byte{ca.Certificate()}, Secret: secret, Version: version,
+			CA: [][32]byte{ca.Pin()}, Roots: [][]byte{ca.Certificate()}, Version: version,
 		},
 		Name: request.Name, Identity: p.config.Ring.Identity(), Key: store.Key{Epoch: epoch, Public: key},
 		Prefixes: request.Prefixes, Control: outermost(p.advertise()), Site: request.Site,
-	}})
+	}
+	if version >= store.GossipVersion {
+		secret := newSecret()
+		sealed, err := seal(id, 1, secret, p.id, first.Key)
+		if err != nil {
+			return err
+		}
+		first.Check, first.Copy = secret.check(), &sealed
+	} else {
+		first.Settings.Secret = newSecret()
+	}
+	result, err := p.Propose(ctx, store.Command{Init: &first})
 	if err != nil {
 		return fmt.Errorf("make the mesh: %w", err)
 	}

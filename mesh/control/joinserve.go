@@ -197,6 +197,7 @@ func (p *Plane) admitHere(ctx context.Context, join store.Join) (joinAnswer, err
 	}
 	// Who is in already lost the answer, and gets another one.
 	if p.State().Nodes[join.Identity.NodeID()].Request != join.Request {
+		join.Copies = p.copiesFor(p.State(), join.Identity.NodeID(), join.Key)
 		result, err := p.submit(ctx, store.Command{Join: &join})
 		if err != nil {
 			return joinAnswer{}, err

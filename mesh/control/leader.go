@@ -29,8 +29,8 @@ func (p *Plane) keepVoters() {
 }
 
 // tend is what this voter does by itself: it says which copy of the log it
-// runs, and takes the leader's next step towards the version and the CA that
-// the mesh should have.
+// runs, and takes the leader's next step towards the version, the CA and the
+// gossip key that the mesh should have.
 func (p *Plane) tend() {
 	log := p.voter.store()
 	if log == nil {
@@ -46,7 +46,7 @@ func (p *Plane) tend() {
 		err = p.tendVersion(ctx, log)
 	}
 	if err == nil {
-		err = p.tendAuthority(ctx, log)
+		err = errors.Join(p.tendAuthority(ctx, log), p.tendGossip(ctx, log))
 	}
 	if err != nil && p.life.Err() == nil && !errors.Is(err, raftstore.ErrNotLeader) && !errors.Is(err, raftstore.ErrClosed) {
 		p.logger.Warn("what the voters know could not be changed", mesh.LogError, err)

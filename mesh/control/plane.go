@@ -63,9 +63,11 @@ type Plane struct {
 	voter     voter
 	following following
 	streams   streams
+	delivered deliveries
+	gossip    gossipKeys
+	stun      atomic.Pointer[[]netip.AddrPort] // see STUN
 	outdated  atomic.Pointer[[]mesh.NodeID]    // see Status; nil: nobody was asked
 	stale     atomic.Bool                      // others do not accept this node's certificate any more
-	stun      atomic.Pointer[[]netip.AddrPort] // see STUN
 
 	closeOnce sync.Once
 	closeErr  error

@@ -290,11 +290,11 @@ func (p *Plane) serveReach(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), reachDial)
 	defer cancel()
 	answer.Reached = p.reach(ctx, Caller(r.Context()), candidates)
-	if p.config.AskSTUN != nil {
+	if keys := p.Shared().STUN; p.config.AskSTUN != nil && len(keys) > 0 {
 		// Only where the node itself was found: nobody is sent packets by another's wish.
 		ctx, cancel := context.WithTimeout(r.Context(), reachSTUN)
 		defer cancel()
-		found, err := p.config.AskSTUN(ctx, stunAt(answer.Reached), p.State().Mesh.Secret)
+		found, err := p.config.AskSTUN(ctx, stunAt(answer.Reached), keys[0])
 		if err != nil {
 			p.logger.Debug("the STUN server of another node could not be asked", mesh.LogNode, p.name(Caller(ctx)), mesh.LogError, err)
 		} else {

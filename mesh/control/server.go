@@ -77,6 +77,7 @@ func (p *Plane) routes() []route {
 		{"POST /v1/resign", Voter, p.serveResign},
 		{"POST /v1/ca", Voter, p.serveAuthority},
 		{"POST /v1/running", Voter, p.serveRunning},
+		{"GET /v1/followers", Voter, p.serveFollowers},
 		{"/", Joiner, func(w http.ResponseWriter, r *http.Request) {
 			if Caller(r.Context()).IsZero() { // and takes a joiner's place
 				w.Header().Set("Connection", "close")

@@ -264,6 +264,7 @@ func (p *Plane) serveFollow(w http.ResponseWriter, r *http.Request) {
 func (p *Plane) stream(w http.ResponseWriter, r *http.Request, log *raftstore.Store, pos position, anew bool, box *mailbox) error {
 	changed, stop := log.Watch()
 	defer stop()
+	defer p.delivered.forget(r)
 	out := http.NewResponseController(w)
 	if err := out.SetReadDeadline(time.Time{}); err != nil { // the server's is for short calls
 		return err
@@ -309,6 +310,7 @@ func (p *Plane) stream(w http.ResponseWriter, r *http.Request, log *raftstore.St
 		if len(frames) > 0 && !send(frames...) {
 			return nil
 		}
+		p.delivered.note(r, at)
 		due = false
 		if at != pos {
 			pos, anew = at, false

@@ -8,8 +8,8 @@ import (
 	"guywire/store"
 )
 
-// TestVersionRises: a mesh made before commands were signed goes on to version
-// 3 when nobody is left who could not follow, and what it promised holds.
+// TestVersionRises: a mesh made before commands were signed goes on to the newest
+// version when nobody is left who could not follow, and what it promised holds.
 func TestVersionRises(t *testing.T) {
 	t.Parallel()
 	one := foundedAt(t, 0)
@@ -32,7 +32,7 @@ func TestVersionRises(t *testing.T) {
 	r := four.propose(four.grant(1)) // as the root of every member may
 	sameState(t, all, r.Index)
 	old.body.Close()
-	eventually(t, "all have version 3", func() bool {
+	eventually(t, "all have the newest version", func() bool {
 		return !slices.ContainsFunc(all, func(m *machine) bool { return m.State().Mesh.Version != store.Version })
 	})
 	registered(t, all[:3])
