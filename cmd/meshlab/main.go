@@ -96,7 +96,7 @@ func newRoot() *cobra.Command {
 	})
 	root.AddCommand(a.upCommand(), a.downCommand(), a.statusCommand(), a.execCommand(), a.startCommand(), a.killCommand(),
 		a.cutCommand(), a.healCommand(), a.impairCommand(), a.partitionCommand(), a.rebootCommand(), a.readdressCommand(),
-		a.natCommand(), a.stallCommand(), a.clockCommand(), a.pauseCommand(), a.suspendCommand())
+		a.natCommand(), a.udpCommand(), a.stallCommand(), a.clockCommand(), a.pauseCommand(), a.suspendCommand())
 	flows := &cobra.Command{Use: "flow", Short: "Generate and measure traffic, inside a node", Hidden: true}
 	flows.AddCommand(flow.Commands()...)
 	root.AddCommand(flows)

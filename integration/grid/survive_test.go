@@ -24,6 +24,14 @@ func (p pair) network() *lab.Network { return network(kinds[p.left], kinds[p.rig
 // together makes a mesh in which the two sites have a direct link within the limit.
 func together(t *testing.T, n *lab.Network, within time.Duration) *mesh {
 	t.Helper()
+	m := joined(t, n)
+	m.becomes(t, "at first", Direct, within)
+	return m
+}
+
+// joined makes a mesh with the two sites in it.
+func joined(t *testing.T, n *lab.Network) *mesh {
+	t.Helper()
 	needLab(t)
 	m, err := build(t.Context(), options(), n)
 	if err != nil {
@@ -46,13 +54,12 @@ func together(t *testing.T, n *lab.Network, within time.Duration) *mesh {
 			t.Fatal(err)
 		}
 	}
-	m.becomes(t, "at first", within)
 	return m
 }
 
-// becomes waits until the pair's traffic takes a direct link, and logs the seconds since the event, which is now: until any
-// ping was answered, and until the way was direct.
-func (m *mesh) becomes(t *testing.T, event string, within time.Duration) {
+// becomes waits until the pair's traffic takes the way, and logs the seconds since the event, which is now: until any ping was
+// answered, and until the way was that.
+func (m *mesh) becomes(t *testing.T, event string, way Way, within time.Duration) {
 	t.Helper()
 	since := time.Now()
 	var answered time.Duration
@@ -70,15 +77,16 @@ func (m *mesh) becomes(t *testing.T, event string, within time.Duration) {
 		if answered == 0 && last.Answered > 0 {
 			answered = time.Since(since)
 		}
-		return v.way == Direct && last.way() == Direct, nil
+		straight := last.way() == Direct // by a link between the two, of whatever kind
+		return v.way == way && straight == (way != Transit), nil
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !ok {
-		t.Fatalf("%s: no direct way in %s; pings first answered after %.1f s, at last %+v; the links say %s %s", event, within, answered.Seconds(), last, v.way, v.why)
+		t.Fatalf("%s: not %s in %s; pings first answered after %.1f s, at last %+v; the links say %s %s", event, way, within, answered.Seconds(), last, v.way, v.why)
 	}
-	t.Logf("%s: pings answered after %.1f s, by a direct link after %.1f s", event, answered.Seconds(), time.Since(since).Seconds())
+	t.Logf("%s: pings answered after %.1f s, %s after %.1f s", event, answered.Seconds(), way, time.Since(since).Seconds())
 }
 
 // must ends the test when the lab cannot do what it needs.
@@ -114,7 +122,7 @@ func TestNATReboot(t *testing.T) {
 			t.Parallel()
 			m := together(t, p.network(), recovery)
 			must(t, m.Lab.Reboot(t.Context(), boxOf(right), time.Second))
-			m.becomes(t, "the box is back", recovery)
+			m.becomes(t, "the box is back", Direct, recovery)
 		})
 	}
 }
@@ -131,7 +139,7 @@ func TestAddressChange(t *testing.T) {
 			m := together(t, p.network(), recovery)
 			_, err := m.Lab.Readdress(t.Context(), link)
 			must(t, err)
-			m.becomes(t, "the address has changed", recovery)
+			m.becomes(t, "the address has changed", Direct, recovery)
 		})
 	}
 }
@@ -155,7 +163,7 @@ func TestMappingExpiry(t *testing.T) {
 		t.Fatalf("the box forgets: %v, %v", ok, err)
 	}
 	must(t, m.Lab.Heal(t.Context(), ""))
-	m.becomes(t, "the mappings have expired", recovery)
+	m.becomes(t, "the mappings have expired", Direct, recovery)
 }
 
 // TestSuspend stops the right site for longer than its peers wait for it.
@@ -163,7 +171,7 @@ func TestSuspend(t *testing.T) {
 	t.Parallel()
 	m := together(t, pair{"easy", "port"}.network(), recovery)
 	must(t, m.Lab.Suspend(t.Context(), right, 15*time.Second, 0))
-	m.becomes(t, "awake", recovery)
+	m.becomes(t, "awake", Direct, recovery)
 }
 
 // TestRestartReusesPort restarts all of the right site's programs. Its tunnel has the port that it had, for which its box and
@@ -175,9 +183,37 @@ func TestRestartReusesPort(t *testing.T) {
 	must(t, m.Lab.KillAll(t.Context(), right, 0))
 	_, err := m.Lab.Start(t.Context(), right, "", nil)
 	must(t, err)
-	m.becomes(t, "restarted", recovery)
+	m.becomes(t, "restarted", Direct, recovery)
 	if after := m.ports(t); after != before {
 		t.Errorf("the link has other ports than before the restart: %s, not %s", after, before)
+	}
+}
+
+// TestCarrierThenUDP lets UDP through a firewall that dropped it, and drops it again: TLS carries the link for exactly as long
+// as nothing better does.
+func TestCarrierThenUDP(t *testing.T) {
+	t.Parallel()
+	m := joined(t, pair{"public", "blocked"}.network())
+	m.becomes(t, "at first", Carrier, recovery)
+	must(t, m.Lab.UDP(t.Context(), boxOf(right), true))
+	m.becomes(t, "UDP passes", Direct, 2*recovery)
+	must(t, m.Lab.UDP(t.Context(), boxOf(right), false))
+	m.becomes(t, "UDP is dropped again", Carrier, 2*recovery)
+}
+
+// TestUplinkChange moves the right site from one uplink to another, as when a cable is put elsewhere: from behind a box to a
+// public address, and back.
+func TestUplinkChange(t *testing.T) {
+	t.Parallel()
+	n := pair{"easy", "easy"}.network()
+	other := &lab.Uplink{To: internet, Properties: wire}
+	n.Nodes[right].Uplinks = append(n.Nodes[right].Uplinks, other)
+	m := joined(t, n)
+	first, second := right+":isp1", right+":isp2"
+	for i, event := range []string{"at first", "the other uplink", "the first again"} {
+		must(t, m.Lab.Carrier(t.Context(), []string{first, second}[i%2], true))
+		must(t, m.Lab.Carrier(t.Context(), []string{second, first}[i%2], false))
+		m.becomes(t, event, Direct, recovery)
 	}
 }
 

@@ -247,6 +247,12 @@ func (l *Lab) Translate(ctx context.Context, node string, to Mapping) error {
 	return err
 }
 
+// UDP makes a NAT or firewall pass UDP, or drop all of it, known flows too.
+func (l *Lab) UDP(ctx context.Context, node string, passes bool) error {
+	_, err := l.call(ctx, request{Op: opUDP, Node: node, Up: passes})
+	return err
+}
+
 // Readdress gives an uplink the addresses, or the next free ones when there are none, and changes all routes that follow.
 // It returns the uplink's new addresses.
 func (l *Lab) Readdress(ctx context.Context, link string, addrs ...netip.Prefix) ([]netip.Prefix, error) {

@@ -338,6 +338,23 @@ func TestNAT(t *testing.T) {
 		}
 	})
 
+	t.Run("udp", func(t *testing.T) {
+		s := open(t, l, "eim", 22560)
+		exchange(s, a1000, netip.AddrPortFrom(a, 1000), "passes")
+		if err := l.UDP(t.Context(), "n-eim", false); err != nil {
+			t.Fatal(err)
+		}
+		s.send(netip.AddrPortFrom(a, 1000), "dropped")
+		if err := l.UDP(t.Context(), "n-eim", true); err != nil {
+			t.Fatal(err)
+		}
+		s.send(netip.AddrPortFrom(a, 1000), "passes again")
+		a1000.want("passes again") // and nothing before
+		if err := l.UDP(t.Context(), "isp", false); err == nil {
+			t.Error("a router has a firewall")
+		}
+	})
+
 	t.Run("readdress", func(t *testing.T) {
 		before := address(t, l, "n-port", "wan", false)
 		now, err := l.Readdress(t.Context(), "n-port:wan")

@@ -68,6 +68,9 @@ func (m *member) stunKey() []byte {
 	return nil
 }
 
+// errBlocked ends attempts by an uplink that was found to pass no UDP.
+var errBlocked = errors.New("UDP does not pass the uplink")
+
 // startAttempt begins a link attempt; its end comes as an event in any case.
 func (m *member) startAttempt(a core.Attempt) {
 	link := a.Link

@@ -62,6 +62,9 @@ func (m *member) step(ev core.Event) {
 	for _, a := range r.Attempt {
 		m.startAttempt(a)
 	}
+	for _, link := range r.Cancel {
+		m.attempts.Cancel(link, errBlocked)
+	}
 	for _, f := range r.Facts {
 		m.record(f)
 		if f.Kind == core.LinkDown || f.Kind == core.LinkFailed {

@@ -23,9 +23,9 @@ const (
 	// deferFor is how long the end that is not the initiator waits before it
 	// tries itself.
 	deferFor = 3 * time.Second
-	// maxCarriers is how many links of a node are carried in streams: two, so that
-	// it has a way when one node in the middle fails.
-	maxCarriers = 2
+	// maxCarriers is how many links of a node are carried in streams: three, so
+	// that it has ways when a node in the middle fails, and short ones to some.
+	maxCarriers = 3
 )
 
 // attemptIfDue starts an attempt for a link that has no tunnel or a dead one.
@@ -81,11 +81,14 @@ func (n *Node) needsCarrier(e *entry) bool {
 		if other == e {
 			continue
 		}
-		switch usable := other.judge != nil && other.judge.Usable(); {
-		case usable && other.rec.Class != discovery.ClassCarrier:
-			return false
-		case usable, other.attempting && other.carrying:
+		switch {
+		case other.attempting && other.carrying:
 			carriers++
+		case other.judge == nil || other.judge.State() == link.Down:
+		case other.rec.Class == discovery.ClassCarrier:
+			carriers++
+		case other.judge.Usable():
+			return false
 		}
 	}
 	return carriers < maxCarriers
@@ -150,6 +153,13 @@ func (n *Node) seenOutside(ev Surveyed) {
 	}
 	n.outside[name] = ev.Uplink
 	n.networkChanged(name)
+	if blocked(ev.Uplink) {
+		for id, e := range n.entries {
+			if id.Local == name && e.attempting && !e.carrying {
+				n.ready.Cancel = append(n.ready.Cancel, id)
+			}
+		}
+	}
 }
 
 // networkChanged lets hope anew for an uplink's links. This end begins: the others
@@ -204,9 +214,15 @@ func (n *Node) attempted(ev AttemptDone) {
 			return
 		}
 	}
+	carried := e.carrying
 	e.attempting, e.carrying, e.due = false, false, time.Time{}
 	if ev.Yielded { // the far end's attempt is under way
 		e.retry = n.now.Add(retryFirst)
+		return
+	}
+	if ev.Err != "" && !carried && n.needsCarrier(e) {
+		e.retry = n.now // by stream
+		n.noLink(e, ev.Err)
 		return
 	}
 	if ev.Err != "" {

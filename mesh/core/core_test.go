@@ -563,7 +563,34 @@ func TestNewsAreTriedAtOnce(t *testing.T) {
 	}
 }
 
-// A node through whose uplinks no UDP passes has two links carried in streams, to
+// What was begun before the uplink was known to pass no UDP is ended, and begun
+// anew as a stream at once.
+func TestCarrierInPlaceOfHopelessAttempts(t *testing.T) {
+	n := node(state(3, 2, 3))
+	n.Step(start, HostChanged{Host: Host{Uplinks: n.host.Uplinks[:1]}})
+	n.Step(start, FactsChanged{Facts: facts(2, "a")})
+	n.Step(start, FactsChanged{Facts: facts(3, "a")})
+	now := start.Add(deferFor)
+	n.Step(now, Tick{})
+	link := mesh.LinkID{Peer: id(2), Local: "isp1", Remote: "a"}
+	if e := n.entries[link]; !e.attempting || e.carrying {
+		t.Fatalf("entry %+v", e)
+	}
+	blocked := discovery.Uplink{Name: "isp1", NAT: discovery.NATBlocked, NAT6: discovery.NATAbsent}
+	r := n.Step(now, Surveyed{Uplink: blocked})
+	if len(r.Cancel) != 2 || !slices.Contains(r.Cancel, link) {
+		t.Errorf("ended: %v", r.Cancel)
+	}
+	if got := n.Step(now, AttemptDone{Link: link, Err: "UDP does not pass"}).Attempt; len(got) != 1 || got[0].Link != link || !got[0].Carrier {
+		t.Errorf("begun: %+v", got)
+	}
+	blocked.Addrs = []netip.Addr{netip.MustParseAddr("192.0.2.9")}
+	if r := n.Step(now, Surveyed{Uplink: blocked}); slices.Contains(r.Cancel, link) {
+		t.Error("a stream is ended")
+	}
+}
+
+// A node through whose uplinks no UDP passes has some links carried in streams, to
 // nodes that can be dialled, and only while nothing else works.
 func TestCarrierOnlyWhenAlone(t *testing.T) {
 	shut := discovery.Uplink{Name: "isp1", NAT: discovery.NATBlocked, NAT6: discovery.NATAbsent}
@@ -578,7 +605,7 @@ func TestCarrierOnlyWhenAlone(t *testing.T) {
 		return n, made
 	}
 	n, made := begin()
-	if len(made) != 2 || !made[0].Carrier || !made[1].Carrier || made[0].Link.Peer == id(5) || made[1].Link.Peer == id(5) {
+	if len(made) != maxCarriers || !made[0].Carrier || !made[1].Carrier || made[0].Link.Peer == id(5) || made[1].Link.Peer == id(5) {
 		t.Fatalf("attempts: %+v", made)
 	}
 	// One that fails is tried again, by stream again.

@@ -116,12 +116,14 @@ func (Stopping) isEvent()     {}
 
 // A Ready is what the outside must do next.
 type Ready struct {
-	Send     []Datagram // best effort, in order
-	Echo     []Target   // ask the far end's kernel whether it is there
-	Attempt  []Attempt  // start these; each ends with AttemptDone
-	Dirty    bool       // Desired changed since it was last asked
-	Save     bool       // Records changed: keep them on disk
-	Deadline time.Time  // Step(now, Tick{}) no later than this; zero: never
+	Send    []Datagram // best effort, in order
+	Echo    []Target   // ask the far end's kernel whether it is there
+	Attempt []Attempt  // start these; each ends with AttemptDone
+	// Cancel are attempts that cannot succeed any more.
+	Cancel   []mesh.LinkID
+	Dirty    bool      // Desired changed since it was last asked
+	Save     bool      // Records changed: keep them on disk
+	Deadline time.Time // Step(now, Tick{}) no later than this; zero: never
 	Facts    []Fact
 	// CountEvery is the time between two readings of the devices' counters.
 	CountEvery time.Duration

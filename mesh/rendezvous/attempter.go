@@ -181,6 +181,15 @@ func (a *Attempter) Start(ctx context.Context, req Request) error {
 	return nil
 }
 
+// Cancel ends the attempt for a link, if one runs; its Result has the cause.
+func (a *Attempter) Cancel(link mesh.LinkID, cause error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if att := a.attempts[link]; att != nil {
+		att.cancel(cause)
+	}
+}
+
 // Answer replies to a peer's offer with our own and goes on with the checks in
 // the background. It blocks for as long as gathering takes, at most a few
 // seconds. from is the authenticated sender. When both ends began at once the
