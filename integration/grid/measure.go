@@ -106,11 +106,7 @@ func (m *mesh) confirm(ctx context.Context, r *Result) error {
 	if r.Way == None {
 		return nil
 	}
-	want := Direct
-	if r.Way == Transit {
-		want = Transit
-	}
-	t, ok, err := m.until(ctx, want, settleLimit)
+	t, ok, err := m.until(ctx, r.Way, settleLimit)
 	if err != nil {
 		return err
 	}

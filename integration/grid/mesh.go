@@ -163,6 +163,15 @@ func (t trace) way() Way {
 	}
 }
 
+// takes reports whether the pings went that way. Where TLS carries the links of a site, traffic is shared among those that
+// lead to the other one and to helpers.
+func (t trace) takes(way Way) bool {
+	if way == Carrier {
+		return t.way() != None
+	}
+	return t.way() == way
+}
+
 const (
 	tracePings   = 6
 	traceTimeout = 500 * time.Millisecond
@@ -211,7 +220,7 @@ func (m *mesh) forwarded(ctx context.Context) (sum int, err error) {
 func (m *mesh) until(ctx context.Context, way Way, limit time.Duration) (t trace, ok bool, err error) {
 	ok, err = poll(ctx, limit, func() (bool, error) {
 		t, err = m.trace(ctx)
-		return err == nil && t.way() == way, err
+		return err == nil && t.takes(way), err
 	})
 	return t, ok, err
 }

@@ -77,8 +77,7 @@ func (m *mesh) becomes(t *testing.T, event string, way Way, within time.Duration
 		if answered == 0 && last.Answered > 0 {
 			answered = time.Since(since)
 		}
-		straight := last.way() == Direct // by a link between the two, of whatever kind
-		return v.way == way && straight == (way != Transit), nil
+		return v.way == way && last.takes(way), nil
 	})
 	if err != nil {
 		t.Fatal(err)
