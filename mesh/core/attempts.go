@@ -28,6 +28,17 @@ const (
 	maxCarriers = 2
 )
 
+// An Effort is what attempts have taken, those too that yielded to the far end's.
+type Effort struct {
+	Begun   int // by this end
+	Packets int // that this end has sent, whoever began
+	Bytes   int // in these
+}
+
+func (e *Effort) add(more Effort) {
+	e.Begun, e.Packets, e.Bytes = e.Begun+more.Begun, e.Packets+more.Packets, e.Bytes+more.Bytes
+}
+
 // attemptIfDue starts an attempt for a link that has no tunnel or a dead one.
 func (n *Node) attemptIfDue(e *entry) {
 	if e.attempting || n.state == nil {
@@ -205,6 +216,7 @@ func (n *Node) attempted(ev AttemptDone) {
 		}
 	}
 	e.attempting, e.carrying, e.due = false, false, time.Time{}
+	e.effort.add(ev.Effort)
 	if ev.Yielded { // the far end's attempt is under way
 		e.retry = n.now.Add(retryFirst)
 		return

@@ -540,6 +540,20 @@ func TestHowAttemptsEnd(t *testing.T) {
 	}
 }
 
+// What attempts take is told with their link, whatever their end.
+func TestEffortIsTold(t *testing.T) {
+	link := mesh.LinkID{Peer: id(2), Local: "isp1", Remote: "a"}
+	n := node(state(2, 1, 2))
+	n.Step(start, FactsChanged{Facts: facts(2, "a")})
+	n.Step(start, AttemptDone{Link: link, Err: "no answer", Effort: Effort{1, 20, 1900}})
+	n.Step(start, AttemptDone{Link: link, Err: "theirs goes on", Yielded: true, Effort: Effort{1, 2, 200}})
+	n.Step(start, AttemptDone{Link: link, ID: 6, Port: 1, Effort: Effort{0, 5, 480}})
+	i := slices.IndexFunc(n.Links(), func(v LinkView) bool { return v.Record.Link == link })
+	if i < 0 || n.Links()[i].Effort != (Effort{2, 27, 2580}) {
+		t.Errorf("told %+v", n.Links())
+	}
+}
+
 // An uplink whose network changed tries its lost links at once, whichever end
 // would begin otherwise.
 func TestNewsAreTriedAtOnce(t *testing.T) {

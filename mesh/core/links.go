@@ -42,6 +42,7 @@ type entry struct {
 	changed    time.Time // when either end's did; zero: the same
 	retry      time.Time // of the next attempt
 	failures   int
+	effort     Effort // of all attempts
 	why        string // the last attempt failed, or there is none
 	attempting bool
 	carrying   bool      // by a stream
