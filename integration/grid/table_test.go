@@ -58,7 +58,7 @@ func TestNetworks(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range cells {
-		n := network(kinds[c.Left], kinds[c.Right])
+		n := c.network()
 		if err := n.Validate(); err != nil {
 			t.Errorf("%s: %v", c, err)
 		}

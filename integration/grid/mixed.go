@@ -1,0 +1,226 @@
+package grid
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"guywire/integration/lab/flow"
+	"guywire/integration/lab/world"
+	"guywire/mesh/api"
+)
+
+// mix is what the sites of a company may be behind: some in data centres, offices with a firewall or a router of their own,
+// homes, a few on mobile networks, and a guest network. The helpers are two public sites more.
+var mix = map[string]int{
+	"public": 4, "firewall": 4, "easy": 9, "open": 1, "port": 2, "restricted": 1, "cone": 1, "cgn": 3, "symmetric": 2, "blocked": 1,
+}
+
+// Mixture tells the mix in words.
+func Mixture() (string, error) {
+	names, _, err := Kinds()
+	var words []string
+	for _, name := range names {
+		n := mix[name]
+		if name == "public" {
+			n += len(helpers)
+		}
+		if n > 0 {
+			words = append(words, fmt.Sprintf("%d %s", n, name))
+		}
+	}
+	return strings.Join(words, ", "), err
+}
+
+// A Mixed is what became of a mesh of many sites.
+type Mixed struct {
+	Sites   int          `json:"sites"`
+	Joins   []float64    `json:"joins_s"`   // of each site, from its start of `meshctl join` to its first answered ping
+	Settled float64      `json:"settled_s"` // from the last join until every pair that the mesh wants a link for had it or knew why not
+	Ways    map[Way]int  `json:"ways"`      // of these pairs
+	Worse   []string     `json:"worse"`     // these pairs are worse than expected.txt promises
+	Pairs   int          `json:"pairs"`     // of any two sites
+	Reached int          `json:"reached"`   // of these, that ping each other
+	Effort  api.Attempts `json:"effort"`    // of all attempts at all ends
+}
+
+// Wanted counts the pairs that the mesh wants a link for.
+func (m Mixed) Wanted() (n int) {
+	for _, count := range m.Ways {
+		n += count
+	}
+	return n
+}
+
+const (
+	// mixedLimit is how long a mesh of many sites on few processors may take until it knows all its links.
+	mixedLimit = 3 * time.Minute
+	mixedEvery = 5 * time.Second // a look asks every site
+)
+
+// Mix joins the sites of the mix, one after the other, and tells how their traffic travels. progress is told what happens.
+func Mix(ctx context.Context, opts Options, progress func(format string, args ...any)) (r Mixed, err error) {
+	sites, kindOf := map[string]kind{}, map[string]string{}
+	for name, n := range mix {
+		for i := range n {
+			site := fmt.Sprintf("%s%d", name, i+1)
+			sites[site], kindOf[site] = kinds[name], name
+		}
+	}
+	names, _, err := Kinds()
+	if err != nil {
+		return r, err
+	}
+	order := slices.SortedFunc(maps.Keys(sites), func(a, b string) int { // those that others need come first
+		return cmp.Or(cmp.Compare(slices.Index(names, kindOf[a]), slices.Index(names, kindOf[b])), strings.Compare(a, b))
+	})
+	m, err := build(ctx, opts, network(sites), order...)
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, m.Close()) }()
+	for _, h := range helpers {
+		kindOf[h] = "public"
+	}
+	r.Sites = len(kindOf)
+	for i, site := range order {
+		progress("site %d of %d joins: %s", len(helpers)+i+1, r.Sites, site)
+		token, err := m.token(ctx, site)
+		if err != nil {
+			return r, err
+		}
+		s, err := m.enterTimed(ctx, site, token, helpers[0])
+		if err != nil {
+			return r, err
+		}
+		r.Joins = append(r.Joins, s)
+	}
+	since := time.Now()
+	pairs := map[[2]string]verdict{}
+	var open []string
+	ok, err := poll(ctx, mixedLimit, func() (bool, error) {
+		links, err := m.allLinks(ctx)
+		if err != nil {
+			return false, err
+		}
+		open, r.Effort = nil, api.Attempts{}
+		now := time.Now()
+		seen := map[[2]string]verdict{}
+		for p, ends := range byPair(links) {
+			seen[p] = judge(now, ends, pairs[p])
+			if !seen[p].final {
+				open = append(open, strings.Join(p[:], "~"))
+			}
+			r.Effort = sum(r.Effort, effort(ends))
+		}
+		pairs = seen
+		progress("%.0f s after the last join %d of %d links are not decided", now.Sub(since).Seconds(), len(open), len(pairs))
+		return len(open) == 0, world.Pause(ctx, mixedEvery)
+	})
+	if err != nil {
+		return r, err
+	}
+	r.Settled = time.Since(since).Seconds()
+	if !ok {
+		slices.Sort(open)
+		return r, fmt.Errorf("%d links are not decided after %s: %s", len(open), mixedLimit, strings.Join(open, ", "))
+	}
+	if err := r.sort(pairs, kindOf); err != nil {
+		return r, err
+	}
+	progress("all ping each other")
+	r.Pairs = r.Sites * (r.Sites - 1) / 2
+	r.Reached, err = m.reached(ctx)
+	return r, err
+}
+
+// sort counts the pairs by their ways and compares them with what is expected.
+func (r *Mixed) sort(pairs map[[2]string]verdict, kindOf map[string]string) error {
+	cells, err := Expected()
+	if err != nil {
+		return err
+	}
+	r.Ways = map[Way]int{}
+	for p, v := range pairs {
+		r.Ways[v.way]++
+		i := slices.IndexFunc(cells, func(c Cell) bool { return c.has(kindOf[p[0]], kindOf[p[1]]) })
+		if v.way.Worse(cells[i].Expect) {
+			r.Worse = append(r.Worse, fmt.Sprintf("%s~%s: %s, want %s; %s", p[0], p[1], v.way, cells[i].Expect, v.why))
+		}
+	}
+	slices.Sort(r.Worse)
+	return nil
+}
+
+// allLinks asks every site for its links.
+func (m *Mesh) allLinks(ctx context.Context) (map[string][]api.Link, error) {
+	var mu sync.Mutex // guards links
+	links := map[string][]api.Link{}
+	err := m.Each(m.Sites, func(s *world.Site) error {
+		var all api.Links
+		err := m.Ctl(ctx, s, &all, "links")
+		mu.Lock()
+		defer mu.Unlock()
+		links[s.Name] = all.Links
+		return err
+	})
+	return links, err
+}
+
+// byPair gives both ends' links of each pair of which one end wants any.
+func byPair(links map[string][]api.Link) map[[2]string][2][]api.Link {
+	pairs := map[[2]string][2][]api.Link{}
+	for site, list := range links {
+		for _, l := range list {
+			p, end := [2]string{site, l.Peer}, 0
+			if l.Peer < site {
+				p, end = [2]string{l.Peer, site}, 1
+			}
+			ends := pairs[p]
+			ends[end] = append(ends[end], l)
+			pairs[p] = ends
+		}
+	}
+	return pairs
+}
+
+// reached counts the pairs of sites that ping each other, both ways.
+func (m *Mesh) reached(ctx context.Context) (pairs int, err error) {
+	var mu sync.Mutex // guards answers
+	answers := map[[2]string]int{}
+	err = m.Each(m.Sites, func(s *world.Site) error {
+		argv := []string{m.Exe, "flow", "ping", "--count", fmt.Sprint(tracePings), "--timeout", traceTimeout.String()}
+		for name, addr := range m.addrs {
+			if name != s.Name {
+				argv = append(argv, "--target", name+"="+addr.String())
+			}
+		}
+		out, err := m.Run(ctx, s.Name, "", argv...)
+		if err != nil {
+			return err
+		}
+		var r flow.PingReport
+		if err := json.Unmarshal(out, &r); err != nil {
+			return fmt.Errorf("read the report of ping: %w", err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for _, c := range r.Cells {
+			if c.Reached {
+				answers[[2]string{min(s.Name, c.Name), max(s.Name, c.Name)}]++
+			}
+		}
+		return nil
+	})
+	for _, n := range answers {
+		pairs += n / 2
+	}
+	return pairs, err
+}
