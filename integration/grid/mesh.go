@@ -38,6 +38,7 @@ type Mesh struct {
 	*world.World
 	addrs map[string]netip.Addr // of members in the mesh, IPv4
 	logs  string                // where they go at the end; empty: nowhere
+	limit time.Duration         // of a join
 }
 
 // build makes the lab, and a mesh of the helpers in it, which the sites can join. The caller closes it.
@@ -50,7 +51,7 @@ func build(ctx context.Context, opts Options, n *lab.Network, sites ...string) (
 	if err != nil {
 		return nil, err
 	}
-	m := &Mesh{&world.World{Lab: built, Exe: exe, Screen: screen.New(io.Discard, false)}, map[string]netip.Addr{}, opts.Logs}
+	m := &Mesh{&world.World{Lab: built, Exe: exe, Screen: screen.New(io.Discard, false)}, map[string]netip.Addr{}, opts.Logs, limit}
 	for _, name := range slices.Concat(helpers, sites) {
 		m.Sites = append(m.Sites, &world.Site{Name: name})
 	}
@@ -114,7 +115,7 @@ func (m *Mesh) join(ctx context.Context, site string) error {
 }
 
 func (m *Mesh) enter(ctx context.Context, site, token string) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%s does not join within %s", site, limit))
+	ctx, cancel := context.WithTimeoutCause(ctx, m.limit, fmt.Errorf("%s does not join within %s", site, m.limit))
 	defer cancel()
 	joined := &world.Site{Name: site}
 	if _, err := m.Enter(ctx, joined, token); err != nil {
@@ -127,7 +128,7 @@ func (m *Mesh) enter(ctx context.Context, site, token string) error {
 // enterTimed lets the site join with the token, and returns the seconds from the start of `meshctl join` until a member first
 // answered its ping; each waits no longer than its limit.
 func (m *Mesh) enterTimed(ctx context.Context, site, token, member string) (ping float64, err error) {
-	pings := m.await(ctx, site, member, patience)
+	pings := m.await(ctx, site, member, 2*m.limit)
 	defer pings.Kill()
 	if _, err := pings.Started(ctx); err != nil {
 		return 0, err
@@ -136,7 +137,7 @@ func (m *Mesh) enterTimed(ctx context.Context, site, token, member string) (ping
 	if err := m.enter(ctx, site, token); err != nil {
 		return 0, err
 	}
-	return m.answered(ctx, pings, began, patience)
+	return m.answered(ctx, pings, began, 2*m.limit)
 }
 
 // await pings a member from a site until it answers, or the limit is over.

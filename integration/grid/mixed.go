@@ -1,7 +1,6 @@
 package grid
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"guywire/integration/lab"
 	"guywire/integration/lab/flow"
 	"guywire/integration/lab/world"
 	"guywire/mesh/api"
@@ -60,6 +60,7 @@ func (m Mixed) Wanted() (n int) {
 }
 
 const (
+	mixedJoin = time.Minute // for a site to join such a mesh
 	// mixedLimit is how long a mesh of many sites on few processors may take until it knows all its links.
 	mixedLimit = 3 * time.Minute
 	mixedEvery = 5 * time.Second // a look asks every site
@@ -67,31 +68,25 @@ const (
 
 // Mix joins the sites of the mix, one after the other, and tells how their traffic travels. progress is told what happens.
 func Mix(ctx context.Context, opts Options, progress func(format string, args ...any)) (r Mixed, err error) {
-	sites, kindOf := map[string]kind{}, map[string]string{}
-	for name, n := range mix {
-		for i := range n {
-			site := fmt.Sprintf("%s%d", name, i+1)
-			sites[site], kindOf[site] = kinds[name], name
-		}
-	}
 	names, _, err := Kinds()
 	if err != nil {
 		return r, err
 	}
-	order := slices.SortedFunc(maps.Keys(sites), func(a, b string) int { // those that others need come first
-		return cmp.Or(cmp.Compare(slices.Index(names, kindOf[a]), slices.Index(names, kindOf[b])), strings.Compare(a, b))
-	})
-	m, err := build(ctx, opts, network(sites), order...)
+	sites, kindOf := mixedSites(names)
+	order := slices.Sorted(maps.Keys(sites))
+	n := network(sites)
+	for site := range kindOf { // slow probes: so many sites share few processors
+		n.Nodes[site].Meshd = lab.Settings{"uplinks": []any{map[string]any{"interface": "isp1", "metered": true}}}
+	}
+	m, err := build(ctx, opts, n, order...)
 	if err != nil {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
-	for _, h := range helpers {
-		kindOf[h] = "public"
-	}
+	m.limit = mixedJoin
 	r.Sites = len(kindOf)
 	for i, site := range order {
-		progress("site %d of %d joins: %s", len(helpers)+i+1, r.Sites, site)
+		progress("site %d of %d joins: %s", len(helpers)+i+1, r.Sites, kindOf[site])
 		token, err := m.token(ctx, site)
 		if err != nil {
 			return r, err
@@ -101,6 +96,9 @@ func Mix(ctx context.Context, opts Options, progress func(format string, args ..
 			return r, err
 		}
 		r.Joins = append(r.Joins, s)
+		if err := m.surveyed(ctx, site); err != nil {
+			return r, err
+		}
 	}
 	since := time.Now()
 	pairs := map[[2]string]verdict{}
@@ -141,6 +139,22 @@ func Mix(ctx context.Context, opts Options, progress func(format string, args ..
 	return r, err
 }
 
+// mixedSites names the sites of the mix, those that others need first, and tells what is before each of them and the helpers.
+// names are those of kinds, in that order.
+func mixedSites(names []string) (sites map[string]kind, kindOf map[string]string) {
+	sites, kindOf = map[string]kind{}, map[string]string{}
+	for _, h := range helpers {
+		kindOf[h] = "public"
+	}
+	for _, name := range names {
+		for range mix[name] {
+			site := fmt.Sprintf("s%02d", len(kindOf)+1)
+			sites[site], kindOf[site] = kinds[name], name
+		}
+	}
+	return sites, kindOf
+}
+
 // sort counts the pairs by their ways and compares them with what is expected.
 func (r *Mixed) sort(pairs map[[2]string]verdict, kindOf map[string]string) error {
 	cells, err := Expected()
@@ -152,7 +166,7 @@ func (r *Mixed) sort(pairs map[[2]string]verdict, kindOf map[string]string) erro
 		r.Ways[v.way]++
 		i := slices.IndexFunc(cells, func(c Cell) bool { return c.has(kindOf[p[0]], kindOf[p[1]]) })
 		if v.way.Worse(cells[i].Expect) {
-			r.Worse = append(r.Worse, fmt.Sprintf("%s~%s: %s, want %s; %s", p[0], p[1], v.way, cells[i].Expect, v.why))
+			r.Worse = append(r.Worse, fmt.Sprintf("%s~%s (%s, %s): %s, want %s; %s", kindOf[p[0]], kindOf[p[1]], p[0], p[1], v.way, cells[i].Expect, v.why))
 		}
 	}
 	slices.Sort(r.Worse)

@@ -73,6 +73,34 @@ func TestNetworks(t *testing.T) {
 	}
 }
 
+// TestMix checks that the mesh of many sites is a proper network of that many.
+func TestMix(t *testing.T) {
+	names, _, err := Kinds()
+	must(t, err)
+	sites, kindOf := mixedSites(names)
+	n := network(sites)
+	if err := n.Validate(); err != nil {
+		t.Error(err)
+	}
+	if len(kindOf) != 30 || len(sites) != 30-len(helpers) {
+		t.Errorf("%d sites and their helpers are %d, want 30", len(sites), len(kindOf))
+	}
+	for site, name := range kindOf {
+		if n.Nodes[site] == nil || n.Nodes[site].Kind != lab.Site || kinds[name].says == "" {
+			t.Errorf("%s is no site behind a %s", site, name)
+		}
+	}
+}
+
+func TestChoose(t *testing.T) {
+	for pattern, want := range map[string]int{"": 9, ".*": 82, "easy~port": 1, "easy~.*|lan~lan": 11, "eas": 0, "(": 0} {
+		cells, err := Choose(pattern)
+		if len(cells) != want || (err == nil) == (want == 0) {
+			t.Errorf("%q: %d cells (%v), want %d", pattern, len(cells), err, want)
+		}
+	}
+}
+
 func TestJudge(t *testing.T) {
 	start := time.Unix(1000, 0)
 	link := func(local, remote, state, reason, endpoint string, since time.Duration) api.Link {

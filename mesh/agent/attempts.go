@@ -78,7 +78,7 @@ func (m *member) startAttempt(a core.Attempt) {
 	}
 	if err != nil {
 		// The loop itself is here: it cannot post to its own full queue.
-		go m.post(core.AttemptDone{Link: link, Err: err.Error()})
+		go m.post(core.AttemptDone{Link: link, Err: err.Error(), Yielded: errors.Is(err, rendezvous.ErrRunning)})
 	}
 }
 

@@ -190,7 +190,7 @@ func (n *Node) compareFacts(old, now discovery.Facts) {
 
 // hope forgets that attempts failed.
 func (e *entry) hope(now time.Time) {
-	e.retry, e.failures, e.why, e.changed, e.due = now, 0, "", now, time.Time{}
+	e.retry, e.failures, e.seats, e.why, e.changed, e.due = now, 0, 0, "", now, time.Time{}
 }
 
 // sameOutside reports whether nothing has changed that attempts depend on. The
@@ -231,7 +231,9 @@ func (n *Node) attempted(ev AttemptDone) {
 		n.noLink(e, ev.Err)
 		return
 	}
-	e.failures, e.why, e.news, e.retry = 0, "", time.Time{}, n.now.Add(reseatAfter)
+	// A path that was proven and still gives no link: too much is going on already.
+	e.failures, e.why, e.news, e.retry = 0, "", time.Time{}, n.now.Add(min(reseatAfter<<min(e.seats, 10), retryMost))
+	e.seats++
 	e.rec.Generation, e.rec.Port, e.rec.Endpoint, e.rec.Class = ev.ID, ev.Port, ev.Endpoint, ev.Class
 	e.rec.Carrier = ev.Carrier
 	e.rec.Peer = ev.Peer.Public

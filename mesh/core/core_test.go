@@ -540,6 +540,27 @@ func TestHowAttemptsEnd(t *testing.T) {
 	}
 }
 
+// A link that never comes up though its attempts succeed, as on a machine that is too busy, is tried less and less often.
+func TestReseatsBackOff(t *testing.T) {
+	n := node(state(2, 1, 2))
+	n.Step(start, FactsChanged{Facts: facts(2, "a")})
+	link, now := made(n, 2), start
+	var gaps []time.Duration
+	for r := n.Step(now, Tick{}); len(gaps) < 8; {
+		now = r.Deadline
+		if r = n.Step(now, Tick{}); len(r.Attempt) > 0 {
+			gaps = append(gaps, now.Sub(start))
+			r = n.Step(now, AttemptDone{Link: link, ID: uint64(len(gaps)) + 9, Port: 51900, Endpoint: netip.MustParseAddrPort("198.18.0.9:51901"), Peer: store.Key{Epoch: 1, Public: mesh.WireGuardKey{2}}})
+		}
+	}
+	for i := len(gaps) - 1; i > 0; i-- {
+		gaps[i] -= gaps[i-1]
+	}
+	if gaps[0] < reseatAfter || gaps[0] > 2*reseatAfter+deferFor || !slices.IsSorted(gaps) || gaps[7] < retryMost || gaps[7] > retryMost+reseatAfter+deferFor {
+		t.Errorf("tried again after %s", gaps)
+	}
+}
+
 // What attempts take is told with their link, whatever their end.
 func TestEffortIsTold(t *testing.T) {
 	link := mesh.LinkID{Peer: id(2), Local: "isp1", Remote: "a"}

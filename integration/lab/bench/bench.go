@@ -58,6 +58,7 @@ var parts = []part{
 	{"join", "Joins through NAT", (*bench).join, false, false},
 	{"recovery", "Networks that change", (*bench).recovery, false, false},
 	{"thirty", "Thirty sites", (*bench).thirty, false, false},
+	{"stun", "A STUN server", (*bench).stun, false, false},
 }
 
 func names() (out []string) {
