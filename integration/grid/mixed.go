@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -42,6 +43,7 @@ func Mixture() (string, error) {
 // A Mixed is what became of a mesh of many sites.
 type Mixed struct {
 	Sites   int          `json:"sites"`
+	Stopped string       `json:"stopped"`   // why there are no more; empty: these are all
 	Joins   []float64    `json:"joins_s"`   // of each site, from its start of `meshctl join` to its first answered ping
 	Settled float64      `json:"settled_s"` // from the last join until every pair that the mesh wants a link for had it or knew why not
 	Ways    map[Way]int  `json:"ways"`      // of these pairs
@@ -66,7 +68,8 @@ const (
 	mixedEvery = 5 * time.Second // a look asks every site
 )
 
-// Mix joins the sites of the mix, one after the other, and tells how their traffic travels. progress is told what happens.
+// Mix joins the sites of the mix, one after the other, as many as the machine bears, and tells how their traffic travels.
+// progress is told what happens.
 func Mix(ctx context.Context, opts Options, progress func(format string, args ...any)) (r Mixed, err error) {
 	names, _, err := Kinds()
 	if err != nil {
@@ -74,6 +77,8 @@ func Mix(ctx context.Context, opts Options, progress func(format string, args ..
 	}
 	sites, kindOf := mixedSites(names)
 	order := slices.Sorted(maps.Keys(sites))
+	shuffle := rand.New(rand.NewPCG(1, 1)) // any first sites of the order are a fair part of the mix
+	shuffle.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
 	n := network(sites)
 	for site := range kindOf { // slow probes: so many sites share few processors
 		n.Nodes[site].Meshd = lab.Settings{"uplinks": []any{map[string]any{"interface": "isp1", "metered": true}}}
@@ -84,29 +89,35 @@ func Mix(ctx context.Context, opts Options, progress func(format string, args ..
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
 	m.limit = mixedJoin
-	r.Sites = len(kindOf)
+	all := m.Sites
+	m.Sites = all[:len(helpers)]
 	for i, site := range order {
-		progress("site %d of %d joins: %s", len(helpers)+i+1, r.Sites, kindOf[site])
+		progress("site %d of %d joins: %s", len(helpers)+i+1, len(all), kindOf[site])
 		token, err := m.token(ctx, site)
 		if err != nil {
-			return r, err
+			r.Stopped = world.OneLine(err)
+			break
 		}
 		s, err := m.enterTimed(ctx, site, token, helpers[0])
+		if ctx.Err() != nil {
+			return r, context.Cause(ctx)
+		}
 		if err != nil {
-			return r, err
+			r.Stopped = world.OneLine(err)
+			break
 		}
-		r.Joins = append(r.Joins, s)
-		if err := m.surveyed(ctx, site); err != nil {
-			return r, err
-		}
+		r.Joins, m.Sites = append(r.Joins, s), all[:len(helpers)+i+1]
+		_ = m.surveyed(ctx, site) // a machine that is too busy shows below
 	}
+	r.Sites = len(m.Sites)
 	since := time.Now()
 	pairs := map[[2]string]verdict{}
 	var open []string
 	ok, err := poll(ctx, mixedLimit, func() (bool, error) {
 		links, err := m.allLinks(ctx)
 		if err != nil {
-			return false, err
+			progress("%v", err)
+			return false, world.Pause(ctx, mixedEvery)
 		}
 		open, r.Effort = nil, api.Attempts{}
 		now := time.Now()
@@ -139,7 +150,7 @@ func Mix(ctx context.Context, opts Options, progress func(format string, args ..
 	return r, err
 }
 
-// mixedSites names the sites of the mix, those that others need first, and tells what is before each of them and the helpers.
+// mixedSites names the sites of the mix, and tells what is before each of them and the helpers.
 // names are those of kinds, in that order.
 func mixedSites(names []string) (sites map[string]kind, kindOf map[string]string) {
 	sites, kindOf = map[string]kind{}, map[string]string{}
@@ -188,11 +199,14 @@ func (m *Mesh) allLinks(ctx context.Context) (map[string][]api.Link, error) {
 	return links, err
 }
 
-// byPair gives both ends' links of each pair of which one end wants any.
+// byPair gives both ends' links of each pair of which one end wants any, as far as both ends were asked.
 func byPair(links map[string][]api.Link) map[[2]string][2][]api.Link {
 	pairs := map[[2]string][2][]api.Link{}
 	for site, list := range links {
 		for _, l := range list {
+			if _, asked := links[l.Peer]; !asked {
+				continue
+			}
 			p, end := [2]string{site, l.Peer}, 0
 			if l.Peer < site {
 				p, end = [2]string{l.Peer, site}, 1
@@ -209,10 +223,14 @@ func byPair(links map[string][]api.Link) map[[2]string][2][]api.Link {
 func (m *Mesh) reached(ctx context.Context) (pairs int, err error) {
 	var mu sync.Mutex // guards answers
 	answers := map[[2]string]int{}
+	there := map[string]bool{}
+	for _, s := range m.Sites {
+		there[s.Name] = true
+	}
 	err = m.Each(m.Sites, func(s *world.Site) error {
 		argv := []string{m.Exe, "flow", "ping", "--count", fmt.Sprint(tracePings), "--timeout", traceTimeout.String()}
 		for name, addr := range m.addrs {
-			if name != s.Name {
+			if name != s.Name && there[name] {
 				argv = append(argv, "--target", name+"="+addr.String())
 			}
 		}

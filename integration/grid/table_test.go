@@ -1,6 +1,7 @@
 package grid
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -89,6 +90,36 @@ func TestMix(t *testing.T) {
 		if n.Nodes[site] == nil || n.Nodes[site].Kind != lab.Site || kinds[name].says == "" {
 			t.Errorf("%s is no site behind a %s", site, name)
 		}
+	}
+}
+
+// TestMixed judges the pairs of a mesh of three sites, of which a fourth has not joined.
+func TestMixed(t *testing.T) {
+	up := func(peer, local, remote string) api.Link {
+		return api.Link{Peer: peer, Local: local, Remote: remote, State: api.LinkUp, Device: "gw", Endpoint: netip.MustParseAddrPort("198.18.1.2:1")}
+	}
+	never := func(peer string) api.Link {
+		return api.Link{Peer: peer, State: api.LinkIdle, Reason: "nothing arrived"}
+	}
+	pairs := map[[2]string]verdict{}
+	for p, ends := range byPair(map[string][]api.Link{
+		"a": {up("b", "x", "y"), never("c"), never("d")},
+		"b": {up("a", "y", "x"), never("c")},
+		"c": {never("a")},
+	}) {
+		if v := judge(time.Unix(1000, 0), ends, verdict{}); !v.final { // says why not
+			pairs[p] = judge(time.Unix(1000, 0).Add(grace), ends, v)
+		} else {
+			pairs[p] = v
+		}
+	}
+	var r Mixed
+	must(t, r.sort(pairs, map[string]string{"a": "public", "b": "easy", "c": "symmetric"}))
+	if r.Wanted() != 3 || r.Ways[Direct] != 1 || r.Ways[Transit] != 2 {
+		t.Errorf("%d pairs, %v; want 3, one of them direct", r.Wanted(), r.Ways)
+	}
+	if len(r.Worse) != 1 || !strings.Contains(r.Worse[0], "public~symmetric (a, c): transit, want direct; nothing arrived") {
+		t.Errorf("worse: %q", r.Worse)
 	}
 }
 

@@ -155,7 +155,7 @@ func (b *bench) thirty(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b.heading("One mesh of sites behind networks of many kinds: %s. They join one after the other; the mesh chooses which pairs are to have a link.", mixture)
+	b.heading("One mesh of sites behind networks of many kinds: %s. They join one after the other, as many as the machine bears, with slow probes as on metered uplinks; the mesh chooses which pairs are to have a link.", mixture)
 	r, err := grid.Mix(ctx, b.gridOptions("thirty"), b.screen.Progress)
 	if err != nil {
 		return err
@@ -163,6 +163,9 @@ func (b *bench) thirty(ctx context.Context) error {
 	wanted := float64(r.Wanted())
 	for _, w := range r.Worse {
 		b.screen.Note("%s", w)
+	}
+	if r.Stopped != "" {
+		b.screen.Note("This machine bears no more than %d sites: %s.", r.Sites, r.Stopped)
 	}
 	b.report.Mixed = &r
 	b.tell(
