@@ -215,6 +215,7 @@ func (n *Node) attempted(ev AttemptDone) {
 			return
 		}
 	}
+	carried := e.carrying
 	e.attempting, e.carrying, e.due = false, false, time.Time{}
 	e.effort.add(ev.Effort)
 	if ev.Yielded { // the far end's attempt is under way
@@ -224,7 +225,10 @@ func (n *Node) attempted(ev AttemptDone) {
 	if ev.Err != "" {
 		e.failures++
 		pause := min(retryFirst<<min(e.failures-1, 10), retryMost)
-		if ev.Hopeless && !n.needsCarrier(e) {
+		switch carrier := n.needsCarrier(e); {
+		case carrier && !carried:
+			pause = 0 // when it began, it was not known that no UDP passes
+		case ev.Hopeless && !carrier:
 			pause = restFor
 		}
 		e.retry = n.now.Add(pause + time.Duration(n.cfg.Rand.Int64N(int64(pause)/4+1)))

@@ -624,6 +624,17 @@ func TestCarrierOnlyWhenAlone(t *testing.T) {
 	if len(r.Attempt) != 1 || !r.Attempt[0].Carrier {
 		t.Errorf("after a failure: %+v", r.Attempt)
 	}
+	// One that began before it was known that no UDP passes is followed by a stream at once.
+	early := node(state(2, 2))
+	early.Step(start, HostChanged{Host: Host{Uplinks: early.host.Uplinks[:1]}})
+	r = early.Step(start, FactsChanged{Facts: facts(2, "a")})
+	early.Step(start, Surveyed{Uplink: shut})
+	if len(r.Attempt) != 1 || r.Attempt[0].Carrier {
+		t.Fatalf("before the survey: %+v", r.Attempt)
+	}
+	if r = early.Step(start, AttemptDone{Link: r.Attempt[0].Link, Err: "nothing arrived", Hopeless: true}); len(r.Attempt) != 1 || !r.Attempt[0].Carrier {
+		t.Errorf("after the survey: %+v", r.Attempt)
+	}
 	done := AttemptDone{
 		Link: made[1].Link, ID: 7, Port: 51900, Endpoint: netip.MustParseAddrPort("127.0.0.1:4000"), Class: discovery.ClassCarrier,
 		Carrier: discovery.AttemptID{7}, Peer: store.Key{Epoch: 1, Public: mesh.WireGuardKey{2}},

@@ -40,7 +40,7 @@ func (b *bench) nat(ctx context.Context) error {
 	var wrong []string
 	for i, c := range cells {
 		b.screen.Progress("%s, %d of %d", c, i+1, len(cells))
-		r, err := grid.Measure(ctx, b.gridOptions("nat"), c)
+		r, err := grid.Measure(ctx, b.gridOptions(fmt.Sprintf("nat%d", i+1)), c)
 		if err != nil {
 			return fmt.Errorf("%s: %w", c, err)
 		}
@@ -85,16 +85,21 @@ func (b *bench) join(ctx context.Context) error {
 		return err
 	}
 	var figures []figure
+	var errs []error
 	for i, name := range names {
 		b.screen.Progress("%s, %d of %d", name, i+1, len(names))
-		s, err := grid.Joins(ctx, b.gridOptions("join"), name, joinsOfKind)
+		s, err := grid.Joins(ctx, b.gridOptions("join-"+name), name, joinsOfKind)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+			continue
 		}
 		figures = append(figures, figure{What: name + ": " + says[name], Value: quantile(s, 0.5), Unit: "s", Samples: s}.most(joinTarget))
 	}
 	b.tell(figures...)
-	return nil
+	return errors.Join(errs...)
 }
 
 // recovery breaks the networks of NATed sites that have a direct link.
@@ -104,7 +109,7 @@ func (b *bench) recovery(ctx context.Context) error {
 		"address changes, %d times each. From when the box is on or the address has changed: until a ping is answered, through whatever sites, and until the "+
 		"traffic takes a direct link again (to half a second).", times)
 	var figures []figure
-	for _, e := range []struct {
+	for i, e := range []struct {
 		what  string
 		cell  grid.Cell
 		fault grid.Fault
@@ -113,7 +118,7 @@ func (b *bench) recovery(ctx context.Context) error {
 		{"NAT's address changed", grid.Cell{Left: "easy", Right: "port"}, grid.Readdress},
 		{"site's address changed", grid.Cell{Left: "public", Right: "public"}, grid.Readdress},
 	} {
-		pings, directs, err := b.suffer(ctx, e.what, e.cell, e.fault, times)
+		pings, directs, err := b.suffer(ctx, fmt.Sprintf("recovery%d", i+1), e.what, e.cell, e.fault, times)
 		if err != nil {
 			return fmt.Errorf("%s, after %d times: %w", e.what, len(pings), err)
 		}
@@ -129,8 +134,8 @@ func (b *bench) recovery(ctx context.Context) error {
 }
 
 // suffer lets a fault happen to a pair again and again, and returns the seconds until it was over.
-func (b *bench) suffer(ctx context.Context, what string, c grid.Cell, f grid.Fault, times int) (pings, directs []float64, err error) {
-	m, err := grid.Together(ctx, b.gridOptions("recovery"), c)
+func (b *bench) suffer(ctx context.Context, lab, what string, c grid.Cell, f grid.Fault, times int) (pings, directs []float64, err error) {
+	m, err := grid.Together(ctx, b.gridOptions(lab), c)
 	if err != nil {
 		return nil, nil, err
 	}
