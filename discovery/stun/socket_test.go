@@ -169,6 +169,9 @@ func TestEarlyRequests(t *testing.T) {
 	b.Send(discovery.CheckPacket{Kind: discovery.CheckRequest, Peer: at("127.0.0.1", a.Port()), Tx: discovery.Tx{2}}, rightKeys)
 	select {
 	case got := <-a.Arrivals():
+		if packets, bytes := b.Sent(); packets != 2 || bytes < 2*20 {
+			t.Errorf("%d packets with %d bytes sent", packets, bytes)
+		}
 		if got.Packet.Kind != discovery.CheckRequest || got.Packet.Tx != (discovery.Tx{2}) || got.Packet.Peer != at("127.0.0.1", b.Port()) {
 			t.Errorf("%+v", got)
 		}

@@ -94,6 +94,10 @@ func (m *member) followAttempts(ctx context.Context) error {
 			done := core.AttemptDone{
 				Link: r.Link, ID: binary.BigEndian.Uint64(r.Attempt[:8]), Port: r.Port, Endpoint: r.Endpoint, Class: r.Class, Carrier: r.Carrier,
 				Peer: store.Key{Epoch: r.PeerEpoch, Public: r.PeerKey}, First: r.First, Hopeless: r.Hopeless,
+				Effort: core.Effort{Packets: r.Packets, Bytes: r.Bytes},
+			}
+			if r.Initiated {
+				done.Effort.Begun = 1
 			}
 			switch {
 			case errors.Is(r.Err, rendezvous.ErrYielded):

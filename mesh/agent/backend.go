@@ -351,6 +351,7 @@ func (v view) link(l core.LinkView) api.Link {
 	out := api.Link{
 		Peer: v.name(r.Link.Peer), PeerID: r.Link.Peer, Local: r.Link.Local, Remote: r.Link.Remote,
 		State: api.LinkIdle, Since: l.Since, Reason: l.Reason, Drain: drainOfLink(v.state, v.self, r.Link),
+		Attempts: api.Attempts(l.Effort),
 	}
 	if !l.NextTry.IsZero() {
 		out.NextTry = new(l.NextTry)

@@ -229,7 +229,15 @@ type Link struct {
 	MTU       int            `json:"mtu"`           // 0: not probed yet
 	TxBytes   uint64         `json:"tx_bytes"`
 	RxBytes   uint64         `json:"rx_bytes"`
+	Attempts  Attempts       `json:"attempts"`
 	Drain     *Drain         `json:"drain"` // of the link, or an uplink or node at its ends; null: it is in use
+}
+
+// Attempts are what it has taken to find a link's path, since this agent began.
+type Attempts struct {
+	Begun   int `json:"begun"`   // by this end
+	Packets int `json:"packets"` // of UDP, that this end has sent in them and in the peer's
+	Bytes   int `json:"bytes"`   // in these
 }
 
 // A Netcheck says what the networks of this node let through, and which direct links

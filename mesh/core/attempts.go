@@ -28,6 +28,17 @@ const (
 	maxCarriers = 3
 )
 
+// An Effort is what attempts have taken, those too that yielded to the far end's.
+type Effort struct {
+	Begun   int // by this end
+	Packets int // that this end has sent, whoever began
+	Bytes   int // in these
+}
+
+func (e *Effort) add(more Effort) {
+	e.Begun, e.Packets, e.Bytes = e.Begun+more.Begun, e.Packets+more.Packets, e.Bytes+more.Bytes
+}
+
 // attemptIfDue starts an attempt for a link that has no tunnel or a dead one.
 func (n *Node) attemptIfDue(e *entry) {
 	if e.attempting || n.state == nil {
@@ -189,7 +200,7 @@ func (n *Node) compareFacts(old, now discovery.Facts) {
 
 // hope forgets that attempts failed.
 func (e *entry) hope(now time.Time) {
-	e.retry, e.failures, e.why, e.changed, e.due = now, 0, "", now, time.Time{}
+	e.retry, e.failures, e.seats, e.why, e.changed, e.due = now, 0, 0, "", now, time.Time{}
 }
 
 // sameOutside reports whether nothing has changed that attempts depend on. The
@@ -216,26 +227,27 @@ func (n *Node) attempted(ev AttemptDone) {
 	}
 	carried := e.carrying
 	e.attempting, e.carrying, e.due = false, false, time.Time{}
+	e.effort.add(ev.Effort)
 	if ev.Yielded { // the far end's attempt is under way
 		e.retry = n.now.Add(retryFirst)
-		return
-	}
-	if ev.Err != "" && !carried && n.needsCarrier(e) {
-		e.retry = n.now // by stream
-		n.noLink(e, ev.Err)
 		return
 	}
 	if ev.Err != "" {
 		e.failures++
 		pause := min(retryFirst<<min(e.failures-1, 10), retryMost)
-		if ev.Hopeless && !n.needsCarrier(e) {
+		switch carrier := n.needsCarrier(e); {
+		case carrier && !carried:
+			pause = 0 // when it began, it was not known that no UDP passes
+		case ev.Hopeless && !carrier:
 			pause = restFor
 		}
 		e.retry = n.now.Add(pause + time.Duration(n.cfg.Rand.Int64N(int64(pause)/4+1)))
 		n.noLink(e, ev.Err)
 		return
 	}
-	e.failures, e.why, e.news, e.retry = 0, "", time.Time{}, n.now.Add(reseatAfter)
+	// A path that was proven and still gives no link: too much is going on already.
+	e.failures, e.why, e.news, e.retry = 0, "", time.Time{}, n.now.Add(min(reseatAfter<<min(e.seats, 10), retryMost))
+	e.seats++
 	e.rec.Generation, e.rec.Port, e.rec.Endpoint, e.rec.Class = ev.ID, ev.Port, ev.Endpoint, ev.Class
 	e.rec.Carrier = ev.Carrier
 	e.rec.Peer = ev.Peer.Public

@@ -540,6 +540,41 @@ func TestHowAttemptsEnd(t *testing.T) {
 	}
 }
 
+// A link that never comes up though its attempts succeed, as on a machine that is too busy, is tried less and less often.
+func TestReseatsBackOff(t *testing.T) {
+	n := node(state(2, 1, 2))
+	n.Step(start, FactsChanged{Facts: facts(2, "a")})
+	link, now := made(n, 2), start
+	var gaps []time.Duration
+	for r := n.Step(now, Tick{}); len(gaps) < 8; {
+		now = r.Deadline
+		if r = n.Step(now, Tick{}); len(r.Attempt) > 0 {
+			gaps = append(gaps, now.Sub(start))
+			r = n.Step(now, AttemptDone{Link: link, ID: uint64(len(gaps)) + 9, Port: 51900, Endpoint: netip.MustParseAddrPort("198.18.0.9:51901"), Peer: store.Key{Epoch: 1, Public: mesh.WireGuardKey{2}}})
+		}
+	}
+	for i := len(gaps) - 1; i > 0; i-- {
+		gaps[i] -= gaps[i-1]
+	}
+	if gaps[0] < reseatAfter || gaps[0] > 2*reseatAfter+deferFor || !slices.IsSorted(gaps) || gaps[7] < retryMost || gaps[7] > retryMost+reseatAfter+deferFor {
+		t.Errorf("tried again after %s", gaps)
+	}
+}
+
+// What attempts take is told with their link, whatever their end.
+func TestEffortIsTold(t *testing.T) {
+	link := mesh.LinkID{Peer: id(2), Local: "isp1", Remote: "a"}
+	n := node(state(2, 1, 2))
+	n.Step(start, FactsChanged{Facts: facts(2, "a")})
+	n.Step(start, AttemptDone{Link: link, Err: "no answer", Effort: Effort{1, 20, 1900}})
+	n.Step(start, AttemptDone{Link: link, Err: "theirs goes on", Yielded: true, Effort: Effort{1, 2, 200}})
+	n.Step(start, AttemptDone{Link: link, ID: 6, Port: 1, Effort: Effort{0, 5, 480}})
+	i := slices.IndexFunc(n.Links(), func(v LinkView) bool { return v.Record.Link == link })
+	if i < 0 || n.Links()[i].Effort != (Effort{2, 27, 2580}) {
+		t.Errorf("told %+v", n.Links())
+	}
+}
+
 // An uplink whose network changed tries its lost links at once, whichever end
 // would begin otherwise.
 func TestNewsAreTriedAtOnce(t *testing.T) {
@@ -615,6 +650,17 @@ func TestCarrierOnlyWhenAlone(t *testing.T) {
 	}
 	if len(r.Attempt) != 1 || !r.Attempt[0].Carrier {
 		t.Errorf("after a failure: %+v", r.Attempt)
+	}
+	// One that began before it was known that no UDP passes is followed by a stream at once.
+	early := node(state(2, 2))
+	early.Step(start, HostChanged{Host: Host{Uplinks: early.host.Uplinks[:1]}})
+	r = early.Step(start, FactsChanged{Facts: facts(2, "a")})
+	early.Step(start, Surveyed{Uplink: shut})
+	if len(r.Attempt) != 1 || r.Attempt[0].Carrier {
+		t.Fatalf("before the survey: %+v", r.Attempt)
+	}
+	if r = early.Step(start, AttemptDone{Link: r.Attempt[0].Link, Err: "nothing arrived", Hopeless: true}); len(r.Attempt) != 1 || !r.Attempt[0].Carrier {
+		t.Errorf("after the survey: %+v", r.Attempt)
 	}
 	done := AttemptDone{
 		Link: made[1].Link, ID: 7, Port: 51900, Endpoint: netip.MustParseAddrPort("127.0.0.1:4000"), Class: discovery.ClassCarrier,

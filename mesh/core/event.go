@@ -53,6 +53,7 @@ type (
 		Err      string              // why not, for people; empty: success
 		Hopeless bool                // with Err: so it will be while both ends stay as they are
 		Yielded  bool                // with Err: the far end's own attempt goes on instead
+		Effort   Effort
 	}
 	// Surveyed brings what an uplink looks like from outside. Resumed: the machine
 	// slept meanwhile, so nothing that was known may hold.

@@ -42,6 +42,8 @@ type entry struct {
 	changed    time.Time // when either end's did; zero: the same
 	retry      time.Time // of the next attempt
 	failures   int
+	effort     Effort // of all attempts
+	seats      int    // that it was given since it was up last
 	why        string // the last attempt failed, or there is none
 	attempting bool
 	carrying   bool      // by a stream
@@ -287,6 +289,9 @@ func (n *Node) judged(e *entry, change func()) {
 	}
 	if before == link.Suspect && after == link.Up {
 		n.falseAlarm()
+	}
+	if after == link.Up {
+		e.seats = 0
 	}
 	n.due(n.now)
 	n.routes.changed(before, after)

@@ -38,9 +38,11 @@ func (a *Attempter) run(ctx context.Context, att *active, uplink mesh.Uplink, re
 	if v.Err == nil {
 		v.Err = socket.Close()
 	}
+	packets, bytes := socket.Sent()
 	return Result{
+		Packets: packets, Bytes: bytes,
 		Port: socket.Port(), Endpoint: v.Proof.Remote, Local: v.Proof.Local, Mapped: v.Proof.Mapped, RTT: v.Proof.RTT,
-		Confirmed: v.Proof.Confirmed, Sent: v.Proof.Sent, Class: discovery.Candidate{Kind: v.Proof.Kind, Addr: v.Proof.Remote}.Class(), First: v.First, Hopeless: v.Hopeless,
+		Confirmed: v.Proof.Confirmed, Class: discovery.Candidate{Kind: v.Proof.Kind, Addr: v.Proof.Remote}.Class(), First: v.First, Hopeless: v.Hopeless,
 		Epoch: v.Ours.Epoch, PeerEpoch: v.Theirs.Epoch, PeerKey: v.Theirs.Key, Err: v.Err,
 	}
 }

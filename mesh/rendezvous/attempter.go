@@ -33,6 +33,8 @@ type Socket interface {
 	Expect(k discovery.Keys)
 	// Arrivals gives what arrives and is verified.
 	Arrivals() <-chan discovery.Arrival
+	// Sent counts what has left so far: packets, and bytes in them without headers.
+	Sent() (packets, bytes int)
 	// Close frees the port, and may be called twice.
 	Close() error
 }
@@ -95,7 +97,8 @@ type Result struct {
 	RTT       time.Duration     // zero: not measured by this end
 	Confirmed bool              // the peer is known to have the same result
 	First     bool              // this end begins WireGuard's handshake
-	Sent      int               // packets of the check
+	Packets   int               // that this end has sent, to servers and the peer
+	Bytes     int               // in these
 	Took      time.Duration
 	Hopeless  bool  // with Err: another attempt can hardly do better while both ends stay as they are
 	Err       error // why there is no link, for people; ErrYielded is no failure

@@ -25,6 +25,7 @@ type hub struct {
 	sockets map[netip.AddrPort]*fakeSocket
 	blocked bool
 	sent    int
+	asked   int
 }
 
 const flight = 10 * time.Millisecond
@@ -37,11 +38,15 @@ type fakeSocket struct {
 
 	mu     sync.Mutex
 	keys   discovery.Keys
+	sent   int
 	closed bool
 }
 
 func (s *fakeSocket) Port() uint16                       { return s.at.Port() }
 func (s *fakeSocket) Arrivals() <-chan discovery.Arrival { return s.in }
+
+// Sent says that each packet has ten bytes.
+func (s *fakeSocket) Sent() (packets, bytes int) { return s.sent, 10 * s.sent }
 
 func (s *fakeSocket) deliver(p discovery.CheckPacket) {
 	time.AfterFunc(flight, func() {
@@ -53,6 +58,10 @@ func (s *fakeSocket) deliver(p discovery.CheckPacket) {
 }
 
 func (s *fakeSocket) Ask(q discovery.Query) bool {
+	s.sent++
+	s.hub.mu.Lock()
+	s.hub.asked++
+	s.hub.mu.Unlock()
 	for _, r := range s.seen {
 		if r.Server == q.Server {
 			s.deliver(discovery.CheckPacket{Kind: discovery.ServerResponse, Peer: q.Server, Tx: q.Tx, Mapped: r.Mapped})
@@ -68,6 +77,7 @@ func (s *fakeSocket) Expect(k discovery.Keys) {
 }
 
 func (s *fakeSocket) Send(p discovery.CheckPacket, k discovery.Keys) {
+	s.sent++
 	s.hub.mu.Lock()
 	to := s.hub.sockets[p.Peer]
 	s.hub.sent++
@@ -206,6 +216,9 @@ func TestAttempt(t *testing.T) {
 		}
 		if sc.hub.open != 0 {
 			t.Errorf("%d sockets open after the results", sc.hub.open)
+		}
+		if sum := a.Packets + b.Packets; sum != sc.hub.sent+sc.hub.asked || a.Packets == 0 || b.Packets == 0 || a.Bytes+b.Bytes != 10*sum {
+			t.Errorf("they have sent %d and %d packets, %d and %d bytes; %d checks and %d queries were sent", a.Packets, b.Packets, a.Bytes, b.Bytes, sc.hub.sent, sc.hub.asked)
 		}
 	})
 }

@@ -138,7 +138,7 @@ func sampleLinks() api.Links {
 		{
 			Peer: "kyiv-1", PeerID: ID(5), Local: "fibre", Remote: "wan", State: api.LinkIdle, Since: ago(41 * time.Minute),
 			Reason: "no answer to 20 connectivity checks on 2 candidate pairs", NextTry: new(Now.Add(4 * time.Second)),
-			Device: "gw-5a", LocalPort: 51803,
+			Device: "gw-5a", LocalPort: 51803, Attempts: api.Attempts{Begun: 3, Packets: 66, Bytes: 6204},
 		},
 		{
 			Peer: "paris-1", PeerID: ID(2), Local: "fibre", Remote: "wan", Path: "direct", State: api.LinkUp, Since: ago(72 * time.Hour), Reason: "measured",
