@@ -284,8 +284,11 @@ func (a *Attempt) checked(now time.Time, c discovery.CheckReady) Ready {
 func (a *Attempt) kinds(o discovery.Offer) discovery.Uplink {
 	u := discovery.Uplink{NAT: o.NAT, NAT6: o.NAT6}
 	for _, c := range o.Candidates {
-		if c.Kind == discovery.CandidateReflexive {
+		switch c.Kind {
+		case discovery.CandidateReflexive:
 			u.Reflexive = append(u.Reflexive, c.Addr)
+		case discovery.CandidateDeclared:
+			u.Forwarded = append(u.Forwarded, c.Addr.Addr())
 		}
 	}
 	return u
