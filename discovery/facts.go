@@ -66,7 +66,7 @@ type Uplink struct {
 	Forwarded []netip.Addr `json:"forwarded,omitempty"`
 	Lifetime  Lifetime     `json:"lifetime,omitempty"`  // of IPv4
 	Lifetime6 Lifetime     `json:"lifetime6,omitempty"` // of IPv6
-	Metered   bool             `json:"metered,omitempty"`
+	Metered   bool         `json:"metered,omitempty"`
 }
 
 // SameOutside reports whether nothing differs that links between uplinks depend on.

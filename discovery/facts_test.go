@@ -34,8 +34,10 @@ func (i identity) facts(serial uint64) Facts {
 	return Facts{
 		Mesh: testMesh, Node: i.key.NodeID(), Serial: serial,
 		Uplinks: []Uplink{
-			{Name: "eth0", Addrs: []netip.Addr{netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("2001:db8::2")}, Reflexive: []netip.AddrPort{ap("203.0.113.5:40001")}, NAT: NATEasyPortChanged, NAT6: NATNone,
-				Forwarded: []netip.Addr{netip.MustParseAddr("203.0.113.6")}, Lifetime: 55, Lifetime6: LifetimeEndless},
+			{
+				Name: "eth0", Addrs: []netip.Addr{netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("2001:db8::2")}, Reflexive: []netip.AddrPort{ap("203.0.113.5:40001")}, NAT: NATEasyPortChanged, NAT6: NATNone,
+				Forwarded: []netip.Addr{netip.MustParseAddr("203.0.113.6")}, Lifetime: 55, Lifetime6: LifetimeEndless,
+			},
 			{Name: "lte", NAT: NATSymmetric, Metered: true},
 		},
 		Control: []netip.AddrPort{ap("203.0.113.5:8686")},

@@ -81,8 +81,10 @@ func (b *Box) expire() {
 
 // New makes a box with an outside address that keeps ports and filters by port.
 func New(public netip.Addr) *Box {
-	return &Box{Public: public, Keep: true, next: 40000,
-		out: map[pair]netip.AddrPort{}, in: map[netip.AddrPort]netip.AddrPort{}, sent: map[pair]span{}, taken: map[pair]bool{}}
+	return &Box{
+		Public: public, Keep: true, next: 40000,
+		out: map[pair]netip.AddrPort{}, in: map[netip.AddrPort]netip.AddrPort{}, sent: map[pair]span{}, taken: map[pair]bool{},
+	}
 }
 
 // Out gives the source with which a packet leaves.

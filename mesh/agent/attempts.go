@@ -198,8 +198,7 @@ func (m *member) surveyUplink(ctx context.Context, u mesh.Uplink, resumed bool) 
 	m.mu.Lock()
 	m.surveys[u.Name] = survey{seen, time.Now(), found.Asked, found.Answers}
 	m.mu.Unlock()
-	m.publish()
-	m.post(core.Surveyed{Uplink: seen, Resumed: resumed})
+	m.seenAnew(u.Name, resumed)
 	return true
 }
 
@@ -210,11 +209,11 @@ func (m *member) doubt(uplink string) {
 	m.doubted[uplink] = time.Now()
 }
 
-// surveyOf gives what the last survey of an uplink found.
+// surveyOf gives what is known of how an uplink looks from outside.
 func (m *member) surveyOf(name string) discovery.Uplink {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.surveys[name].Uplink
+	return m.outsideOf(name)
 }
 
 // surveyed reports whether every uplink that is up has been measured.

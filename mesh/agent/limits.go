@@ -32,6 +32,15 @@ const (
 	// surveyTick how often it is looked whether a survey is due.
 	surveyRetry = 10 * time.Second
 	surveyTick  = 250 * time.Millisecond
+	// lifetimeAfter is how long a survey is left alone before lifetimes are measured,
+	// lifetimeRest the time between the beginnings of two such measurements of an
+	// uplink, and lifetimeTick how often it is looked whether one is due.
+	lifetimeAfter       = 10 * time.Second
+	lifetimeRest        = 10 * time.Minute
+	lifetimeRestMetered = time.Hour
+	lifetimeTick        = time.Second
+	// candidateLife is how long an outside address is believed that nobody confirms.
+	candidateLife = 30 * time.Minute
 	// surveySleep is how long a machine must have slept, or its clock have jumped,
 	// for its networks to be others.
 	surveySleep = 3 * time.Second

@@ -75,6 +75,7 @@ type member struct {
 	directory *discovery.Directory
 	bans      *discovery.Bans
 	surveys   map[string]survey    // by uplink
+	lifetimes map[string]lifetime  // by uplink
 	doubted   map[string]time.Time // when a link by that uplink was lost
 	own       discovery.Signed
 	ownFacts  discovery.Facts
@@ -101,6 +102,7 @@ func (a *Agent) open(plane *control.Plane) (_ *member, err error) {
 		directory:   discovery.NewDirectory(state.Mesh.ID, maxDirectory),
 		bans:        discovery.NewBans(),
 		surveys:     map[string]survey{},
+		lifetimes:   map[string]lifetime{},
 		doubted:     map[string]time.Time{},
 		devices:     newDevices(a.outside.Devices),
 	}
@@ -188,6 +190,7 @@ func (m *member) run(ctx context.Context, stop context.CancelFunc) error {
 	start("relayed offers", m.takeRelayed)
 	start("STUN", m.serveStun)
 	start("surveys", m.survey)
+	start("lifetimes", m.measureLifetimes)
 	if m.kernel.Carriers != nil {
 		start("carriers", m.tendCarriers)
 	}

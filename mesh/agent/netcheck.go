@@ -42,6 +42,7 @@ func (a *Agent) Netcheck(ctx context.Context) (api.Netcheck, error) {
 func (v view) checkUplink(u api.Uplink) api.UplinkCheck {
 	v.mu.Lock()
 	s, known := v.surveys[u.Name]
+	seen := v.outsideOf(u.Name)
 	serves := map[netip.Addr]mesh.NodeID{}
 	for _, f := range v.directory.All() {
 		for _, a := range f.STUN {
@@ -49,7 +50,7 @@ func (v view) checkUplink(u api.Uplink) api.UplinkCheck {
 		}
 	}
 	v.mu.Unlock()
-	out := api.UplinkCheck{Uplink: u, UDP: udpWord(s)}
+	out := api.UplinkCheck{Uplink: u, UDP: udpWord(s), Lifetime: seen.Lifetime.String(), Lifetime6: seen.Lifetime6.String()}
 	if known {
 		out.Checked = new(s.at)
 	}
@@ -125,11 +126,11 @@ func (v view) expect(id mesh.LinkID) (discovery.Expectation, string) {
 	defer v.mu.Unlock()
 	facts, _ := v.directory.Get(id.Peer)
 	i := slices.IndexFunc(facts.Uplinks, func(u discovery.Uplink) bool { return u.Name == id.Remote })
-	s, known := v.surveys[id.Local]
+	_, known := v.surveys[id.Local]
 	if i < 0 || !known {
 		return discovery.Perhaps, "too little is known of the two uplinks yet"
 	}
-	return discovery.Expect(s.Uplink, facts.Uplinks[i])
+	return discovery.Expect(v.outsideOf(id.Local), facts.Uplinks[i])
 }
 
 // transit is the neighbour by which another node is reached; zero: it is reached
