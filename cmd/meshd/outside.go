@@ -68,6 +68,9 @@ func outside(c config.Config, log *slog.Logger) agent.Outside {
 			}
 			return s, nil
 		},
+		Lookup: func(ctx context.Context, name string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", name+".") // the dot keeps search domains out
+		},
 		HandOver: dataplane.Client{Socket: c.DataplaneSocket}.HandOver,
 		Devices: func() (map[string]int, error) {
 			all, err := net.Interfaces()

@@ -25,6 +25,7 @@ func (m *member) newAttempter() *rendezvous.Attempter {
 		Open: func(mark uint32) (rendezvous.Socket, error) {
 			return m.agent.outside.Socket(mark, ports.First, ports.Last, m.stunKey())
 		},
+		Declared: m.declared,
 		Servers:  m.stunServers,
 		Surveyed: m.surveyOf,
 		Carriers: m.kernel.Carriers,
@@ -207,6 +208,7 @@ func (m *member) doubt(uplink string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.doubted[uplink] = time.Now()
+	signal(m.agent.names.doubted)
 }
 
 // surveyOf gives what is known of how an uplink looks from outside.

@@ -29,7 +29,36 @@ func (m *member) outsideOf(name string) discovery.Uplink {
 	if time.Since(s.at) > candidateLife {
 		out.Reflexive = nil
 	}
+	out.Forwarded = m.declared(name)
 	return out
+}
+
+// declared gives the addresses at which the operator says that an uplink's tunnel
+// ports are reached.
+func (m *member) declared(name string) []netip.Addr {
+	u, ok := m.uplink(name)
+	if !ok {
+		return nil
+	}
+	return m.agent.names.of(m.agent.config.Uplink(u.Interface).Endpoint)
+}
+
+// declare tells the others and the core where uplinks are reached by what the
+// operator says.
+func (m *member) declare() {
+	host := m.host.Load()
+	if host == nil {
+		return
+	}
+	m.publish()
+	for _, u := range host.Uplinks {
+		m.mu.Lock()
+		_, known := m.surveys[u.Name]
+		m.mu.Unlock()
+		if known {
+			m.post(core.Surveyed{Uplink: m.surveyOf(u.Name)})
+		}
+	}
 }
 
 // seenAnew tells the others and the core what is known of how an uplink looks.

@@ -39,6 +39,11 @@ const (
 	lifetimeRest        = 10 * time.Minute
 	lifetimeRestMetered = time.Hour
 	lifetimeTick        = time.Second
+	// namesEvery is how often names are looked up, namesRest the same while something
+	// fails, and namesPatience the longest that it takes.
+	namesEvery    = time.Minute
+	namesRest     = 10 * time.Second
+	namesPatience = 5 * time.Second
 	// candidateLife is how long an outside address is believed that nobody confirms.
 	candidateLife = 30 * time.Minute
 	// surveySleep is how long a machine must have slept, or its clock have jumped,

@@ -35,7 +35,7 @@ func (a *Agent) Netcheck(ctx context.Context) (api.Netcheck, error) {
 	for _, u := range v.uplinks() {
 		out.Uplinks = append(out.Uplinks, v.checkUplink(u))
 	}
-	out.Advice = api.NewHealth(networkAdvice(out)...).Findings
+	out.Advice = api.NewHealth(append(networkAdvice(out), a.names.findings()...)...).Findings
 	return out, nil
 }
 

@@ -37,6 +37,8 @@ type Outside struct {
 	// change, and gives what runs it. Socket opens a UDP port for a link attempt.
 	Stun   func(addrs []netip.AddrPort, keys func() [][]byte) (run func(context.Context) error, err error)
 	Socket func(mark uint32, first, last uint16, key []byte) (rendezvous.Socket, error)
+	// Lookup gives the addresses of a DNS name.
+	Lookup func(ctx context.Context, name string) ([]netip.Addr, error)
 	// HandOver gives the data plane a copy of a TCP connection of which nothing
 	// has been read, and whose far end wants a carrier; nil: none can be taken.
 	HandOver func(ctx context.Context, conn *net.TCPConn) error

@@ -50,6 +50,11 @@ func (a *Attempter) config(att *active, socket Socket, uplink mesh.Uplink, req R
 		Offer: a.offer(att, uplink, req.Below), Theirs: theirs, Own: hosts(uplink, socket.Port()), Servers: a.servers(uplink), PathRTT: req.PathRTT,
 		Refuse: a.cfg.Refuse, Budget: &a.budget, Seed: newSeed(),
 	}
+	if a.cfg.Declared != nil {
+		for _, addr := range a.cfg.Declared(uplink.Name) {
+			c.Own = append(c.Own, discovery.Candidate{Kind: discovery.CandidateDeclared, Addr: netip.AddrPortFrom(addr, socket.Port())})
+		}
+	}
 	for _, r := range a.cfg.Surveyed(uplink.Name).Reflexive {
 		c.Outside = append(c.Outside, r.Addr())
 	}

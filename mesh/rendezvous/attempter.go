@@ -46,6 +46,9 @@ type Config struct {
 	Uplink func(name string) (mesh.Uplink, bool)
 	// Open takes a free port for what leaves with mark.
 	Open func(mark uint32) (Socket, error)
+	// Declared gives addresses at which the ports of an uplink are reached by their
+	// own numbers, as the operator says; nil: at none.
+	Declared func(name string) []netip.Addr
 	// Servers gives all STUN servers that may be asked; not the node itself.
 	Servers func() []netip.AddrPort
 	// Carriers makes carriers, and ControlOf gives the addresses at which a node is
