@@ -25,10 +25,11 @@ func (m *member) newAttempter() *rendezvous.Attempter {
 		Open: func(mark uint32) (rendezvous.Socket, error) {
 			return m.agent.outside.Socket(mark, ports.First, ports.Last, m.stunKey())
 		},
-		Declared: m.declared,
-		Servers:  m.stunServers,
-		Surveyed: m.surveyOf,
-		Carriers: m.kernel.Carriers,
+		Declared:  m.declared,
+		PortsKept: m.portsKept,
+		Servers:   m.stunServers,
+		Surveyed:  m.surveyOf,
+		Carriers:  m.kernel.Carriers,
 		ControlOf: func(peer mesh.NodeID) []netip.AddrPort {
 			return m.standing.Load().state.Nodes[peer].Control
 		},

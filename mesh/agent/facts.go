@@ -117,8 +117,8 @@ func (m *member) publish() {
 	f.STUN = servesSTUN(self.Control, m.plane.STUN(), m.servedSTUN)
 	for _, u := range host.Uplinks {
 		out := discovery.Uplink{Name: u.Name, Addrs: u.Addrs, Metered: u.Metered}
-		if s, ok := m.surveys[u.Name]; ok && slices.Equal(s.Addrs, u.Addrs) {
-			seen := m.outsideOf(u.Name)
+		s, surveyed := m.surveys[u.Name]
+		if seen := m.outsideOf(u.Name); !surveyed || slices.Equal(s.Addrs, u.Addrs) {
 			out.Reflexive, out.NAT, out.NAT6 = seen.Reflexive, seen.NAT, seen.NAT6
 			out.Lifetime, out.Lifetime6 = seen.Lifetime, seen.Lifetime6
 		}

@@ -23,12 +23,15 @@ type lifetime struct {
 func (m *member) outsideOf(name string) discovery.Uplink {
 	s := m.surveys[name]
 	out := s.Uplink
+	out.Name = name
 	if l, ok := m.lifetimes[name]; ok && l.of.SameOutside(s.Uplink) {
 		out.Lifetime, out.Lifetime6 = l.four, l.six
 	}
+	answers := s.answers
 	if time.Since(s.at) > candidateLife {
-		out.Reflexive = nil
+		out.Reflexive, answers = nil, nil
 	}
+	out.Reflexive = withSights(out.Reflexive, answers, m.freshSights(name))
 	out.Forwarded = m.declared(name)
 	return out
 }

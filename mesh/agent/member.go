@@ -74,9 +74,10 @@ type member struct {
 	mu        sync.Mutex // guards the rest
 	directory *discovery.Directory
 	bans      *discovery.Bans
-	surveys   map[string]survey    // by uplink
-	lifetimes map[string]lifetime  // by uplink
-	doubted   map[string]time.Time // when a link by that uplink was lost
+	surveys   map[string]survey                // by uplink
+	lifetimes map[string]lifetime              // by uplink
+	sights    map[string]map[mesh.LinkID]sight // by uplink
+	doubted   map[string]time.Time             // when a link by that uplink was lost
 	own       discovery.Signed
 	ownFacts  discovery.Facts
 	newFacts  bool // since the directory was saved
@@ -103,6 +104,7 @@ func (a *Agent) open(plane *control.Plane) (_ *member, err error) {
 		bans:        discovery.NewBans(),
 		surveys:     map[string]survey{},
 		lifetimes:   map[string]lifetime{},
+		sights:      map[string]map[mesh.LinkID]sight{},
 		doubted:     map[string]time.Time{},
 		devices:     newDevices(a.outside.Devices),
 	}

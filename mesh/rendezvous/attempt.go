@@ -55,6 +55,11 @@ func (a *Attempter) config(att *active, socket Socket, uplink mesh.Uplink, req R
 			c.Own = append(c.Own, discovery.Candidate{Kind: discovery.CandidateDeclared, Addr: netip.AddrPortFrom(addr, socket.Port())})
 		}
 	}
+	if a.cfg.PortsKept != nil {
+		for _, addr := range a.cfg.PortsKept(uplink.Name) {
+			c.Likely = append(c.Likely, netip.AddrPortFrom(addr, socket.Port()))
+		}
+	}
 	for _, r := range a.cfg.Surveyed(uplink.Name).Reflexive {
 		c.Outside = append(c.Outside, r.Addr())
 	}

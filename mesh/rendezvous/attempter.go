@@ -49,6 +49,9 @@ type Config struct {
 	// Declared gives addresses at which the ports of an uplink are reached by their
 	// own numbers, as the operator says; nil: at none.
 	Declared func(name string) []netip.Addr
+	// PortsKept gives outside addresses at which others are known to see the ports of
+	// an uplink by their own numbers; nil: none. They are tried where no server tells.
+	PortsKept func(name string) []netip.Addr
 	// Servers gives all STUN servers that may be asked; not the node itself.
 	Servers func() []netip.AddrPort
 	// Carriers makes carriers, and ControlOf gives the addresses at which a node is
