@@ -296,7 +296,7 @@ func (a *Attempt) kinds(o discovery.Offer) discovery.Uplink {
 		switch c.Kind {
 		case discovery.CandidateReflexive:
 			u.Reflexive = append(u.Reflexive, c.Addr)
-		case discovery.CandidateDeclared:
+		case discovery.CandidateDeclared, discovery.CandidateMapped:
 			u.Forwarded = append(u.Forwarded, c.Addr.Addr())
 		}
 	}

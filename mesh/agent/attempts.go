@@ -19,7 +19,7 @@ import (
 func (m *member) newAttempter() *rendezvous.Attempter {
 	state := m.plane.State()
 	ports := m.agent.config.Ports
-	return rendezvous.New(rendezvous.Config{
+	c := rendezvous.Config{
 		Mesh: state.Mesh.ID, Self: m.self,
 		Uplink: m.uplink,
 		Open: func(mark uint32) (rendezvous.Socket, error) {
@@ -44,7 +44,11 @@ func (m *member) newAttempter() *rendezvous.Attempter {
 		},
 		Refuse: []netip.Prefix{state.Mesh.Pool4, state.Mesh.Pool6},
 		Logger: m.log,
-	})
+	}
+	if m.agent.config.NAT.PortMapping {
+		c.Map = m.mapPort
+	}
+	return rendezvous.New(c)
 }
 
 // uplink gives a local uplink as it is now.

@@ -122,7 +122,7 @@ func (m *member) publish() {
 			out.Reflexive, out.NAT, out.NAT6 = seen.Reflexive, seen.NAT, seen.NAT6
 			out.Lifetime, out.Lifetime6 = seen.Lifetime, seen.Lifetime6
 		}
-		out.Forwarded = m.declared(u.Name)
+		out.Forwarded = m.outsideOf(u.Name).Forwarded
 		out.Addrs = out.Addrs[:min(len(out.Addrs), discovery.MaxUplinkAddrs)]
 		f.Uplinks = append(f.Uplinks, out)
 	}

@@ -32,7 +32,10 @@ func (m *member) outsideOf(name string) discovery.Uplink {
 		out.Reflexive, answers = nil, nil
 	}
 	out.Reflexive = withSights(out.Reflexive, answers, m.freshSights(name))
-	out.Forwarded = m.declared(name)
+	out.Forwarded = slices.Clone(m.declared(name))
+	if at, ok := m.opened(name, out.Reflexive); ok && len(out.Forwarded) < discovery.MaxForwarded && !slices.Contains(out.Forwarded, at) {
+		out.Forwarded = append(out.Forwarded, at)
+	}
 	return out
 }
 

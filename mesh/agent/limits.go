@@ -44,6 +44,15 @@ const (
 	namesEvery    = time.Minute
 	namesRest     = 10 * time.Second
 	namesPatience = 5 * time.Second
+	// gatewaysTick is how often it is looked what is to be mapped, gatewayRetry when a
+	// gateway that maps nothing is asked again, gatewayGrace how long a port is kept of
+	// which no tunnel is known yet, gatewayPatience how long an attempt waits for a
+	// gateway, and gatewaysClose how long it may take to take all back.
+	gatewaysTick    = 5 * time.Second
+	gatewayRetry    = 10 * time.Minute
+	gatewayGrace    = time.Minute
+	gatewayPatience = 300 * time.Millisecond
+	gatewaysClose   = 2 * time.Second
 	// candidateLife is how long an outside address is believed that nobody confirms.
 	candidateLife = 30 * time.Minute
 	// surveySleep is how long a machine must have slept, or its clock have jumped,

@@ -77,6 +77,7 @@ type member struct {
 	surveys   map[string]survey                // by uplink
 	lifetimes map[string]lifetime              // by uplink
 	sights    map[string]map[mesh.LinkID]sight // by uplink
+	gateways  map[string]*gateway              // by uplink
 	doubted   map[string]time.Time             // when a link by that uplink was lost
 	own       discovery.Signed
 	ownFacts  discovery.Facts
@@ -104,6 +105,7 @@ func (a *Agent) open(plane *control.Plane) (_ *member, err error) {
 		bans:        discovery.NewBans(),
 		surveys:     map[string]survey{},
 		lifetimes:   map[string]lifetime{},
+		gateways:    map[string]*gateway{},
 		sights:      map[string]map[mesh.LinkID]sight{},
 		doubted:     map[string]time.Time{},
 		devices:     newDevices(a.outside.Devices),
@@ -193,6 +195,7 @@ func (m *member) run(ctx context.Context, stop context.CancelFunc) error {
 	start("STUN", m.serveStun)
 	start("surveys", m.survey)
 	start("lifetimes", m.measureLifetimes)
+	start("port mapping", m.mapPorts)
 	if m.kernel.Carriers != nil {
 		start("carriers", m.tendCarriers)
 	}
@@ -213,6 +216,7 @@ func (m *member) run(ctx context.Context, stop context.CancelFunc) error {
 	})
 	err := tasks.Wait()
 	if m.parting.Load() {
+		m.closeGateways()
 		for _, d := range m.node.Step(time.Now(), core.Stopping{}).Send {
 			m.send(d.Target, d.Payload)
 		}
