@@ -99,6 +99,13 @@ func (a *app) uplinkChecks(uplinks []api.UplinkCheck) *table {
 		r := row{paint: udpPaint(u.UDP), cells: []string{
 			u.Uplink.Name, few(u.Uplink.Addrs), api.NATInWords(u.Uplink.NAT), api.NATInWords(u.Uplink.NAT6), u.UDP, few(seen), a.since(u.Checked),
 		}}
+		if len(u.Forwarded) > 0 {
+			note := "tunnels are let in at " + all(u.Forwarded, " and ")
+			if u.Mapping != "" {
+				note += "; the gateway maps ports by " + u.Mapping
+			}
+			r.notes = append(r.notes, note)
+		}
 		for _, l := range []struct{ family, lifetime string }{{"IPv4", u.Lifetime}, {"IPv6", u.Lifetime6}} {
 			if note := lifetimeNote(l.family, l.lifetime); note != "" {
 				r.notes = append(r.notes, note)

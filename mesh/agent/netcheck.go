@@ -42,7 +42,10 @@ func (a *Agent) Netcheck(ctx context.Context) (api.Netcheck, error) {
 func (v view) checkUplink(u api.Uplink) api.UplinkCheck {
 	v.mu.Lock()
 	s, known := v.surveys[u.Name]
-	seen := v.outsideOf(u.Name)
+	seen, mapping := v.outsideOf(u.Name), ""
+	if g := v.gateways[u.Name]; g != nil {
+		mapping = g.Protocol()
+	}
 	serves := map[netip.Addr]mesh.NodeID{}
 	for _, f := range v.directory.All() {
 		for _, a := range f.STUN {
@@ -50,7 +53,7 @@ func (v view) checkUplink(u api.Uplink) api.UplinkCheck {
 		}
 	}
 	v.mu.Unlock()
-	out := api.UplinkCheck{Uplink: u, UDP: udpWord(s), Lifetime: seen.Lifetime.String(), Lifetime6: seen.Lifetime6.String()}
+	out := api.UplinkCheck{Uplink: u, UDP: udpWord(s), Lifetime: seen.Lifetime.String(), Lifetime6: seen.Lifetime6.String(), Forwarded: seen.Forwarded, Mapping: mapping}
 	if known {
 		out.Checked = new(s.at)
 	}
@@ -173,7 +176,7 @@ func networkAdvice(c api.Netcheck) (out []api.Finding) {
 				answers++
 			}
 		}
-		symmetric := u.Uplink.NAT == discovery.NATSymmetric.String() || u.Uplink.NAT6 == discovery.NATSymmetric.String()
+		symmetric := len(u.Forwarded) == 0 && (u.Uplink.NAT == discovery.NATSymmetric.String() || u.Uplink.NAT6 == discovery.NATSymmetric.String())
 		switch {
 		case !u.Uplink.Up:
 			add(api.Degraded, "check the cable and the modem", "Uplink %s is down", name)

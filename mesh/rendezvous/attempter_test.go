@@ -106,6 +106,7 @@ type party struct {
 	survey discovery.Uplink
 	// declared are addresses at which the operator says that the uplink is reached.
 	declared []netip.Addr
+	gateway  netip.Addr // lets ports in at the next number; invalid: it does not
 	open     netip.Addr // where its ports are; invalid: at its first address
 }
 
@@ -133,6 +134,9 @@ func newScene(t *testing.T, n int) (*scene, []*party) {
 			Uplink:   func(name string) (mesh.Uplink, bool) { return p.uplink, name == p.uplink.Name },
 			Servers:  func() []netip.AddrPort { return servers },
 			Declared: func(string) []netip.Addr { return p.declared },
+			Map: func(_ context.Context, _ string, port uint16) (netip.AddrPort, bool) {
+				return netip.AddrPortFrom(p.gateway, port+1), p.gateway.IsValid()
+			},
 			Surveyed: func(string) discovery.Uplink { return p.survey },
 			Key: func() (mesh.Epoch, mesh.WireGuardKey) {
 				return 3, mesh.WireGuardKey(append(p.id[:], make([]byte, 24)...))
@@ -242,6 +246,32 @@ func TestDeclaredAddress(t *testing.T) {
 		want := discovery.Candidate{Kind: discovery.CandidateDeclared, Addr: netip.AddrPortFrom(outside, a.Port)}
 		if !slices.Contains(offered, want) || len(offered) != 2 || b.Endpoint != want.Addr || b.Class != discovery.ClassDirect {
 			t.Errorf("offered %v, reached at %s as %s", offered, b.Endpoint, b.Class)
+		}
+	})
+}
+
+// What a gateway lets in is offered as what it is.
+func TestMappedPort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sc, p := newScene(t, 2)
+		defer sc.end(t)
+		p[0].gateway = netip.MustParseAddr("198.18.7.7")
+		var offered []discovery.Candidate
+		exchange := p[0].cfg.Exchange
+		p[0].cfg.Exchange = func(ctx context.Context, peer mesh.NodeID, o discovery.Offer) (discovery.Offer, error) {
+			offered = o.Candidates
+			return exchange(ctx, peer, o)
+		}
+		if err := p[0].Start(t.Context(), p[0].request(p[1])); err != nil {
+			t.Fatal(err)
+		}
+		a, b := <-p[0].Results(), <-p[1].Results()
+		if a.Err != nil || b.Err != nil {
+			t.Fatal(a.Err, b.Err)
+		}
+		want := discovery.Candidate{Kind: discovery.CandidateMapped, Addr: netip.AddrPortFrom(p[0].gateway, a.Port+1)}
+		if !slices.Contains(offered, want) || want.Class() != discovery.ClassTranslated {
+			t.Errorf("offered %v", offered)
 		}
 	})
 }
