@@ -263,6 +263,7 @@ func (m *member) loadFacts() {
 			if own, err := s.Open(node.Identity); err == nil {
 				m.distances, m.servedSTUN, m.ownFacts.Serial = own.Distances, append([]netip.AddrPort{}, own.STUN...), own.Serial
 				for _, u := range own.Uplinks {
+					u.Forwarded = nil // it is not of the survey
 					if u.Lifetime != discovery.LifetimeUnknown || u.Lifetime6 != discovery.LifetimeUnknown {
 						m.lifetimes[u.Name] = lifetime{of: u, four: u.Lifetime, six: u.Lifetime6}
 					}

@@ -41,7 +41,7 @@ func (z *zone) lookup(_ context.Context, name string) (out []netip.Addr, err err
 	if !ok {
 		return nil, errors.New("no such host")
 	}
-	for _, s := range strings.Fields(list) {
+	for s := range strings.FieldsSeq(list) {
 		out = append(out, netip.MustParseAddr(s))
 	}
 	return out, nil

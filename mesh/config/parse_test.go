@@ -384,7 +384,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(reference)
 	for _, s := range []string{
 		"", config.Example(), "name: a\n---\n", "ports: {first: 1, last: 99999}", "uplinks: [{interface: eth0, bias: 1e9s}]",
-		"prefixes: [10.0.0.0/8, ::/0]", "a: &a *a", "? x\n: y", "<<: {name: b}", "name: !!str x", "mtu: |\n  1400\n",
+		"prefixes: [10.0.0.0/8, ::/0]", "control: {advertise: [\"[::1]:1\", \"a.b:9\", \"A.B.:9\", \"1::2:3\"]}", "uplinks: [{interface: a, endpoint: x.y}]", "a: &a *a", "? x\n: y", "<<: {name: b}", "name: !!str x", "mtu: |\n  1400\n",
 	} {
 		f.Add([]byte(s))
 	}
@@ -408,7 +408,15 @@ func FuzzParse(f *testing.F) {
 				t.Fatalf("accepted %v", c.Prefixes)
 			}
 		}
+		for _, e := range c.Control.Advertise {
+			if e.Port == 0 || e.Addr.IsValid() == (e.Name != "") || e.Name != strings.ToLower(e.Name) || strings.HasSuffix(e.Name, ".") {
+				t.Fatalf("accepted %+v", e)
+			}
+		}
 		for _, u := range c.Uplinks {
+			if u.Endpoint.Addr.IsValid() && u.Endpoint.Name != "" {
+				t.Fatalf("accepted %+v", u.Endpoint)
+			}
 			if u.Interface == "" || mesh.CheckName(u.Name) != nil || u.Bias >= mesh.Infinite ||
 				u.ProbeBudget < config.MinProbeBudget || u.ProbeBudget > config.MaxProbeBudget {
 				t.Fatalf("accepted %+v", u)
