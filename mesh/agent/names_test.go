@@ -76,7 +76,7 @@ func TestNames(t *testing.T) {
 			t.Helper()
 			synctest.Wait()
 			if got := fmt.Sprint(n.of(h)); got != "["+want+"]" {
-				t.Errorf("%s: %s at %s, want %s", what, h, got, want)
+				t.Errorf("%s: %+v at %s, want %s", what, h, got, want)
 			}
 		}
 		n.await(ctx)

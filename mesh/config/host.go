@@ -14,9 +14,6 @@ type Host struct {
 	Name string     // in lower case, without a final dot
 }
 
-// IsZero reports whether h is nowhere.
-func (h Host) IsZero() bool { return h == Host{} }
-
 // An Endpoint is a port of a Host.
 type Endpoint struct {
 	Host
@@ -80,12 +77,4 @@ func parseEndpoint(s string) (Endpoint, error) {
 		return Endpoint{}, fmt.Errorf("the port of %q is not a number from 1 to 65535", s)
 	}
 	return Endpoint{h, uint16(p)}, nil
-}
-
-// String gives the address or name.
-func (h Host) String() string {
-	if h.Addr.IsValid() {
-		return h.Addr.String()
-	}
-	return h.Name
 }
