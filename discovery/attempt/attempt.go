@@ -38,6 +38,9 @@ type Config struct {
 	// Outside are addresses that several servers are known to have seen this uplink
 	// at: one server's word is enough for these.
 	Outside []netip.Addr
+	// Likely are outside endpoints of the port by what was seen of other ports. Those
+	// of an address family by which no server answers are offered.
+	Likely []netip.AddrPort
 	// PathRTT is the round trip over which offers travel to the other end, so that
 	// both begin at the same moment; zero: not known.
 	PathRTT time.Duration
@@ -206,8 +209,14 @@ func (a *Attempt) gathered(now time.Time, g discovery.GatherReady) Ready {
 // describe puts what the servers said into our offer.
 func (a *Attempt) describe() {
 	list := slices.Clone(a.cfg.Own)
-	mapped := 0
-	for _, m := range a.believed() {
+	mapped, answered := 0, a.believed()
+	believed := slices.Clone(answered)
+	for _, l := range a.cfg.Likely {
+		if !slices.ContainsFunc(answered, func(b netip.AddrPort) bool { return b.Addr().Is4() == l.Addr().Is4() }) {
+			believed = append(believed, l)
+		}
+	}
+	for _, m := range believed {
 		if mapped < maxReflexive {
 			list = append(list, discovery.Candidate{Kind: discovery.CandidateReflexive, Addr: m})
 			mapped++
@@ -290,8 +299,11 @@ func (a *Attempt) checked(now time.Time, c discovery.CheckReady) Ready {
 func (a *Attempt) kinds(o discovery.Offer) discovery.Uplink {
 	u := discovery.Uplink{NAT: o.NAT, NAT6: o.NAT6}
 	for _, c := range o.Candidates {
-		if c.Kind == discovery.CandidateReflexive {
+		switch c.Kind {
+		case discovery.CandidateReflexive:
 			u.Reflexive = append(u.Reflexive, c.Addr)
+		case discovery.CandidateDeclared, discovery.CandidateMapped:
+			u.Forwarded = append(u.Forwarded, c.Addr.Addr())
 		}
 	}
 	return u

@@ -147,7 +147,7 @@ func (s *Socket) Expect(k discovery.Keys) { s.keys.Store(&k) }
 
 // Ask sends a query, and reports whether it could be sent at all.
 func (s *Socket) Ask(q discovery.Query) bool {
-	m := message{class: stun.ClassRequest, tx: q.Tx, padded: true}
+	m := message{class: stun.ClassRequest, tx: q.Tx, padded: true, reply: q.Reply}
 	return s.send(m.encode(s.key), q.Server, netip.Addr{}, 0)
 }
 

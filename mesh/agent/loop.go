@@ -71,6 +71,9 @@ func (m *member) step(ev core.Event) {
 			m.doubt(f.Link.Local)
 		}
 	}
+	for _, s := range r.Sights {
+		m.sighted(s)
+	}
 	if r.Distances != nil {
 		m.mu.Lock()
 		m.distances = *r.Distances

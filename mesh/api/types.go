@@ -254,11 +254,21 @@ type Netcheck struct {
 
 // An UplinkCheck is what was measured of an uplink.
 type UplinkCheck struct {
-	Uplink  Uplink            `json:"uplink"`
-	UDP     string            `json:"udp" enum:"passes,blocked,unknown"`
-	Carried int               `json:"carried"` // links that go over TLS
-	Checked *time.Time        `json:"checked"` // null: not yet
-	Servers List[ServerCheck] `json:"servers"` // that were asked last
+	Uplink  Uplink `json:"uplink"`
+	UDP     string `json:"udp" enum:"passes,blocked,unknown"`
+	Carried int    `json:"carried"` // links that go over TLS
+	// Lifetime is for how long IPv4 packets are let in after the last one that left,
+	// at least: "unknown" until it is measured, "short" for less than 25 s, "endless"
+	// where they are let in unasked, else seconds such as "55s". Lifetime6 is of IPv6.
+	Lifetime  string `json:"lifetime"`
+	Lifetime6 string `json:"lifetime6"`
+	// Forwarded are addresses at which its tunnels are reached because the operator says
+	// so, or the gateway was asked to; Mapping is by which protocol: "PCP", "NAT-PMP", or
+	// "" where it was not asked or does not.
+	Forwarded List[netip.Addr]  `json:"forwarded"`
+	Mapping   string            `json:"mapping"`
+	Checked   *time.Time        `json:"checked"` // null: not yet
+	Servers   List[ServerCheck] `json:"servers"` // that were asked last
 }
 
 // A ServerCheck is one STUN server that was asked by an uplink.

@@ -1,7 +1,6 @@
 package core
 
 import (
-	"net/netip"
 	"slices"
 	"time"
 
@@ -159,10 +158,13 @@ func (n *Node) initiates(peer mesh.NodeID) bool {
 // seenOutside takes what one of our uplinks looks like from outside.
 func (n *Node) seenOutside(ev Surveyed) {
 	name := ev.Uplink.Name
-	if old, known := n.outside[name]; known && !ev.Resumed && sameOutside(old, ev.Uplink) {
+	old, known := n.outside[name]
+	n.outside[name] = ev.Uplink
+	if known && !ev.Resumed && old.SameOutside(ev.Uplink) {
+		n.compareLifetimes(old, ev.Uplink)
 		return
 	}
-	n.outside[name] = ev.Uplink
+	n.ready.Dirty = true
 	n.networkChanged(name)
 	if blocked(ev.Uplink) {
 		for id, e := range n.entries {
@@ -192,29 +194,24 @@ func (n *Node) compareFacts(old, now discovery.Facts) {
 		}
 		named := func(u discovery.Uplink) bool { return u.Name == id.Remote }
 		i, j := slices.IndexFunc(old.Uplinks, named), slices.IndexFunc(now.Uplinks, named)
-		if i >= 0 && j >= 0 && !sameOutside(old.Uplinks[i], now.Uplinks[j]) {
+		if i < 0 || j < 0 {
+			continue
+		}
+		n.compareLifetimes(old.Uplinks[i], now.Uplinks[j])
+		if !old.Uplinks[i].SameOutside(now.Uplinks[j]) {
 			e.hope(n.now)
 		}
 	}
 }
 
+// compareLifetimes has the tunnels' keepalives changed when they have to be.
+func (n *Node) compareLifetimes(old, now discovery.Uplink) {
+	n.ready.Dirty = n.ready.Dirty || old.Lifetime != now.Lifetime || old.Lifetime6 != now.Lifetime6
+}
+
 // hope forgets that attempts failed.
 func (e *entry) hope(now time.Time) {
 	e.retry, e.failures, e.seats, e.why, e.changed, e.due = now, 0, 0, "", now, time.Time{}
-}
-
-// sameOutside reports whether nothing has changed that attempts depend on. The
-// ports of reflexive endpoints are other ones each time.
-func sameOutside(a, b discovery.Uplink) bool {
-	seen := func(u discovery.Uplink) []netip.Addr {
-		var list []netip.Addr
-		for _, r := range u.Reflexive {
-			list = append(list, r.Addr())
-		}
-		slices.SortFunc(list, netip.Addr.Compare)
-		return slices.Compact(list)
-	}
-	return a.NAT == b.NAT && a.NAT6 == b.NAT6 && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(seen(a), seen(b))
 }
 
 // attempted takes the end of an attempt, ours or the far end's.

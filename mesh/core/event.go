@@ -126,6 +126,7 @@ type Ready struct {
 	Save     bool      // Records changed: keep them on disk
 	Deadline time.Time // Step(now, Tick{}) no later than this; zero: never
 	Facts    []Fact
+	Sights   []Sight // what neighbours said on where we are
 	// CountEvery is the time between two readings of the devices' counters.
 	CountEvery time.Duration
 	// Distances are to be published among our facts; nil: as before.
@@ -153,6 +154,14 @@ type Attempt struct {
 	Carrier bool
 	// Below: only a better path than of this class will do; zero: any will.
 	Below discovery.PathClass
+}
+
+// A Sight is a neighbour's word on where the packets of one of our tunnels come from.
+type Sight struct {
+	Link     mesh.LinkID
+	Port     uint16         // of ours, from which they leave
+	Witness  netip.AddrPort // where the neighbour is
+	Endpoint netip.AddrPort
 }
 
 // A Fact is something that happened, for the event log, people and tests.

@@ -401,6 +401,9 @@ func (n *Node) receive(ev Received) (urgent bool) {
 				n.judged(other, func() { other.judge.Silent(n.now) })
 			}
 		}
+	case wire.Sight:
+		n.hearSight(e, body)
+		return false
 	case wire.Goodbye:
 		for _, other := range n.entries {
 			if other.rec.Link.Peer == id && other.judge != nil {

@@ -48,6 +48,15 @@ type Config struct {
 	Uplink func(name string) (mesh.Uplink, bool)
 	// Open takes a free port for what leaves with mark.
 	Open func(mark uint32) (Socket, error)
+	// Declared gives addresses at which the ports of an uplink are reached by their
+	// own numbers, as the operator says; nil: at none.
+	Declared func(name string) []netip.Addr
+	// PortsKept gives outside addresses at which others are known to see the ports of
+	// an uplink by their own numbers; nil: none. They are tried where no server tells.
+	PortsKept func(name string) []netip.Addr
+	// Map has the gateway of an uplink let in what arrives for a port, and gives where;
+	// false: it does not. It may take a moment. nil: no gateway is asked.
+	Map func(ctx context.Context, uplink string, port uint16) (netip.AddrPort, bool)
 	// Servers gives all STUN servers that may be asked; not the node itself.
 	Servers func() []netip.AddrPort
 	// Carriers makes carriers, and ControlOf gives the addresses at which a node is

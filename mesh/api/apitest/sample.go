@@ -112,11 +112,11 @@ func sampleNetcheck(uplinks []api.Uplink) api.Netcheck {
 	return api.Netcheck{
 		Node: "berlin-1", Control: []netip.AddrPort{at("203.0.113.10:8686")},
 		Uplinks: []api.UplinkCheck{
-			{Uplink: uplinks[0], UDP: "passes", Checked: new(ago(6 * time.Minute)), Servers: []api.ServerCheck{
+			{Uplink: uplinks[0], UDP: "passes", Lifetime: "endless", Lifetime6: "115s", Checked: new(ago(6 * time.Minute)), Servers: []api.ServerCheck{
 				{Server: at("203.0.113.20:8686"), Node: "paris-1", RTTMs: new(12.1), Seen: at("203.0.113.10:51820")},
 				{Server: at("[2001:db8:c::30]:8686"), Node: "rome-1", RTTMs: new(29.6), Seen: at("[2001:db8:a::10]:51820")},
 			}},
-			{Uplink: uplinks[1], UDP: "passes", Checked: new(ago(40 * time.Second)), Servers: []api.ServerCheck{
+			{Uplink: uplinks[1], UDP: "passes", Lifetime: "short", Lifetime6: "unknown", Forwarded: addrs("198.18.9.9"), Mapping: "PCP", Checked: new(ago(40 * time.Second)), Servers: []api.ServerCheck{
 				{Server: at("203.0.113.20:8686"), Node: "paris-1", RTTMs: new(47.9), Seen: at("198.18.9.9:40211")},
 				{Server: at("203.0.113.30:8686"), Node: "rome-1", RTTMs: new(61.3), Seen: at("198.18.9.9:51007")},
 				{Server: at("203.0.113.40:8686"), Node: "kyiv-1"},
