@@ -108,6 +108,10 @@ func Mix(ctx context.Context, opts Options, progress func(format string, args ..
 			break
 		}
 		r.Joins, m.Sites = append(r.Joins, s), all[:len(helpers)+i+1]
+		if s > limit.Seconds() {
+			r.Stopped = fmt.Sprintf("the join of the last one took %.0f s", s)
+			break
+		}
 		_ = m.surveyed(ctx, site) // a machine that is too busy shows below
 	}
 	r.Sites = len(m.Sites)
