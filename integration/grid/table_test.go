@@ -115,8 +115,8 @@ func TestMixed(t *testing.T) {
 	}
 	var r Mixed
 	must(t, r.sort(pairs, map[string]string{"a": "public", "b": "easy", "c": "symmetric"}))
-	if r.Wanted() != 3 || r.Ways[Direct] != 1 || r.Ways[Transit] != 2 {
-		t.Errorf("%d pairs, %v; want 3, one of them direct", r.Wanted(), r.Ways)
+	if r.Decided() != 3 || r.Ways[Direct] != 1 || r.Ways[Transit] != 2 {
+		t.Errorf("%d pairs, %v; want 3, one of them direct", r.Decided(), r.Ways)
 	}
 	if len(r.Worse) != 1 || !strings.Contains(r.Worse[0], "public~symmetric (a, c): transit, want direct; nothing arrived") {
 		t.Errorf("worse: %q", r.Worse)

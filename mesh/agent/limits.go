@@ -67,6 +67,8 @@ const (
 	// voters as well.
 	connectPatience = time.Second
 	answerPatience  = 3 * time.Second
+	// callAgain is how long after a call that failed another one is made.
+	callAgain = 500 * time.Millisecond
 	// maxRelayed bounds the relayed offers that are answered at once.
 	maxRelayed = 32
 	// enrolPatience bounds the wait for the first link of a join.

@@ -165,7 +165,7 @@ func (b *bench) thirty(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	wanted := float64(r.Wanted())
+	decided := float64(max(r.Decided(), 1))
 	for _, w := range r.Worse {
 		b.screen.Note("%s", w)
 	}
@@ -178,10 +178,11 @@ func (b *bench) thirty(ctx context.Context) error {
 		figure{What: "first ping after join, median", Value: quantile(r.Joins, 0.5), Unit: "s", Samples: r.Joins},
 		figure{What: "the same, longest", Value: quantile(r.Joins, 1), Unit: "s"},
 		figure{What: "from the last join until all links are decided", Value: r.Settled, Unit: "s"},
-		figure{What: "pairs that the mesh wants a link for", Value: wanted},
-		figure{What: "of these with a direct link", Value: 100 * float64(r.Ways[grid.Direct]) / wanted, Unit: "%"},
-		figure{What: "with a link over TLS", Value: 100 * float64(r.Ways[grid.Carrier]) / wanted, Unit: "%"},
-		figure{What: "through other sites", Value: 100 * float64(r.Ways[grid.Transit]) / wanted, Unit: "%"},
+		figure{What: "pairs that the mesh wants a link for", Value: float64(r.Decided() + r.Open)},
+		figure{What: "of these not decided in the end", Value: float64(r.Open)}.most(0),
+		figure{What: "of the others with a direct link", Value: 100 * float64(r.Ways[grid.Direct]) / decided, Unit: "%"},
+		figure{What: "with a link over TLS", Value: 100 * float64(r.Ways[grid.Carrier]) / decided, Unit: "%"},
+		figure{What: "through other sites", Value: 100 * float64(r.Ways[grid.Transit]) / decided, Unit: "%"},
 		figure{What: "worse than expected", Value: float64(len(r.Worse))}.most(0),
 		figure{What: fmt.Sprintf("pairs of any two sites that ping each other, of %d", r.Pairs), Value: float64(r.Reached)}.least(float64(r.Pairs)),
 		figure{What: "attempts", Value: float64(r.Effort.Begun)},
