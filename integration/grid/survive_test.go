@@ -2,6 +2,7 @@ package grid
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -171,6 +172,40 @@ func TestUplinkChange(t *testing.T) {
 		must(t, m.Lab.Carrier(t.Context(), []string{first, second}[i%2], true))
 		must(t, m.Lab.Carrier(t.Context(), []string{second, first}[i%2], false))
 		m.becomes(t, event, Direct)
+	}
+}
+
+// TestVictimOfALiar has the right site declare the address of a machine that has nothing to do with the mesh. Each other node
+// looks whether the site is there, with as few packets as it spends on any address that never answered, and the machine gets
+// nothing else.
+func TestVictimOfALiar(t *testing.T) {
+	t.Parallel()
+	const victim, most = "victim", 60 // what discovery lets one node spend there at once
+	n := Cell{Left: "public", Right: "public"}.network()
+	at := netip.MustParsePrefix("198.18.1.202/30")
+	n.Nodes[victim] = &lab.Node{Kind: lab.Host, Uplinks: []*lab.Uplink{{To: internet, Address: at}}}
+	n.Nodes[right].Meshd = lab.Settings{"uplinks": []any{map[string]any{"interface": "isp1", "endpoint": at.Addr().String()}}}
+	m := mesh(t, n, recovery) // the site's own addresses are among what is tried
+	unasked := func() (n int) {
+		out, err := m.Run(t.Context(), victim, "", m.Exe, world.InsideVerb, "unasked")
+		must(t, err)
+		_, err = fmt.Sscan(string(out), &n)
+		must(t, err)
+		return n
+	}
+	// As often as the site likes, which lies to make others look again.
+	for range 3 {
+		must(t, m.Lab.KillAll(t.Context(), right, 0))
+		_, err := m.Lab.Start(t.Context(), right, "", nil)
+		must(t, err)
+		_, err = m.Lab.Readdress(t.Context(), right+":isp1")
+		must(t, err)
+		m.becomes(t, "the liar has moved", Direct)
+	}
+	if got, others := unasked(), len(helpers)+1; got == 0 || got > others*most {
+		t.Errorf("%d packets at the victim, want some and at most %d from each of %d nodes", got, most, others)
+	} else {
+		t.Logf("%d packets at the victim, from %d nodes", got, others)
 	}
 }
 

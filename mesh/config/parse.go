@@ -162,9 +162,9 @@ func (d *decoder) ports(n ast.Node, p *Ports) {
 		d.fault(n, "ports.last %d is below ports.first %d", p.Last, p.First)
 	case int(p.Last)-int(p.First)+1 < MinPorts:
 		d.fault(n, "ports %d to %d are too few: every link takes one, give at least %d", p.First, p.Last, MinPorts)
-	case p.First <= mesh.GossipPort && p.Last >= mesh.StunPort:
+	case p.First <= mesh.StunPortSecond && p.Last >= mesh.StunPort:
 		d.fault(n, "ports %d to %d hold %d to %d, which STUN, probes and gossip use: choose another range",
-			p.First, p.Last, mesh.StunPort, mesh.GossipPort)
+			p.First, p.Last, mesh.StunPort, mesh.StunPortSecond)
 	}
 }
 

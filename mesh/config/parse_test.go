@@ -212,7 +212,7 @@ func TestRefused(t *testing.T) {
 		{"ports: {first: 52000, last: 51000}", "below"},
 		{"ports: {first: 60000}", "below"},
 		{"ports: {first: 50000, last: 50001}", "too few"},
-		{"ports: {first: 8000, last: 9000}", "8686 to 8688"},
+		{"ports: {first: 8000, last: 9000}", "8686 to 8689"},
 		{"uplinks: eth0", "must be a list"},
 		{"uplinks: [eth0]", "must be settings"},
 		{"uplinks: [{name: a}]", "needs its interface"},

@@ -165,7 +165,7 @@ func (n *Node) seenOutside(ev Surveyed) {
 		return
 	}
 	n.ready.Dirty = true
-	n.networkChanged(name)
+	n.networkChanged(name, !known) // the first look is no change: tunnels of an earlier agent may do
 	if blocked(ev.Uplink) {
 		for id, e := range n.entries {
 			if id.Local == name && e.attempting && !e.carrying {
@@ -175,11 +175,11 @@ func (n *Node) seenOutside(ev Surveyed) {
 	}
 }
 
-// networkChanged lets hope anew for an uplink's links. This end begins: the others
-// cannot know.
-func (n *Node) networkChanged(uplink string) {
+// networkChanged lets hope anew for an uplink's links, or for those only that have no
+// tunnel. This end begins: the others cannot know.
+func (n *Node) networkChanged(uplink string, tunnelless bool) {
 	for id, e := range n.entries {
-		if id.Local == uplink {
+		if id.Local == uplink && (e.judge == nil || !tunnelless) {
 			e.hope(n.now)
 			e.news = n.now
 		}

@@ -540,6 +540,22 @@ func TestHowAttemptsEnd(t *testing.T) {
 	}
 }
 
+// The first survey of an agent's life does not give up tunnels that an earlier life
+// made; a later one that differs does.
+func TestFirstSurveyKeepsTunnels(t *testing.T) {
+	n := node(state(2, 1, 2))
+	n.Step(start, FactsChanged{Facts: facts(2, "a")})
+	link := made(n, 2)
+	n.outside = map[string]discovery.Uplink{} // as at the start of an agent
+	for nat, want := range []bool{false, true} {
+		kind := []discovery.NAT{discovery.NATEasy, discovery.NATSymmetric}[nat]
+		r := n.Step(start.Add(time.Duration(nat+1)*time.Millisecond), Surveyed{Uplink: discovery.Uplink{Name: link.Local, NAT: kind}})
+		if got := slices.ContainsFunc(r.Attempt, func(a Attempt) bool { return a.Link == link }); got != want {
+			t.Errorf("survey %d: begun %v, want %v", nat+1, r.Attempt, want)
+		}
+	}
+}
+
 // A link that never comes up though its attempts succeed, as on a machine that is too busy, is tried less and less often.
 func TestReseatsBackOff(t *testing.T) {
 	n := node(state(2, 1, 2))

@@ -511,9 +511,9 @@ func (n *Node) setHost(h Host) {
 		switch {
 		case u.Up && (i < 0 || !old.Uplinks[i].Up):
 			n.fact(Fact{Kind: UplinkUp, Sentence: "uplink " + u.Name + " is up", To: u.Name})
-			n.networkChanged(u.Name)
+			n.networkChanged(u.Name, i < 0)
 		case u.Up && !slices.Equal(old.Uplinks[i].Addrs, u.Addrs):
-			n.networkChanged(u.Name)
+			n.networkChanged(u.Name, false)
 		case !u.Up && i >= 0 && old.Uplinks[i].Up:
 			n.fact(Fact{Kind: UplinkDown, Sentence: "uplink " + u.Name + " is down", Cause: "no carrier, or switched off", From: u.Name})
 		}
