@@ -55,8 +55,8 @@ type Mixed struct {
 }
 
 // Decided counts the pairs that have a link, or know why they have none.
-func (m Mixed) Decided() (n int) {
-	for _, count := range m.Ways {
+func (r Mixed) Decided() (n int) {
+	for _, count := range r.Ways {
 		n += count
 	}
 	return n
