@@ -5,9 +5,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"guywire/discovery"
 	"guywire/integration/lab"
 	"guywire/integration/lab/world"
 )
@@ -207,6 +209,61 @@ func TestVictimOfALiar(t *testing.T) {
 	} else {
 		t.Logf("%d packets at the victim, from %d nodes", got, others)
 	}
+}
+
+// TestSpread has two sites look for a path by chance that have no other: whether they find one is luck. Their boxes see no
+// more flows than that may cost, and traffic goes on whichever way.
+func TestSpread(t *testing.T) {
+	t.Parallel()
+	n := Cell{Left: "easy", Right: "symmetric"}.network()
+	for _, site := range []string{left, right} {
+		n.Nodes[site].Meshd = lab.Settings{"nat": map[string]any{"spread": "eager"}}
+	}
+	m := meshBy(t, n, Transit, recovery)
+	const others = 100 // flows of tunnels, STUN and attempts as ever
+	most := map[string]int{boxOf(left): discovery.SpreadPackets + others, boxOf(right): discovery.SpreadSockets + others}
+	peak, way, why := map[string]int{}, None, ""
+	ended, err := poll(t.Context(), 2*recovery, func() (bool, error) {
+		for box := range most {
+			var flows int
+			out, err := m.Run(t.Context(), box, "", m.Exe, world.InsideVerb, "mappings")
+			if err == nil {
+				_, err = fmt.Sscan(string(out), &flows)
+			}
+			if err != nil {
+				return false, err
+			}
+			peak[box] = max(peak[box], flows)
+		}
+		ends, err := m.links(t.Context())
+		if err != nil {
+			return false, err
+		}
+		way, why = None, ""
+		for _, links := range ends {
+			for _, l := range links {
+				switch {
+				case up(l):
+					way = Direct
+				case strings.Contains(l.Reason, "by chance ports"):
+					way, why = Transit, l.Reason
+				}
+			}
+		}
+		return way != None, nil
+	})
+	if err != nil || !ended {
+		t.Fatalf("nothing was tried, or nothing said about it: %v", err)
+	}
+	for box, n := range most {
+		if peak[box] > n {
+			t.Errorf("%s: %d flows, at most %d", box, peak[box], n)
+		}
+	}
+	if _, ok, err := m.until(t.Context(), way, recovery); err != nil || !ok {
+		t.Errorf("pings do not go by %s: %v", way, err)
+	}
+	t.Logf("by chance: %s %s; flows at most %v", way, why, peak)
 }
 
 // ports tells the direct link's local ports and endpoints at both ends.

@@ -55,6 +55,9 @@ type Config struct {
 	Records     []Record                    // of links known before
 	MTU         int                         // of tunnels; 0: from the uplink
 	Distances   coordinate.Report           // as last published; zero: never
+	// SpreadAfter is how long attempts for a link have been hopeless, at least, when a
+	// path is looked for by chance ports; zero: never.
+	SpreadAfter time.Duration
 	// Build makes the wanted mesh; nil: topology.Build. A simulation shares one
 	// answer among all its nodes.
 	Build func([]topology.Node, topology.Policy) *topology.Graph
