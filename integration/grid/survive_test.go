@@ -5,11 +5,14 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"guywire/integration/lab"
 	"guywire/integration/lab/world"
+	"guywire/mesh/api"
 )
 
 // recovery is how long a pair may take to be direct again. It is no measure: the seconds are logged.
@@ -140,6 +143,7 @@ func TestRestartReusesPort(t *testing.T) {
 	t.Parallel()
 	m := mesh(t, Cell{Left: "easy", Right: "easy"}.network(), recovery)
 	before := m.ports(t)
+	m.remembers(t)
 	must(t, m.Lab.KillAll(t.Context(), right, 0))
 	_, err := m.Lab.Start(t.Context(), right, "", nil)
 	must(t, err)
@@ -203,6 +207,23 @@ func TestVictimOfALiar(t *testing.T) {
 		t.Errorf("%d packets at the victim, want some and at most %d from each of %d nodes", got, most, others)
 	} else {
 		t.Logf("%d packets at the victim, from %d nodes", got, others)
+	}
+}
+
+// remembers waits until the right site has written down its direct link's port: an agent that dies within a second of a link's first
+// packet may have to look for it again.
+func (m *Mesh) remembers(t *testing.T) {
+	t.Helper()
+	ends, err := m.links(t.Context())
+	must(t, err)
+	written, err := poll(t.Context(), recovery, func() (bool, error) {
+		blob, _ := os.ReadFile(filepath.Join(m.Lab.Dir(), "nodes", right, "state", "cache", "links"))
+		return !slices.ContainsFunc(ends[1], func(l api.Link) bool {
+			return up(l) && !strings.Contains(string(blob), fmt.Sprintf(`"port":%d,`, l.LocalPort))
+		}), nil
+	})
+	if err != nil || !written {
+		t.Fatalf("%s has not written down its link: %v", right, err)
 	}
 }
 
