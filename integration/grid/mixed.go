@@ -63,9 +63,10 @@ func (r Mixed) Decided() (n int) {
 }
 
 const (
-	mixedJoin = time.Minute // for a site to join such a mesh
+	mixedJoin = time.Minute      // for a site to join such a mesh
+	mixedSlow = 30 * time.Second // a join that takes longer is the last: the machine bears no more
 	// mixedLimit is how long a mesh of many sites on few processors may take until it knows all its links.
-	mixedLimit = 3 * time.Minute
+	mixedLimit = 5 * time.Minute
 	mixedEvery = 5 * time.Second // a look asks every site
 )
 
@@ -108,7 +109,7 @@ func Mix(ctx context.Context, opts Options, progress func(format string, args ..
 			break
 		}
 		r.Joins, m.Sites = append(r.Joins, s), all[:len(helpers)+i+1]
-		if s > limit.Seconds() {
+		if s > mixedSlow.Seconds() {
 			r.Stopped = fmt.Sprintf("the join of the last one took %.0f s", s)
 			break
 		}

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"guywire/discovery"
 	"guywire/integration/lab"
 	"guywire/integration/lab/world"
+	"guywire/mesh/api"
 )
 
 // recovery is how long a pair may take to be direct again. It is no measure: the seconds are logged.
@@ -142,6 +144,7 @@ func TestRestartReusesPort(t *testing.T) {
 	t.Parallel()
 	m := mesh(t, Cell{Left: "easy", Right: "easy"}.network(), recovery)
 	before := m.ports(t)
+	m.remembers(t)
 	must(t, m.Lab.KillAll(t.Context(), right, 0))
 	_, err := m.Lab.Start(t.Context(), right, "", nil)
 	must(t, err)
@@ -197,10 +200,7 @@ func TestVictimOfALiar(t *testing.T) {
 	}
 	// As often as the site likes, which lies to make others look again.
 	for range 3 {
-		must(t, m.Lab.KillAll(t.Context(), right, 0))
-		_, err := m.Lab.Start(t.Context(), right, "", nil)
-		must(t, err)
-		_, err = m.Lab.Readdress(t.Context(), right+":isp1")
+		_, err := m.Lab.Readdress(t.Context(), right+":isp1")
 		must(t, err)
 		m.becomes(t, "the liar has moved", Direct)
 	}
@@ -221,10 +221,10 @@ func TestSpread(t *testing.T) {
 	}
 	m := meshBy(t, n, Transit, recovery)
 	const others = 100 // flows of tunnels, STUN and attempts as ever
-	most := map[string]int{boxOf(left): discovery.SpreadPackets + others, boxOf(right): discovery.SpreadSockets + others}
+	made := map[string]int{boxOf(left): discovery.SpreadProbes, boxOf(right): discovery.SpreadSockets} // by a search in vain
 	peak, way, why := map[string]int{}, None, ""
 	ended, err := poll(t.Context(), 2*recovery, func() (bool, error) {
-		for box := range most {
+		for box := range made {
 			var flows int
 			out, err := m.Run(t.Context(), box, "", m.Exe, world.InsideVerb, "mappings")
 			if err == nil {
@@ -245,7 +245,7 @@ func TestSpread(t *testing.T) {
 				switch {
 				case up(l):
 					way = Direct
-				case strings.Contains(l.Reason, "by chance ports"):
+				case strings.Contains(l.Reason, "by chance ports, tried"):
 					way, why = Transit, l.Reason
 				}
 			}
@@ -255,15 +255,32 @@ func TestSpread(t *testing.T) {
 	if err != nil || !ended {
 		t.Fatalf("nothing was tried, or nothing said about it: %v", err)
 	}
-	for box, n := range most {
-		if peak[box] > n {
-			t.Errorf("%s: %d flows, at most %d", box, peak[box], n)
+	for box, n := range made {
+		if peak[box] > n+others || way == Transit && peak[box] < n {
+			t.Errorf("%s: %d flows at most, of which the search makes %d", box, peak[box], n)
 		}
 	}
 	if _, ok, err := m.until(t.Context(), way, recovery); err != nil || !ok {
 		t.Errorf("pings do not go by %s: %v", way, err)
 	}
 	t.Logf("by chance: %s %s; flows at most %v", way, why, peak)
+}
+
+// remembers waits until the right site has written down its direct link's port: an agent that dies within a second of a link's first
+// packet may have to look for it again.
+func (m *Mesh) remembers(t *testing.T) {
+	t.Helper()
+	ends, err := m.links(t.Context())
+	must(t, err)
+	written, err := poll(t.Context(), recovery, func() (bool, error) {
+		blob, _ := os.ReadFile(filepath.Join(m.Lab.Dir(), "nodes", right, "state", "cache", "links"))
+		return !slices.ContainsFunc(ends[1], func(l api.Link) bool {
+			return up(l) && !strings.Contains(string(blob), fmt.Sprintf(`"port":%d,`, l.LocalPort))
+		}), nil
+	})
+	if err != nil || !written {
+		t.Fatalf("%s has not written down its link: %v", right, err)
+	}
 }
 
 // ports tells the direct link's local ports and endpoints at both ends.

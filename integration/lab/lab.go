@@ -64,7 +64,7 @@ func (l *Lab) ask(conn *net.UnixConn, req request, files []*os.File) (reply, err
 
 // copyWait is how long Exec waits for the rest of the output once the command has ended: something that it left running
 // may hold the pipe open for ever.
-const copyWait = time.Second
+const copyWait = 5 * time.Second
 
 // Exec runs a command on the node and returns its exit code, 128 and the signal's number when a signal ended it. A nil
 // stdin, stdout or stderr is /dev/null; files are passed as they are, others are copied. When ctx ends, the command is
