@@ -220,7 +220,7 @@ func TestSpread(t *testing.T) {
 		n.Nodes[site].Meshd = lab.Settings{"nat": map[string]any{"spread": "eager"}}
 	}
 	m := meshBy(t, n, Transit, recovery)
-	const others = 100 // flows of tunnels, STUN and attempts as ever
+	const others = 100                                                                                 // flows of tunnels, STUN and attempts as ever
 	made := map[string]int{boxOf(left): discovery.SpreadProbes, boxOf(right): discovery.SpreadSockets} // by a search in vain
 	peak, way, why := map[string]int{}, None, ""
 	ended, err := poll(t.Context(), 2*recovery, func() (bool, error) {
