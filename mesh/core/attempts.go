@@ -318,6 +318,8 @@ func (n *Node) attempted(ev AttemptDone) {
 		e.judge = link.New(n.now, ev.First, n.phase)
 	case e.judge.State() != link.Up:
 		e.judge = link.Renew(n.now, ev.First, e.judge)
+	default:
+		e.judge.Moved()
 	}
 	n.sizeTunnels()
 	n.ready.Dirty, n.ready.Save = true, true
