@@ -1,0 +1,95 @@
+package main
+
+import (
+	"strings"
+	"time"
+)
+
+// A part of the suite is the tests of one package, or a program.
+type part struct {
+	Name  string
+	Argv  []string // relative to Dir when it begins with a dot
+	Dir   string   // where it runs
+	Env   []string
+	Limit time.Duration // it is killed then
+}
+
+// An entry says what of a package's tests runs in the machine.
+type entry struct {
+	pkg   string
+	limit time.Duration
+	skip  []skip
+}
+
+// A skip is a test, or a subtest, that does not run in the machine.
+type skip struct {
+	test     string
+	emulated bool // runs with KVM
+	why      string
+}
+
+// suite lists the packages whose tests touch the kernel, quick ones first.
+var suite = []entry{
+	{pkg: "mesh/icmp", limit: time.Minute},
+	{pkg: "mesh/probe", limit: time.Minute},
+	{pkg: "mesh/host", limit: 2 * time.Minute},
+	{pkg: "routing/fib", limit: 2 * time.Minute},
+	{pkg: "routing/firewall", limit: 2 * time.Minute},
+	{pkg: "mesh/wg", limit: 3 * time.Minute},
+	{pkg: "mesh/dataplane", limit: 3 * time.Minute},
+	{pkg: "discovery/stun", limit: 2 * time.Minute},
+	{pkg: "integration/lab/wire", limit: 2 * time.Minute},
+	{pkg: "integration/lab/flow", limit: 2 * time.Minute},
+	{pkg: "integration/lab/world", limit: 3 * time.Minute},
+	{pkg: "integration/lab/peers", limit: 2 * time.Minute},
+	{pkg: "integration/lab/demo", limit: 2 * time.Minute},
+	{pkg: "integration/lab/bench", limit: 2 * time.Minute},
+	{pkg: "integration/lab", limit: 4 * time.Minute},
+	{pkg: "integration/lab/chaos", limit: 4 * time.Minute},
+	{pkg: "cmd/meshlab", limit: 2 * time.Minute},
+	{pkg: "cmd/meshd", limit: 2 * time.Minute},
+	{pkg: "integration/netns", limit: 10 * time.Minute},
+	{pkg: "integration/grid", limit: 10 * time.Minute},
+}
+
+// absent are the packages that touch the kernel and do not run in the machine.
+var absent = map[string]string{
+	"integration/truth": "it compiles meshd with a clock of its own, and there is no Go inside",
+}
+
+// programs are built for tests that build them, and land in /programs.
+var programs = []string{"cmd/meshd", "cmd/meshctl", "cmd/meshlab"}
+
+// skipped gives the tests of an entry that a machine leaves out.
+func (e entry) skipped(emulated bool) (out []skip) {
+	for _, s := range e.skip {
+		if emulated || !s.emulated {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// part makes a part of an entry, with only the tests that match only.
+func (e entry) part(emulated bool, only string) part {
+	p := part{
+		Name:  "guywire/" + e.pkg,
+		Dir:   "/src/" + e.pkg,
+		Argv:  []string{"/tests/" + binaryName(e.pkg), "-test.v=test2json", "-test.timeout=" + e.limit.String(), "-test.paniconexit0"},
+		Limit: e.limit + 20*time.Second,
+	}
+	if only != "" {
+		p.Argv = append(p.Argv, "-test.run="+only)
+	}
+	var patterns []string
+	for _, s := range e.skipped(emulated) {
+		patterns = append(patterns, "^"+strings.ReplaceAll(s.test, "/", "$/^")+"$")
+	}
+	if len(patterns) > 0 {
+		p.Argv = append(p.Argv, "-test.skip="+strings.Join(patterns, "|"))
+	}
+	return p
+}
+
+// binaryName is how the test binary of a package is called.
+func binaryName(pkg string) string { return strings.ReplaceAll(pkg, "/", "-") + ".test" }
