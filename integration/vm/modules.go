@@ -21,7 +21,7 @@ var wanted = []string{
 	"nf_tables", "nf_conntrack", "nf_nat", "nf_conntrack_netlink",
 	"nft_chain_nat", "nft_nat", "nft_masq", "nft_redir", "nft_ct", "nft_limit", "nft_log", "nft_reject_inet", "nft_fib_inet",
 	"nft_numgen", "nft_hash", "nft_quota", "nft_tproxy", "nft_socket", "nfnetlink_log", "nf_log_syslog",
-	"inet_diag", "tcp_diag", "udp_diag", "af_packet_diag", "overlay", "loop",
+	"xfrm_user", "inet_diag", "tcp_diag", "udp_diag", "af_packet_diag", "overlay", "loop",
 }
 
 // A moduleTree is lib/modules/VERSION of a kernel package.

@@ -20,10 +20,10 @@ type report struct {
 	verbose bool
 	left    map[string][]skip // by part: what the machine leaves out
 
-	now      *section // the part that runs
-	failed   []string
-	skipped  int
-	done     bool
+	now     *section // the part that runs
+	failed  []string
+	skipped int
+	done    bool
 }
 
 // A section is the output of one part on its way through test2json.
