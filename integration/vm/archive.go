@@ -26,16 +26,16 @@ func newArchive(w io.Writer) *archive {
 	return &archive{w: bufio.NewWriterSize(w, 1<<20), dirs: map[string]bool{".": true}}
 }
 
-// File types and flags of a mode, as in stat(2).
+// File types of a mode, as in inode(7).
 const (
-	typeDir    = 0o040000
-	typeChar   = 0o020000
-	typeFile   = 0o100000
-	typeLink   = 0o120000
-	sticky     = 0o1000
-	trailer    = "TRAILER!!!"
-	headerSize = 110
+	typeDir  = 0o040000
+	typeChar = 0o020000
+	typeFile = 0o100000
+	typeLink = 0o120000
 )
+
+// trailer is the name of the entry that ends an archive.
+const trailer = "TRAILER!!!"
 
 // entry writes a header, the name, and content of the given size. Directories
 // above it come first.
@@ -50,10 +50,15 @@ func (a *archive) entry(name string, mode, major, minor uint32, content io.Reade
 		return
 	}
 	a.inode++
-	links := 1
-	header := fmt.Sprintf("070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x",
-		a.inode, mode, 0, 0, links, 0, size, 0, 0, major, minor, len(name)+1, 0)
-	a.string(header + name + "\x00")
+	a.string("070701")
+	for _, field := range []int64{
+		int64(a.inode), int64(mode), 0, 0, // of root
+		1, 0, size, // one link, made in 1970
+		0, 0, int64(major), int64(minor), int64(len(name)) + 1, 0,
+	} {
+		a.string(fmt.Sprintf("%08x", field))
+	}
+	a.string(name + "\x00")
 	a.pad()
 	if size > 0 {
 		n, err := io.Copy(a.w, content)

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -14,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -46,9 +49,9 @@ func main() {
 		flag.StringVar(&o.only, "run", "", "only the tests that match, as of go test")
 		flag.StringVar(&o.accel, "accel", "auto", "kvm, tcg (emulation), or auto: KVM if a machine comes up with it")
 		flag.StringVar(&o.dir, "dir", "out/vm", "where kernels are kept, and logs written")
-		flag.DurationVar(&o.limit, "timeout", 20*time.Minute, "end a machine after this time")
+		flag.DurationVar(&o.limit, "timeout", 40*time.Minute, "end a machine after this time")
 		flag.IntVar(&o.memory, "m", 4096, "memory of a machine in MiB")
-		flag.IntVar(&o.cpus, "smp", 2, "processors of a machine")
+		flag.IntVar(&o.cpus, "smp", 2, "processors of a machine that is not emulated")
 		flag.BoolVar(&o.verbose, "v", false, "print all that tests print")
 		flag.Parse()
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -92,19 +95,20 @@ func host(ctx context.Context, o options) error {
 			fmt.Printf("?   \tguywire/%s\t[not in this machine: %s]\n", pkg, why)
 		}
 	}
-	accels := accelerators(o.accel)
-	var failed []string
-	for _, k := range kernels {
-		used, err := o.machine(ctx, k, shell, built, entries, accels)
-		if err != nil {
-			failed = append(failed, fmt.Sprintf("%s: %v", k.version, err))
-		}
-		if used != "" {
-			accels = []string{used} // what did not work once is not tried again
-		}
+	errs := make([]error, len(kernels))
+	var screen sync.Mutex
+	var machines sync.WaitGroup
+	for i, k := range kernels {
+		machines.Go(func() { // side by side: one that is emulated keeps one processor busy
+			out := &prefixed{mu: &screen, w: os.Stdout, prefix: k.series + "  "}
+			if err := o.machine(ctx, out, k, shell, built, entries); err != nil {
+				errs[i] = fmt.Errorf("%s: %w", k.version, err)
+			}
+		})
 	}
-	if len(failed) > 0 {
-		return fmt.Errorf("FAIL after %s\n%s", time.Since(started).Round(time.Second), strings.Join(failed, "\n"))
+	machines.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("FAIL after %s\n%w", time.Since(started).Round(time.Second), err)
 	}
 	fmt.Printf("PASS after %s\n", time.Since(started).Round(time.Second))
 	return nil
@@ -169,36 +173,41 @@ func build(ctx context.Context, dir string, entries []entry) error {
 }
 
 // machine runs the suite on one kernel, with the first accelerator that works.
-func (o options) machine(ctx context.Context, k kernelImage, shell, built string, entries []entry, accels []string) (used string, err error) {
+func (o options) machine(ctx context.Context, out io.Writer, k kernelImage, shell, built string, entries []entry) error {
 	log, err := os.Create(filepath.Join(o.dir, k.series+".log"))
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer log.Close()
+	m := machine{
+		kernel: k.image, initrd: filepath.Join(o.dir, k.series+".cpio"), console: filepath.Join(o.dir, k.series+".console"),
+		memory: o.memory, cpus: o.cpus,
+	}
+	defer os.Remove(m.initrd)
+	accels := accelerators(o.accel)
 	for i, accel := range accels {
-		r := &report{out: os.Stdout, log: log, verbose: o.verbose, left: make(map[string][]skip)}
+		r := &report{out: out, log: log, verbose: o.verbose, left: make(map[string][]skip)}
 		var parts []part
 		for _, e := range entries {
 			p := e.part(accel == "tcg", o.only)
 			parts = append(parts, p)
 			r.left[p.Name] = e.skipped(accel == "tcg")
 		}
-		m := machine{
-			kernel: k.image, initrd: filepath.Join(o.dir, k.series+".cpio"), console: filepath.Join(o.dir, k.series+".console"),
-			memory: o.memory, cpus: o.cpus,
+		missing, err := pack(ctx, m.initrd, k, shell, built, entries, parts)
+		if err != nil {
+			return err
 		}
-		if err := pack(ctx, m.initrd, k, shell, built, entries, parts); err != nil {
-			return "", err
-		}
-		defer os.Remove(m.initrd)
 		start := time.Now()
-		fmt.Printf("\n=== kernel %s, QEMU with %s\n", k.version, accel)
+		_, _ = fmt.Fprintf(out, "=== kernel %s, QEMU with %s\n", k.version, accel)
+		if len(missing) > 0 {
+			_, _ = fmt.Fprintf(out, "this kernel has no module %s\n", strings.Join(missing, ", "))
+		}
 		limited, stop := context.WithTimeoutCause(ctx, o.limit, fmt.Errorf("the machine did not end within %s", o.limit))
-		err := m.boot(limited, accel, r.line)
+		busy, err := m.boot(limited, accel, r.line)
 		stop()
 		r.close()
 		if errors.Is(err, errNoHello) && i+1 < len(accels) && ctx.Err() == nil {
-			fmt.Println(err)
+			_, _ = fmt.Fprintln(out, err)
 			continue
 		}
 		switch {
@@ -212,24 +221,42 @@ func (o options) machine(ctx context.Context, k kernelImage, shell, built string
 		if err != nil {
 			word = "FAIL"
 		}
-		fmt.Printf("%s kernel %s, %s: %d parts, %d tests skipped, %s\n", word, k.version, accel, len(parts), r.skipped, time.Since(start).Round(time.Second))
-		return accel, err
-	}
-	return "", errNoHello
-}
-
-// pack writes the first root file system of a machine.
-func pack(ctx context.Context, to string, k kernelImage, shell, built string, entries []entry, parts []part) error {
-	modules, missing, err := k.modules.load(ctx, wanted)
-	if err != nil {
+		_, _ = fmt.Fprintf(out, "%s kernel %s, %s: %d packages, %d tests skipped, %s, %s of processor time\n",
+			word, k.version, accel, len(parts), r.skipped, time.Since(start).Round(time.Second), busy.Round(time.Second))
 		return err
 	}
-	if len(missing) > 0 {
-		fmt.Printf("kernel %s has no %s\n", k.version, strings.Join(missing, ", "))
+	return errNoHello
+}
+
+// prefixed writes what is written to it with a prefix before each line. Writes
+// to w, which others share, are whole lines if those to it are.
+type prefixed struct {
+	mu     *sync.Mutex
+	w      io.Writer
+	prefix string
+}
+
+func (p *prefixed) Write(text []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for line := range bytes.Lines(text) {
+		if _, err := p.w.Write(append([]byte(p.prefix), line...)); err != nil {
+			return 0, err
+		}
+	}
+	return len(text), nil
+}
+
+// pack writes the first root file system of a machine, and says which modules
+// the kernel does not have.
+func pack(ctx context.Context, to string, k kernelImage, shell, built string, entries []entry, parts []part) (missing []string, err error) {
+	modules, missing, err := k.modules.load(ctx, wanted)
+	if err != nil {
+		return nil, err
 	}
 	file, err := os.Create(to)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer file.Close()
 	a := newArchive(file)
@@ -243,7 +270,7 @@ func pack(ctx context.Context, to string, k kernelImage, shell, built string, en
 	a.bytes("etc/hostname", 0o644, []byte("vm\n"))
 	a.link("var/run", "/run")
 	a.file("bin/busybox", shell)
-	for _, name := range strings.Fields("sh cat true false sleep test grep hostname id ls kill ps dmesg") {
+	for _, name := range strings.Fields("sh cat true false sleep test grep hostname id ls kill mkdir rmdir") {
 		a.link("bin/"+name, "busybox")
 	}
 	a.link("programs/go", "/init")
@@ -265,8 +292,8 @@ func pack(ctx context.Context, to string, k kernelImage, shell, built string, en
 	a.bytes(strings.TrimPrefix(moduleOrder, "/"), 0o644, []byte(order.String()))
 	list, err := json.Marshal(parts)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	a.bytes(strings.TrimPrefix(suiteFile, "/"), 0o644, list)
-	return errors.Join(a.close(), file.Close())
+	return missing, errors.Join(a.close(), file.Close())
 }

@@ -52,24 +52,19 @@ func TestWireGuardLegs(t *testing.T) {
 			port++
 			for i := range 200 {
 				to := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, byte(i), byte(7 * i)}), port)
-				for {
-					// The device says by ICMP that it has no peer; the socket hears of it later.
-					if err := send(fd, to); err == nil {
-						break
-					} else if !errors.Is(err, unix.EHOSTUNREACH) && !errors.Is(err, unix.ENOKEY) && !errors.Is(err, unix.ECONNREFUSED) {
-						t.Fatal(err)
-					}
+				if err := send(fd, to); !errors.Is(err, unix.ENOKEY) { // there is no peer
+					t.Fatal("sent to a device without a peer: ", err)
 				}
 			}
 			return routed(t, "gw-a") - beforeA, routed(t, "gw-b") - beforeB
 		}
-		if onA, onB := burst(); onA+onB < 200 || onA < 50 || onB < 50 {
+		if onA, onB := burst(); onA+onB != 200 || onA < 50 || onB < 50 {
 			t.Errorf("%d and %d of 200 packets on equal legs", onA, onB)
 		}
 		if err := f.Do(t.Context(), kernel.PutNextHop{NextHop: kernel.NextHop{ID: group, Members: []kernel.Member{{ID: hopB, Weight: 1}}}}); err != nil {
 			t.Fatal(err)
 		}
-		if onA, onB := burst(); onA != 0 || onB < 200 {
+		if onA, onB := burst(); onA != 0 || onB != 200 {
 			t.Errorf("%d of 200 packets on the leg that left the group, %d on the other", onA, onB)
 		}
 		apply(t, f, want)
