@@ -7,21 +7,23 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
-// wanted are the modules that the tests and the mesh need. What they need in
-// their turn is found in them.
+// wanted are the modules that the tests and the mesh need, by name or pattern;
+// the kernel cannot load any by itself. What they need in their turn is found
+// in them.
 var wanted = []string{
-	"wireguard", "tun", "veth", "bridge", "dummy", "vrf", "ifb",
-	"sch_netem", "sch_tbf", "sch_ingress", "act_mirred", "cls_matchall",
-	"nf_tables", "nf_conntrack", "nf_nat", "nf_conntrack_netlink",
-	"nft_chain_nat", "nft_nat", "nft_masq", "nft_redir", "nft_ct", "nft_limit", "nft_log", "nft_reject_inet", "nft_fib_inet",
-	"nft_numgen", "nft_hash", "nft_quota", "nft_tproxy", "nft_socket", "nfnetlink_log", "nf_log_syslog",
-	"xfrm_user", "inet_diag", "tcp_diag", "udp_diag", "af_packet_diag", "overlay", "loop",
+	"wireguard", "tun", "veth", "bridge", "dummy", "vrf",
+	"sch_netem", "sch_tbf", "sch_ingress", "act_mirred",
+	"nf_tables", "nft_*", "nf_conntrack_netlink", "nf_log_syslog",
+	"xfrm_user", "inet_diag", "tcp_diag", "udp_diag",
 }
 
 // A moduleTree is lib/modules/VERSION of a kernel package.
@@ -45,9 +47,9 @@ func readModules(dir string) (*moduleTree, error) {
 	for file := range strings.Lines(string(list)) {
 		t.builtin[moduleName(strings.TrimSpace(file))] = true
 	}
-	return t, filepath.WalkDir(filepath.Join(dir, "kernel"), func(path string, d fs.DirEntry, err error) error {
+	return t, filepath.WalkDir(filepath.Join(dir, "kernel"), func(file string, d fs.DirEntry, err error) error {
 		if err == nil && !d.IsDir() && strings.Contains(d.Name(), ".ko") {
-			t.files[moduleName(path)] = path
+			t.files[moduleName(file)] = file
 		}
 		return err
 	})
@@ -59,10 +61,10 @@ type module struct {
 	data []byte // an ELF object
 }
 
-// load gives modules and all that they depend on, each after what it depends
-// on. Those that are built in are left out, those that this kernel does not
-// have are named in missing.
-func (t *moduleTree) load(ctx context.Context, names []string) (modules []module, missing []string, err error) {
+// load gives modules, by name or pattern, and all that they depend on, each
+// after what it depends on. Those that are built in are left out, those that
+// this kernel does not have are named in missing.
+func (t *moduleTree) load(ctx context.Context, patterns []string) (modules []module, missing []string, err error) {
 	seen := make(map[string]bool)
 	var visit func(name string) error
 	visit = func(name string) error {
@@ -91,9 +93,18 @@ func (t *moduleTree) load(ctx context.Context, names []string) (modules []module
 		modules = append(modules, module{name, data})
 		return nil
 	}
-	for _, name := range names {
-		if err := visit(name); err != nil {
-			return nil, nil, err
+	for _, pattern := range patterns {
+		names := []string{pattern}
+		if strings.Contains(pattern, "*") {
+			names = slices.DeleteFunc(slices.Sorted(maps.Keys(t.files)), func(name string) bool {
+				match, err := path.Match(pattern, name)
+				return err != nil || !match
+			})
+		}
+		for _, name := range names {
+			if err := visit(name); err != nil {
+				return nil, nil, err
+			}
 		}
 	}
 	return modules, missing, nil
