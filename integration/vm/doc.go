@@ -12,7 +12,8 @@
 // The first serial port is the kernel's console and goes to a file. The second
 // carries what the tests print, which is shown as go test shows it, and ends
 // with their exit status. QEMU uses KVM if a machine comes up with it, and
-// otherwise emulates.
+// otherwise emulates, with clocks that count instructions. The machines of all
+// kernels run side by side.
 //
 // suite.go lists what runs. A test of this package holds it complete: a
 // package whose tests speak netlink is in it or has a reason not to be.
