@@ -109,6 +109,9 @@ func runSuite() error {
 			fmt.Printf("%smodule %s: %v\n", notes, filepath.Base(file), err)
 		}
 	}
+	if err := os.Chmod("/dev/net/tun", 0o666); err != nil { // as udev does
+		return err
+	}
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return err
