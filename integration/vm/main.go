@@ -92,7 +92,7 @@ func host(ctx context.Context, o options) error {
 	fmt.Printf("kernels, programs and tests are there after %s\n", time.Since(started).Round(time.Second))
 	if o.packages == "" {
 		for pkg, why := range absent {
-			fmt.Printf("?   \tguywire/%s\t[not in this machine: %s]\n", pkg, why)
+			fmt.Printf("?   \tguywire/%s\t[not in a machine: %s]\n", pkg, why)
 		}
 	}
 	errs := make([]error, len(kernels))
@@ -187,18 +187,23 @@ func (o options) machine(ctx context.Context, out io.Writer, k kernelImage, shel
 	accels := accelerators(o.accel)
 	for i, accel := range accels {
 		r := &report{out: out, log: log, verbose: o.verbose, left: make(map[string][]skip)}
+		_, _ = fmt.Fprintf(out, "=== kernel %s, QEMU with %s\n", k.version, accel)
 		var parts []part
 		for _, e := range entries {
-			p := e.part(accel == "tcg", o.only)
+			emulated := accel == "tcg"
+			p := e.part(emulated, k.series, o.only)
+			if emulated && e.slow != "" {
+				_, _ = fmt.Fprintf(out, "?   \t%s\t[not in emulation: %s]\n", p.Name, e.slow)
+				continue
+			}
 			parts = append(parts, p)
-			r.left[p.Name] = e.skipped(accel == "tcg")
+			r.left[p.Name] = e.skipped(emulated, k.series)
 		}
 		missing, err := pack(ctx, m.initrd, k, shell, built, entries, parts)
 		if err != nil {
 			return err
 		}
 		start := time.Now()
-		_, _ = fmt.Fprintf(out, "=== kernel %s, QEMU with %s\n", k.version, accel)
 		if len(missing) > 0 {
 			_, _ = fmt.Fprintf(out, "this kernel has no module %s\n", strings.Join(missing, ", "))
 		}

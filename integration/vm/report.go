@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // A report reads what comes out of a machine and prints it as go test does:
@@ -29,6 +30,7 @@ type report struct {
 // A section is the output of one part on its way through test2json.
 type section struct {
 	name   string
+	start  time.Time // outside the machine
 	in     io.WriteCloser
 	cmd    *exec.Cmd
 	shown  chan struct{}
@@ -65,7 +67,7 @@ func (r *report) begin(name string) {
 		r.skipped++
 		_, _ = fmt.Fprintf(r.out, "--- SKIP: %s (not in this machine): %s\n", s.test, s.why)
 	}
-	s := &section{name: name, shown: make(chan struct{}), output: make(map[string][]string)}
+	s := &section{name: name, start: time.Now(), shown: make(chan struct{}), output: make(map[string][]string)}
 	s.cmd = exec.Command("go", "tool", "test2json", "-p", name)
 	s.cmd.Stderr = os.Stderr
 	in, err := s.cmd.StdinPipe()
@@ -123,7 +125,9 @@ func (r *report) event(s *section, e event) {
 }
 
 func (r *report) end(name string, ok bool, seconds string) {
+	outside := ""
 	if s := r.now; s != nil {
+		outside = fmt.Sprintf("\t[%s outside]", time.Since(s.start).Round(time.Second))
 		_ = s.in.Close()
 		<-s.shown
 		_ = s.cmd.Wait()
@@ -142,7 +146,7 @@ func (r *report) end(name string, ok bool, seconds string) {
 	if t, err := strconv.ParseFloat(seconds, 64); err == nil {
 		seconds = fmt.Sprintf("%.3fs", t)
 	}
-	_, _ = fmt.Fprintf(r.out, "%s\t%s\t%s\n", word, name, seconds)
+	_, _ = fmt.Fprintf(r.out, "%s\t%s\t%s%s\n", word, name, seconds, outside)
 }
 
 // close ends what a machine that went away left open.

@@ -72,10 +72,18 @@ func TestSkippedTestsExist(t *testing.T) {
 
 // TestSkipPatterns: what the machine leaves out is what go test's -skip takes.
 func TestSkipPatterns(t *testing.T) {
-	e := entry{pkg: "mesh/wg", skip: []skip{{test: "TestA/slow", emulated: true}, {test: "TestB"}}}
-	for emulated, want := range map[bool]string{true: "-test.skip=^TestA$/^slow$|^TestB$", false: "-test.skip=^TestB$"} {
-		if p := e.part(emulated, ""); p.Argv[len(p.Argv)-1] != want {
-			t.Errorf("emulated %v: %q, want %q", emulated, p.Argv, want)
+	e := entry{pkg: "mesh/wg", skip: []skip{{test: "TestA/slow", emulated: true, but: "6.1"}, {test: "TestB"}}}
+	for _, tt := range []struct {
+		emulated bool
+		series   string
+		want     string
+	}{
+		{true, "6.12", "-test.skip=^TestA$/^slow$|^TestB$"},
+		{true, "6.1", "-test.skip=^TestB$"},
+		{false, "6.12", "-test.skip=^TestB$"},
+	} {
+		if p := e.part(tt.emulated, tt.series, ""); p.Argv[len(p.Argv)-1] != tt.want {
+			t.Errorf("%+v: %q", tt, p.Argv)
 		}
 	}
 }
@@ -255,13 +263,13 @@ func TestReport(t *testing.T) {
 --- PASS: TestGood \(0.10s\)
  +less_test.go:2: needs a moon
 --- SKIP: TestLess \(0.00s\)
-ok  	guywire/a	0.200s
+ok  	guywire/a	0.200s	\[\ds outside\]
 something happened
  +bad_test.go:3: wrong
 --- FAIL: TestBad \(0.00s\)
 FAIL
-FAIL	guywire/b	0.300s
-(?s:.*)FAIL	guywire/c	the machine ended
+FAIL	guywire/b	0.300s	\[\ds outside\]
+(?s:.*)FAIL	guywire/c	the machine ended	\[\ds outside\]
 $`)
 	if !want.MatchString(out.String()) {
 		t.Errorf("printed:\n%s", out.String())
