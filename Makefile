@@ -32,7 +32,7 @@ lab: build ## bring the demo network up and leave it running (bin/meshlab down e
 	bin/meshlab up demo
 
 bench: build ## benchmarks, with ratios
-	$(GO) test -run='^$$' -bench=. -benchtime=200ms ./routing/... ./mesh/kernel ./mesh/core ./store ./mesh/control
+	$(GO) test -run='^$$' -bench=. -benchtime=200ms ./routing/... ./mesh/kernel ./mesh/core ./store ./mesh/control ./discovery/stun
 	$(GO) test -modfile=routing/spf/testdata/bench/bench.mod -run='^$$' -bench=. -benchtime=200ms ./routing/spf/testdata/bench
 	bin/meshlab bench
 

@@ -17,6 +17,8 @@ const (
 	CandidateDeclared
 	// CandidateReflexive was seen by a STUN server.
 	CandidateReflexive
+	// CandidateMapped was opened by the gateway at our request.
+	CandidateMapped
 	// CandidatePeerReflexive was seen as the source of an authenticated check;
 	// it is learned, never offered.
 	CandidatePeerReflexive
@@ -24,7 +26,7 @@ const (
 	candidateEnd
 )
 
-var candidateNames = [candidateEnd]string{"", "host", "declared", "reflexive", "peer-reflexive"}
+var candidateNames = [candidateEnd]string{"", "host", "declared", "reflexive", "mapped", "peer-reflexive"}
 
 // String gives the kind in the words of RFC 8445.
 func (k CandidateKind) String() string {

@@ -92,10 +92,10 @@ type CheckPlan struct {
 	// one of them must not guess another, or a member could answer for an
 	// address that is not its own.
 	Seed     [32]byte
-	Start    time.Time // no packet of our own before, but for Prime
+	Start    time.Time // no packet of our own before one from there, but for Prime
 	Deadline time.Time // the end, with or without a path
-	// Prime: before the start, each outside IPv4 address of the other end gets one
-	// packet that does not live to arrive, so that our own NAT expects the other
+	// Prime: before the start, each outside address of the other end gets one packet
+	// that does not live to arrive, so that our own NAT or firewall expects the other
 	// end's. One that is surprised by a packet from there takes it for its own, and
 	// gives our socket another port towards it.
 	Prime bool
@@ -108,8 +108,9 @@ type CheckPlan struct {
 	Budget Allowance // nil: no limits beyond this check's own
 }
 
-// primeTTL lets a packet pass a home router and a carrier's NAT, and no more.
-const primeTTL = 3
+// primeTTL lets a packet pass this site's own gateway, and no more: were it to
+// arrive, it would be the early packet that it is to forestall.
+const primeTTL = 2
 
 // A Proof is a path that carried packets in both directions.
 type Proof struct {
@@ -344,7 +345,7 @@ func (c *Check) advance(now time.Time) {
 
 func (c *Check) prime(now time.Time) {
 	for _, p := range c.paths {
-		if a := p.cand.Addr.Addr(); now.Before(p.next) && a.Is4() && Global(a) && c.allow(now, p.cand.Addr) {
+		if a := p.cand.Addr.Addr(); now.Before(p.next) && Global(a) && c.allow(now, p.cand.Addr) {
 			c.request(now, p, false, primeTTL)
 		}
 	}

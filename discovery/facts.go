@@ -19,11 +19,15 @@ const (
 	MaxUplinks          = mesh.MaxUplinks
 	MaxUplinkAddrs      = 8  // host addresses per uplink
 	MaxReflexive        = 4  // reflexive endpoints per uplink
+	MaxForwarded        = 4  // forwarded addresses per uplink
 	MaxServices         = 8  // control or STUN endpoints
 	MaxVersion          = 64 // bytes of software version
 	MaxRoundTrips       = 64
 	MaxFacts            = 4096
 	factsVersion   byte = 3
+	// factsBefore is read as well: it knows neither kinds of NAT of IPv6 nor
+	// forwarded addresses and lifetimes.
+	factsBefore byte = 2
 )
 
 // maxRoundTrip bounds a believable round trip.
@@ -57,7 +61,34 @@ type Uplink struct {
 	Reflexive []netip.AddrPort `json:"reflexive,omitempty"` // as STUN servers saw it; the port is the measuring socket's
 	NAT       NAT              `json:"nat"`                 // of IPv4
 	NAT6      NAT              `json:"nat6"`                // of IPv6
-	Metered   bool             `json:"metered,omitempty"`
+	// Forwarded are outside addresses at which packets to the host's tunnel ports are
+	// let in unasked, because the operator or the gateway saw to that.
+	Forwarded []netip.Addr `json:"forwarded,omitempty"`
+	Lifetime  Lifetime     `json:"lifetime,omitempty"`  // of IPv4
+	Lifetime6 Lifetime     `json:"lifetime6,omitempty"` // of IPv6
+	Metered   bool         `json:"metered,omitempty"`
+}
+
+// SameOutside reports whether nothing differs that links between uplinks depend on.
+// The ports of reflexive endpoints are other ones in each measurement.
+func (u Uplink) SameOutside(v Uplink) bool {
+	seen := func(u Uplink) []netip.Addr {
+		var list []netip.Addr
+		for _, r := range u.Reflexive {
+			list = append(list, r.Addr())
+		}
+		slices.SortFunc(list, netip.Addr.Compare)
+		return slices.Compact(list)
+	}
+	return u.NAT == v.NAT && u.NAT6 == v.NAT6 && slices.Equal(u.Addrs, v.Addrs) && slices.Equal(u.Forwarded, v.Forwarded) && slices.Equal(seen(u), seen(v))
+}
+
+// LifetimeOf gives the lifetime of an address's family.
+func (u Uplink) LifetimeOf(a netip.Addr) Lifetime {
+	if a.Is4() {
+		return u.Lifetime
+	}
+	return u.Lifetime6
 }
 
 // NextSerial gives the serial after last at the clock reading micros.
@@ -81,6 +112,12 @@ func (f Facts) Encode() ([]byte, error) {
 			w.addr(a)
 		}
 		w.addrPorts("reflexive endpoints", u.Reflexive, MaxReflexive)
+		w.count("forwarded addresses", len(u.Forwarded), MaxForwarded)
+		for _, a := range u.Forwarded {
+			w.addr(a)
+		}
+		w.uint16(uint16(u.Lifetime))
+		w.uint16(uint16(u.Lifetime6))
 	}
 	w.addrPorts("control endpoints", f.Control, MaxServices)
 	w.addrPorts("STUN endpoints", f.STUN, MaxServices)
@@ -110,22 +147,33 @@ func (f Facts) Encode() ([]byte, error) {
 	return w.b, nil
 }
 
-// DecodeFacts reads what Encode writes, and nothing else.
+// DecodeFacts reads what Encode writes, and what it wrote in the version before.
 func DecodeFacts(b []byte) (Facts, error) {
 	if len(b) > MaxFacts {
 		return Facts{}, fmt.Errorf("decode facts: %w: %d bytes, at most %d", ErrMalformed, len(b), MaxFacts)
 	}
 	r := &reader{b: b}
-	if v := r.byte(); v != factsVersion {
-		r.fail("version %d", v)
+	version := r.byte()
+	if version != factsVersion && version != factsBefore {
+		r.fail("version %d", version)
 	}
 	f := Facts{Mesh: mesh.MeshID(r.take(8)), Node: mesh.NodeID(r.take(8)), Serial: r.uint64()}
 	for range r.count("uplinks", MaxUplinks) {
-		u := Uplink{Name: r.text("uplink name", 32), NAT: NAT(r.byte()), NAT6: NAT(r.byte()), Metered: r.bool()}
+		u := Uplink{Name: r.text("uplink name", 32), NAT: NAT(r.byte())}
+		if version != factsBefore {
+			u.NAT6 = NAT(r.byte())
+		}
+		u.Metered = r.bool()
 		for range r.count("uplink addresses", MaxUplinkAddrs) {
 			u.Addrs = append(u.Addrs, r.addr())
 		}
 		u.Reflexive = r.addrPorts("reflexive endpoints", MaxReflexive)
+		if version != factsBefore {
+			for range r.count("forwarded addresses", MaxForwarded) {
+				u.Forwarded = append(u.Forwarded, r.addr())
+			}
+			u.Lifetime, u.Lifetime6 = Lifetime(r.uint16()), Lifetime(r.uint16())
+		}
 		f.Uplinks = append(f.Uplinks, u)
 		if r.err != nil {
 			break
@@ -191,7 +239,7 @@ func (f Facts) check() error {
 		if u.NAT >= natEnd || u.NAT6 >= natEnd {
 			return fmt.Errorf("%w: uplink %q has NAT kinds %d and %d", ErrMalformed, u.Name, u.NAT, u.NAT6)
 		}
-		for _, a := range u.Addrs {
+		for _, a := range slices.Concat(u.Addrs, u.Forwarded) {
 			if err := Usable(netip.AddrPortFrom(a, 1)); err != nil {
 				return err
 			}

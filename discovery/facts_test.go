@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -33,7 +34,10 @@ func (i identity) facts(serial uint64) Facts {
 	return Facts{
 		Mesh: testMesh, Node: i.key.NodeID(), Serial: serial,
 		Uplinks: []Uplink{
-			{Name: "eth0", Addrs: []netip.Addr{netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("2001:db8::2")}, Reflexive: []netip.AddrPort{ap("203.0.113.5:40001")}, NAT: NATEasyPortChanged, NAT6: NATNone},
+			{
+				Name: "eth0", Addrs: []netip.Addr{netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("2001:db8::2")}, Reflexive: []netip.AddrPort{ap("203.0.113.5:40001")}, NAT: NATEasyPortChanged, NAT6: NATNone,
+				Forwarded: []netip.Addr{netip.MustParseAddr("203.0.113.6")}, Lifetime: 55, Lifetime6: LifetimeEndless,
+			},
 			{Name: "lte", NAT: NATSymmetric, Metered: true},
 		},
 		Control: []netip.AddrPort{ap("203.0.113.5:8686")},
@@ -62,6 +66,28 @@ func TestFactsRoundTrip(t *testing.T) {
 	}
 }
 
+// factsV2 are the facts of the version before with one uplink.
+var factsV2 = slices.Concat(
+	[]byte{factsBefore}, testMesh[:], []byte{1, 2, 3, 4, 5, 6, 7, 8}, []byte{0, 0, 0, 0, 0, 0, 0, 9}, // serial
+	[]byte{1, 4}, []byte("eth0"), []byte{byte(NATEasy), 1, 1, 4, 10, 0, 0, 2}, // one metered uplink with one address
+	[]byte{1, 4, 203, 0, 113, 5, 0x9c, 0x41}, // seen there
+	[]byte{0, 0, 2, 'v', '1', 0, 0},
+)
+
+// Facts that a node said before it was upgraded, and those of one that was not, are read.
+func TestFactsOfTheVersionBefore(t *testing.T) {
+	got, err := DecodeFacts(factsV2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Facts{Mesh: testMesh, Node: mesh.NodeID{1, 2, 3, 4, 5, 6, 7, 8}, Serial: 9, Version: "v1", Uplinks: []Uplink{{
+		Name: "eth0", NAT: NATEasy, Metered: true, Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.2")}, Reflexive: []netip.AddrPort{ap("203.0.113.5:40001")},
+	}}}
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestFactsRefused(t *testing.T) {
 	id := newIdentity(1)
 	for name, change := range map[string]func(*Facts){
@@ -76,6 +102,8 @@ func TestFactsRefused(t *testing.T) {
 		"NAT kind":        func(f *Facts) { f.Uplinks[1].NAT = natEnd },
 		"many addresses":  func(f *Facts) { f.Uplinks[0].Addrs = make([]netip.Addr, MaxUplinkAddrs+1) },
 		"many uplinks":    func(f *Facts) { f.Uplinks = make([]Uplink, MaxUplinks+1) },
+		"forwarded":       func(f *Facts) { f.Uplinks[0].Forwarded = []netip.Addr{netip.MustParseAddr("224.0.0.1")} },
+		"many forwarded":  func(f *Facts) { f.Uplinks[0].Forwarded = make([]netip.Addr, MaxForwarded+1) },
 		"long version":    func(f *Facts) { f.Version = strings.Repeat("v", MaxVersion+1) },
 		"version escapes": func(f *Facts) { f.Version = "\x1b[2J" },
 	} {
@@ -148,6 +176,7 @@ func FuzzFacts(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(body)
+	f.Add(factsV2)
 	f.Add([]byte{1})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		facts, err := DecodeFacts(b)
@@ -155,6 +184,13 @@ func FuzzFacts(f *testing.F) {
 			return
 		}
 		again, err := facts.Encode()
+		if b[0] == factsBefore {
+			twin, twinErr := DecodeFacts(again)
+			if err != nil || twinErr != nil || !cmp.Equal(facts, twin, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})) {
+				t.Fatalf("%x of the version before decodes to what encodes as %x (%v, %v)", b, again, err, twinErr)
+			}
+			return
+		}
 		if err != nil || !bytes.Equal(again, b) {
 			t.Fatalf("%x decodes to what encodes as %x (%v)", b, again, err)
 		}

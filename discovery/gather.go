@@ -25,6 +25,9 @@ const (
 type Query struct {
 	Server netip.AddrPort
 	Tx     Tx
+	// Reply is the port that the answer is to go to, at the address that the server
+	// sees (RESPONSE-PORT of RFC 5780, section 7.5); 0: the one that asks.
+	Reply uint16
 }
 
 // A Gathering asks STUN servers how they see one socket. One goroutine owns it:
@@ -134,7 +137,7 @@ func (g *Gathering) Tick(now time.Time) GatherReady {
 			var tx Tx
 			_, _ = g.random.Read(tx[:]) // never fails
 			a.tx, a.sent = append(a.tx, tx), append(a.sent, now)
-			ready.Ask = append(ready.Ask, Query{a.server, tx})
+			ready.Ask = append(ready.Ask, Query{Server: a.server, Tx: tx})
 		}
 		if a.done {
 			continue

@@ -144,7 +144,10 @@ func Expect(a, b Uplink) (e Expectation, why string) {
 		}
 	}
 	better(Never, "one end has IPv4 only, the other IPv6 only")
-	for _, nats := range [][2]NAT{{a.NAT, b.NAT}, {a.NAT6, b.NAT6}} {
+	for _, nats := range [][2]NAT{
+		{a.forwarded(a.NAT, netip.Addr.Is4), b.forwarded(b.NAT, netip.Addr.Is4)},
+		{a.forwarded(a.NAT6, netip.Addr.Is6), b.forwarded(b.NAT6, netip.Addr.Is6)},
+	} {
 		if nats[0] != NATAbsent && nats[1] != NATAbsent {
 			better(expect(nats[0], nats[1]))
 		}
@@ -156,6 +159,15 @@ func Expect(a, b Uplink) (e Expectation, why string) {
 		why = ""
 	}
 	return e, why
+}
+
+// forwarded is the kind of NAT of a family as those see it who begin: none, where
+// packets are let in unasked.
+func (u Uplink) forwarded(n NAT, family func(netip.Addr) bool) NAT {
+	if n != NATBlocked && n != NATAbsent && slices.ContainsFunc(u.Forwarded, family) {
+		return NATNone
+	}
+	return n
 }
 
 func expect(a, b NAT) (Expectation, string) {

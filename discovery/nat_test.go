@@ -56,6 +56,10 @@ func TestExpect(t *testing.T) {
 		u.Reflexive = []netip.AddrPort{ap(outside)}
 		return u
 	}
+	open := func(u Uplink, forwarded string) Uplink {
+		u.Forwarded = []netip.Addr{netip.MustParseAddr(forwarded)}
+		return u
+	}
 	for _, c := range []struct {
 		a, b Uplink
 		want Expectation
@@ -74,6 +78,10 @@ func TestExpect(t *testing.T) {
 		{Uplink{NAT: NATSymmetric, NAT6: NATNone}, Uplink{NAT: NATSymmetric, NAT6: NATNone}, Direct},
 		{Uplink{NAT: NATSymmetric, NAT6: NATBlocked}, Uplink{NAT: NATEasy, NAT6: NATNone}, Perhaps},
 		{Uplink{}, Uplink{}, Direct},
+		{open(four(NATSymmetric), "203.0.113.9"), four(NATSymmetric), Direct},
+		{open(four(NATSymmetric), "203.0.113.9"), four(NATEasy), Direct},
+		{open(four(NATSymmetric), "2001:db8::9"), four(NATSymmetric), Never},
+		{open(four(NATBlocked), "203.0.113.9"), four(NATEasy), Never},
 	} {
 		for _, pair := range [][2]Uplink{{c.a, c.b}, {c.b, c.a}} {
 			if got, why := Expect(pair[0], pair[1]); got != c.want || got != Direct && why == "" {

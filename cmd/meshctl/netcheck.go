@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -98,6 +99,18 @@ func (a *app) uplinkChecks(uplinks []api.UplinkCheck) *table {
 		r := row{paint: udpPaint(u.UDP), cells: []string{
 			u.Uplink.Name, few(u.Uplink.Addrs), api.NATInWords(u.Uplink.NAT), api.NATInWords(u.Uplink.NAT6), u.UDP, few(seen), a.since(u.Checked),
 		}}
+		if len(u.Forwarded) > 0 {
+			note := "tunnels are let in at " + all(u.Forwarded, " and ")
+			if u.Mapping != "" {
+				note += "; the gateway maps ports by " + u.Mapping
+			}
+			r.notes = append(r.notes, note)
+		}
+		for _, l := range []struct{ family, lifetime string }{{"IPv4", u.Lifetime}, {"IPv6", u.Lifetime6}} {
+			if note := lifetimeNote(l.family, l.lifetime); note != "" {
+				r.notes = append(r.notes, note)
+			}
+		}
 		for _, s := range u.Servers {
 			note := fmt.Sprintf("%s at %s does not answer", orUnknown(s.Node), s.Server)
 			if s.RTTMs != nil {
@@ -108,6 +121,19 @@ func (a *app) uplinkChecks(uplinks []api.UplinkCheck) *table {
 		t.add(r)
 	}
 	return t
+}
+
+// lifetimeNote says what an uplink lets in; nothing where that was not measured.
+func lifetimeNote(family, lifetime string) string {
+	switch lifetime {
+	case "", "unknown":
+		return ""
+	case "endless":
+		return family + " packets come in unasked: tunnels need not be kept open"
+	case "short":
+		return family + " tunnels close in less than 25 s of silence: kept open every 10 s"
+	}
+	return fmt.Sprintf("%s tunnels stay open for %s s of silence or more", family, strings.TrimSuffix(lifetime, "s"))
 }
 
 func udpPaint(udp string) paint {

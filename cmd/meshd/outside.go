@@ -16,6 +16,7 @@ import (
 
 	"guywire/discovery"
 	"guywire/discovery/gossip"
+	"guywire/discovery/portmap"
 	"guywire/discovery/stun"
 	"guywire/mesh"
 	"guywire/mesh/agent"
@@ -67,6 +68,12 @@ func outside(c config.Config, log *slog.Logger) agent.Outside {
 				return nil, err // a nil *stun.Socket would not be a nil interface
 			}
 			return s, nil
+		},
+		Lookup: func(ctx context.Context, name string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", name+".") // the dot keeps search domains out
+		},
+		PortMapper: func(gateway, local netip.Addr, mark uint32, secret [32]byte) agent.PortMapper {
+			return portmap.New(portmap.Config{Gateway: gateway, Local: local, Mark: mark, Secret: secret})
 		},
 		HandOver: dataplane.Client{Socket: c.DataplaneSocket}.HandOver,
 		Devices: func() (map[string]int, error) {

@@ -181,6 +181,23 @@ func (a *app) natCommand() *cobra.Command {
 	}
 }
 
+func (a *app) udpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:       "udp NODE on|off",
+		Short:     "Let UDP through a NAT or firewall, or not",
+		Long:      "Let UDP through a NAT or firewall, or drop all of it, known flows too.",
+		Example:   "  meshlab udp mad-nat off",
+		Args:      wants(2, 2, "a nat, and on or off"),
+		ValidArgs: []string{"on", "off"},
+		RunE: a.inLab(func(c *cobra.Command, l *lab.Lab, args []string) error {
+			if args[1] != "on" && args[1] != "off" {
+				return &exitError{exitUsage, fmt.Errorf("%q is neither on nor off", args[1])}
+			}
+			return l.UDP(c.Context(), args[0], args[1] == "on")
+		}),
+	}
+}
+
 func (a *app) impairCommand() *cobra.Command {
 	var (
 		p                              lab.Properties

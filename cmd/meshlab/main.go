@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"guywire/integration/grid"
 	"guywire/integration/lab"
 	"guywire/integration/lab/bench"
 	"guywire/integration/lab/chaos"
@@ -96,11 +97,11 @@ func newRoot() *cobra.Command {
 	})
 	root.AddCommand(a.upCommand(), a.downCommand(), a.statusCommand(), a.execCommand(), a.startCommand(), a.killCommand(),
 		a.cutCommand(), a.healCommand(), a.impairCommand(), a.partitionCommand(), a.rebootCommand(), a.readdressCommand(),
-		a.natCommand(), a.stallCommand(), a.clockCommand(), a.pauseCommand(), a.suspendCommand())
+		a.natCommand(), a.udpCommand(), a.stallCommand(), a.clockCommand(), a.pauseCommand(), a.suspendCommand())
 	flows := &cobra.Command{Use: "flow", Short: "Generate and measure traffic, inside a node", Hidden: true}
 	flows.AddCommand(flow.Commands()...)
 	root.AddCommand(flows)
-	root.AddCommand(demo.Command(), bench.Command(), chaos.Command(), world.InsideCommand(slices.Concat(bench.InsideCommands(), chaos.InsideCommands(), []*cobra.Command{peers.InsideCommand()})...))
+	root.AddCommand(demo.Command(), bench.Command(), chaos.Command(), world.InsideCommand(slices.Concat(bench.InsideCommands(), chaos.InsideCommands(), grid.InsideCommands(), []*cobra.Command{peers.InsideCommand()})...))
 	return root
 }
 

@@ -17,8 +17,8 @@ const (
 	MaxTime = 15 * time.Second
 	// exchangeTime is how long the other end may take to answer an offer.
 	exchangeTime = 7 * time.Second
-	leastDelay   = 20 * time.Millisecond // beyond the way of the answer, for our own slowness
-	unknownDelay = 50 * time.Millisecond
+	leastDelay   = 100 * time.Millisecond // beyond the round trip of the answer, for our own slowness
+	unknownDelay = 400 * time.Millisecond
 	maxReflexive = 2 // offered; more are of a symmetric NAT and of no use
 	maxEarly     = 16
 )
@@ -38,6 +38,9 @@ type Config struct {
 	// Outside are addresses that several servers are known to have seen this uplink
 	// at: one server's word is enough for these.
 	Outside []netip.Addr
+	// Likely are outside endpoints of the port by what was seen of other ports. Those
+	// of an address family by which no server answers are offered.
+	Likely []netip.AddrPort
 	// PathRTT is the round trip over which offers travel to the other end, so that
 	// both begin at the same moment; zero: not known.
 	PathRTT time.Duration
@@ -188,13 +191,17 @@ func (a *Attempt) gathered(now time.Time, g discovery.GatherReady) Ready {
 	if a.Initiates() {
 		a.ours.Delay = unknownDelay
 		if a.cfg.PathRTT > 0 {
-			a.ours.Delay = min(a.cfg.PathRTT/2+leastDelay, discovery.MaxOfferDelay).Truncate(time.Millisecond)
+			a.ours.Delay = min(a.cfg.PathRTT+leastDelay, discovery.MaxOfferDelay).Truncate(time.Millisecond)
 		}
 		offer = a.ours
 		a.phase, a.offered = offering, now
 		return Ready{Offer: &offer, Deadline: now.Add(exchangeTime)}
 	}
-	ready := a.begin(now, now.Add(a.theirs.Delay))
+	delay := a.theirs.Delay
+	if a.ours.NAT == discovery.NATEasy { // the initiator's come in
+		delay = discovery.MaxOfferDelay
+	}
+	ready := a.begin(now, now.Add(delay))
 	ready.Offer = &offer
 	return ready
 }
@@ -202,8 +209,14 @@ func (a *Attempt) gathered(now time.Time, g discovery.GatherReady) Ready {
 // describe puts what the servers said into our offer.
 func (a *Attempt) describe() {
 	list := slices.Clone(a.cfg.Own)
-	mapped := 0
-	for _, m := range a.believed() {
+	mapped, answered := 0, a.believed()
+	believed := slices.Clone(answered)
+	for _, l := range a.cfg.Likely {
+		if !slices.ContainsFunc(answered, func(b netip.AddrPort) bool { return b.Addr().Is4() == l.Addr().Is4() }) {
+			believed = append(believed, l)
+		}
+	}
+	for _, m := range believed {
 		if mapped < maxReflexive {
 			list = append(list, discovery.Candidate{Kind: discovery.CandidateReflexive, Addr: m})
 			mapped++
@@ -232,8 +245,10 @@ func (a *Attempt) refused(e netip.AddrPort) bool {
 	return discovery.Usable(e) != nil || slices.ContainsFunc(a.cfg.Refuse, func(p netip.Prefix) bool { return p.Contains(e.Addr()) })
 }
 
-// begin starts the check. The initiator's packets go at once; the responder's when
-// its answer has arrived there, and before that one that only opens its own NAT.
+// begin starts the check. The initiator's packets go at once. The responder's go when
+// one of those has come, or, since its NAT may not let them in, when its answer has
+// surely arrived: else they would surprise the initiator's. Before that goes one that
+// only opens its own.
 func (a *Attempt) begin(now, start time.Time) Ready {
 	a.phase = checking
 	a.check = discovery.NewCheck(discovery.CheckPlan{
@@ -284,8 +299,11 @@ func (a *Attempt) checked(now time.Time, c discovery.CheckReady) Ready {
 func (a *Attempt) kinds(o discovery.Offer) discovery.Uplink {
 	u := discovery.Uplink{NAT: o.NAT, NAT6: o.NAT6}
 	for _, c := range o.Candidates {
-		if c.Kind == discovery.CandidateReflexive {
+		switch c.Kind {
+		case discovery.CandidateReflexive:
 			u.Reflexive = append(u.Reflexive, c.Addr)
+		case discovery.CandidateDeclared, discovery.CandidateMapped:
+			u.Forwarded = append(u.Forwarded, c.Addr.Addr())
 		}
 	}
 	return u

@@ -11,6 +11,7 @@ import (
 
 	"guywire/discovery"
 	"guywire/discovery/nattest"
+	"guywire/mesh"
 )
 
 // Of every pair of kinds, with and without loss, both ends come to the same end,
@@ -326,6 +327,48 @@ func TestOnlyBetterPaths(t *testing.T) {
 					t.Errorf("%s, loss %.0f %%: end %d takes a path that is no better", kind, 100*loss, i)
 				}
 			}
+		}
+	}
+}
+
+// What neighbours see of other ports is offered for this one where no server answers,
+// and only there.
+func TestLikelyEndpoints(t *testing.T) {
+	at := netip.MustParseAddrPort
+	server := at("198.51.100.1:8686")
+	for name, c := range map[string]struct {
+		mapped string // by the server; empty: there is none
+		want   []netip.AddrPort
+	}{
+		"no server":      {"", []netip.AddrPort{at("203.0.113.5:51900"), at("[2001:db8::5]:51900")}},
+		"an IPv4 server": {"203.0.113.5:40001", []netip.AddrPort{at("203.0.113.5:40001"), at("[2001:db8::5]:51900")}},
+	} {
+		cfg := Config{
+			Offer:  discovery.Offer{From: mesh.NodeID{1}, To: mesh.NodeID{2}},
+			Likely: []netip.AddrPort{at("203.0.113.5:51900"), at("[2001:db8::5]:51900"), at("10.86.0.1:51900")},
+			Refuse: []netip.Prefix{netip.MustParsePrefix("10.86.0.0/16")},
+		}
+		if c.mapped != "" {
+			cfg.Servers = []netip.AddrPort{server}
+		}
+		a := New(begin, cfg)
+		ready := a.Tick(begin)
+		for _, q := range ready.Ask {
+			ready = a.Received(begin.Add(time.Millisecond), discovery.CheckPacket{Kind: discovery.ServerResponse, Peer: server, Tx: q.Tx, Mapped: at(c.mapped)})
+		}
+		if ready.Offer == nil {
+			t.Fatalf("%s: no offer: %+v", name, ready)
+		}
+		var got []netip.AddrPort
+		for _, o := range ready.Offer.Candidates {
+			if o.Kind != discovery.CandidateReflexive {
+				t.Errorf("%s: %s is offered as %s", name, o.Addr, o.Kind)
+			}
+			got = append(got, o.Addr)
+		}
+		slices.SortFunc(got, netip.AddrPort.Compare)
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: offered %v, want %v", name, got, c.want)
 		}
 	}
 }

@@ -2,7 +2,10 @@
 // on the packets that they have seen.
 package nattest
 
-import "net/netip"
+import (
+	"net/netip"
+	"time"
+)
 
 // A Filter says which packets from outside reach a mapping (RFC 4787, section 5).
 type Filter int
@@ -28,30 +31,76 @@ type Box struct {
 	Answers  bool
 	Filter   Filter
 	Firewall bool // no translation, filter only
+	// Life is how long an entry lives after the last packet from inside; zero: for
+	// ever. While its packets lie within two seconds, as of a single question, it is
+	// at most Young, unless that is zero. Now is the time, by the test's hand.
+	Life, Young time.Duration
+	Now         time.Time
 
 	next  uint16
 	out   map[pair]netip.AddrPort           // inside, destination (none when independent of it)
 	in    map[netip.AddrPort]netip.AddrPort // outside → inside
-	sent  map[pair]bool                     // outside, destination
+	sent  map[pair]span                     // outside, destination
 	taken map[pair]bool                     // outside, destination
 }
 
 type pair struct{ a, b netip.AddrPort }
 
+// A span is when packets first and last left.
+type span struct{ first, last time.Time }
+
+const youth = 2 * time.Second
+
+func (b *Box) lives(p pair) bool {
+	s, ok := b.sent[p]
+	life := b.Life
+	if b.Young > 0 && s.last.Sub(s.first) <= youth {
+		life = b.Young
+	}
+	return ok && (life == 0 || b.Now.Sub(s.last) <= life)
+}
+
+// expire forgets the mappings by which nothing leaves any more.
+func (b *Box) expire() {
+	for p := range b.sent {
+		if !b.lives(p) {
+			delete(b.sent, p)
+		}
+	}
+	used := map[netip.AddrPort]bool{}
+	for p := range b.sent {
+		used[p.a] = true
+	}
+	for p, outside := range b.out {
+		if !used[outside] {
+			delete(b.out, p)
+			delete(b.in, outside)
+		}
+	}
+}
+
 // New makes a box with an outside address that keeps ports and filters by port.
 func New(public netip.Addr) *Box {
-	return &Box{Public: public, Keep: true, next: 40000,
-		out: map[pair]netip.AddrPort{}, in: map[netip.AddrPort]netip.AddrPort{}, sent: map[pair]bool{}, taken: map[pair]bool{}}
+	return &Box{
+		Public: public, Keep: true, next: 40000,
+		out: map[pair]netip.AddrPort{}, in: map[netip.AddrPort]netip.AddrPort{}, sent: map[pair]span{}, taken: map[pair]bool{},
+	}
 }
 
 // Out gives the source with which a packet leaves.
 func (b *Box) Out(src, dst netip.AddrPort) netip.AddrPort {
+	b.expire()
 	outside := src
 	if !b.Firewall {
 		outside = b.mapping(src, dst)
 	}
 	b.in[outside] = src
-	b.sent[pair{outside, dst}] = true
+	s, ok := b.sent[pair{outside, dst}]
+	if !ok {
+		s.first = b.Now
+	}
+	s.last = b.Now
+	b.sent[pair{outside, dst}] = s
 	return outside
 }
 
@@ -82,11 +131,15 @@ func (b *Box) mapping(src, dst netip.AddrPort) netip.AddrPort {
 
 // In gives the host that a packet from outside reaches.
 func (b *Box) In(from, to netip.AddrPort) (inside netip.AddrPort, ok bool) {
+	b.expire()
 	inside, ok = b.in[to]
+	if b.Firewall && b.Filter == None {
+		inside, ok = to, true // nothing stands in the way
+	}
 	if ok && b.passes(from, to) {
 		return inside, true
 	}
-	if b.Answers && to.Addr() == b.Public && !b.sent[pair{to, from}] {
+	if b.Answers && to.Addr() == b.Public && !b.lives(pair{to, from}) {
 		b.taken[pair{to, from}] = true
 	}
 	return netip.AddrPort{}, false
@@ -104,7 +157,7 @@ func (b *Box) passes(from, to netip.AddrPort) bool {
 		}
 		return false
 	}
-	return b.sent[pair{to, from}]
+	return b.lives(pair{to, from})
 }
 
 // Forget drops all mappings, as a reboot does; new ones have other ports.

@@ -30,6 +30,7 @@ type message struct {
 	controlling bool // meaningful in requests of checks
 	check       bool // carries a role
 	padded      bool
+	reply       uint16 // port that the answer goes to; 0: the sender's
 }
 
 // encode writes m with MESSAGE-INTEGRITY of key and FINGERPRINT, in this order
@@ -54,6 +55,9 @@ func (m message) encode(key []byte) []byte {
 	}
 	if m.nominate {
 		raw.Add(stun.AttrUseCandidate, nil)
+	}
+	if m.reply != 0 {
+		raw.Add(stun.AttrResponsePort, binary.BigEndian.AppendUint16(nil, m.reply))
 	}
 	if m.padded {
 		raw.Add(attrPadding, make([]byte, paddingLength))
@@ -96,6 +100,11 @@ func decode(b []byte, key func(message) []byte) (message, error) {
 			m.check, m.controlling = true, a.Type == stun.AttrICEControlling
 		case stun.AttrUseCandidate:
 			m.nominate = true
+		case stun.AttrResponsePort:
+			if len(a.Value) != 2 || binary.BigEndian.Uint16(a.Value) == 0 {
+				return message{}, errNotOurs
+			}
+			m.reply = binary.BigEndian.Uint16(a.Value)
 		case attrPadding:
 			m.padded = true
 		}

@@ -72,7 +72,7 @@ func TestServerAnswers(t *testing.T) {
 	now := time.Unix(1000, 0)
 	for _, from := range []string{"203.0.113.5:40001", "[2001:db8::5]:40001"} {
 		request := message{class: stun.ClassRequest, tx: discovery.Tx{1}, padded: true}.encode(s.keys()[1])
-		answer := s.answer(now, request, netip.MustParseAddrPort(from))
+		answer, _ := s.answer(now, request, netip.MustParseAddrPort(from))
 		m, err := decode(answer, anyKey("secret"))
 		if err != nil || m.mapped.String() != from || m.tx != (discovery.Tx{1}) {
 			t.Errorf("%s is answered %+v (%v)", from, m, err)
@@ -90,7 +90,7 @@ func TestServerAnswers(t *testing.T) {
 		"check":     message{class: stun.ClassRequest, check: true, padded: true}.encode(s.keys()[1]),
 		"WireGuard": append([]byte{1, 0, 0, 0}, make([]byte, 144)...),
 	} {
-		if a := s.answer(now, b, from); a != nil {
+		if a, _ := s.answer(now, b, from); a != nil {
 			t.Errorf("%s: answered with %d bytes", name, len(a))
 		}
 	}
@@ -102,7 +102,7 @@ func TestServerLimits(t *testing.T) {
 	request := message{class: stun.ClassRequest, tx: discovery.Tx{1}, padded: true}.encode(s.keys()[1])
 	count := func(n int, from func(i int) netip.AddrPort) (answered int) {
 		for i := range n {
-			if s.answer(now, request, from(i)) != nil {
+			if a, _ := s.answer(now, request, from(i)); a != nil {
 				answered++
 			}
 		}
@@ -147,6 +147,7 @@ func BenchmarkServerAnswer(b *testing.B) {
 func FuzzDecode(f *testing.F) {
 	key := []byte("secret")
 	f.Add(message{class: stun.ClassRequest, tx: discovery.Tx{1}, padded: true}.encode(key))
+	f.Add(message{class: stun.ClassRequest, tx: discovery.Tx{1}, padded: true, reply: 40001}.encode(key))
 	f.Add(message{class: stun.ClassRequest, username: "abcd:efgh", check: true, nominate: true}.encode(key))
 	f.Add(message{class: stun.ClassSuccessResponse, mapped: netip.MustParseAddrPort("[2001:db8::5]:1")}.encode(key))
 	f.Add([]byte{1, 1, 0, 4, 0x21, 0x12, 0xa4, 0x42, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0})
@@ -162,8 +163,8 @@ func FuzzDecode(f *testing.F) {
 				t.Fatalf("%+v reads again as %+v (%v)", m, again, err)
 			}
 		}
-		if answer := s.answer(time.Unix(1000, 0), b, from); len(answer) > len(b) {
-			t.Fatalf("%d bytes answer %d", len(answer), len(b))
+		if answer, to := s.answer(time.Unix(1000, 0), b, from); len(answer) > len(b) || answer != nil && to.Addr() != from.Addr() {
+			t.Fatalf("%d bytes to %s answer %d", len(answer), to, len(b))
 		}
 		decodeCheck(b, keys)
 		// The parser of the library, which strangers reach first.
@@ -180,4 +181,27 @@ func FuzzDecode(f *testing.F) {
 			t.Fatal("the message was changed")
 		}
 	})
+}
+
+// An answer may go to another port of the address that asked, and nowhere else.
+func TestResponsePort(t *testing.T) {
+	s := &Server{keys: testKeys}
+	from := netip.MustParseAddrPort("203.0.113.5:40000")
+	for _, c := range []struct {
+		reply uint16
+		to    string
+	}{{0, "203.0.113.5:40000"}, {40001, "203.0.113.5:40001"}, {65535, "203.0.113.5:65535"}, {1024, "203.0.113.5:1024"}, {1023, ""}, {53, ""}} {
+		request := message{class: stun.ClassRequest, tx: discovery.Tx{1}, padded: true, reply: c.reply}.encode(testKey)
+		answer, to := s.answer(time.Unix(1000, 0), request, from)
+		if c.to == "" {
+			if answer != nil {
+				t.Errorf("port %d: answered to %s", c.reply, to)
+			}
+			continue
+		}
+		m, err := decode(answer, anyKey(string(testKey)))
+		if err != nil || to != netip.MustParseAddrPort(c.to) || m.mapped != from || len(answer) > len(request) {
+			t.Errorf("port %d: %d bytes to %s, %+v (%v)", c.reply, len(answer), to, m, err)
+		}
+	}
 }

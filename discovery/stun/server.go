@@ -22,6 +22,10 @@ const (
 	sourcesAge   = time.Minute
 )
 
+// minReply keeps answers to another port away from what may be a service of some
+// host that shares the sender's address.
+const minReply = 1024
+
 // A Server answers binding requests of members.
 type Server struct {
 	keys  func() [][]byte
@@ -85,16 +89,17 @@ func (s *Server) serve(c conn) {
 		if err != nil {
 			continue // an ICMP error about an earlier answer
 		}
-		if answer := s.answer(time.Now(), buf[:n], from); answer != nil {
-			_ = c.write(answer, from, via, 0) // lost answers are asked for again
+		if answer, to := s.answer(time.Now(), buf[:n], from); answer != nil {
+			_ = c.write(answer, to, via, 0) // lost answers are asked for again
 		}
 	}
 }
 
-// answer gives the reply to one packet, or nil.
-func (s *Server) answer(now time.Time, b []byte, from netip.AddrPort) []byte {
+// answer gives the reply to one packet and where it goes to, or nil. Wherever that
+// is, it has the address of the packet, whose allowance it takes from.
+func (s *Server) answer(now time.Time, b []byte, from netip.AddrPort) (answer []byte, to netip.AddrPort) {
 	if len(b) > maxMessage || !stun.IsMessage(b) || !s.allow(now, from.Addr()) {
-		return nil
+		return nil, to
 	}
 	for _, key := range s.keys() {
 		m, err := decode(b, func(m message) []byte {
@@ -106,16 +111,19 @@ func (s *Server) answer(now time.Time, b []byte, from netip.AddrPort) []byte {
 		if err != nil {
 			continue
 		}
-		if !s.allowMember(now) {
-			return nil
+		if m.reply != 0 && m.reply < minReply || !s.allowMember(now) {
+			return nil, to
 		}
 		answer := message{class: stun.ClassSuccessResponse, tx: m.tx, mapped: from}.encode(key)
 		if len(answer) > len(b) {
-			return nil
+			return nil, to
 		}
-		return answer
+		if m.reply != 0 {
+			from = netip.AddrPortFrom(from.Addr(), m.reply)
+		}
+		return answer, from
 	}
-	return nil
+	return nil, to
 }
 
 func (s *Server) allow(now time.Time, from netip.Addr) bool {

@@ -39,6 +39,8 @@ type Socket struct {
 	port      uint16
 	key       []byte
 	in        chan discovery.Arrival
+	packets   atomic.Int64 // sent
+	bytes     atomic.Int64 // of these
 	keys      atomic.Pointer[discovery.Keys]
 	closing   sync.Once
 	readers   sync.WaitGroup
@@ -132,6 +134,9 @@ func (s *Socket) receive(c conn) {
 	}
 }
 
+// Sent counts what has left so far: packets, and bytes of STUN in them.
+func (s *Socket) Sent() (packets, bytes int) { return int(s.packets.Load()), int(s.bytes.Load()) }
+
 // Arrivals gives what arrives and is verified: servers' answers, and the other
 // end's packets once Expect has said how to know them. Whoever opened the socket
 // reads it until the socket is closed; it is never closed itself.
@@ -142,7 +147,7 @@ func (s *Socket) Expect(k discovery.Keys) { s.keys.Store(&k) }
 
 // Ask sends a query, and reports whether it could be sent at all.
 func (s *Socket) Ask(q discovery.Query) bool {
-	m := message{class: stun.ClassRequest, tx: q.Tx, padded: true}
+	m := message{class: stun.ClassRequest, tx: q.Tx, padded: true, reply: q.Reply}
 	return s.send(m.encode(s.key), q.Server, netip.Addr{}, 0)
 }
 
@@ -164,6 +169,10 @@ func (s *Socket) send(b []byte, to netip.AddrPort, via netip.Addr, ttl int) bool
 	err := c.write(b, to, via, ttl)
 	if err != nil && via.IsValid() {
 		err = c.write(b, to, netip.Addr{}, ttl) // the address is gone since
+	}
+	if err == nil {
+		s.packets.Add(1)
+		s.bytes.Add(int64(len(b)))
 	}
 	return err == nil
 }

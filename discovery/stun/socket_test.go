@@ -169,9 +169,32 @@ func TestEarlyRequests(t *testing.T) {
 	b.Send(discovery.CheckPacket{Kind: discovery.CheckRequest, Peer: at("127.0.0.1", a.Port()), Tx: discovery.Tx{2}}, rightKeys)
 	select {
 	case got := <-a.Arrivals():
+		if packets, bytes := b.Sent(); packets != 2 || bytes < 2*20 {
+			t.Errorf("%d packets with %d bytes sent", packets, bytes)
+		}
 		if got.Packet.Kind != discovery.CheckRequest || got.Packet.Tx != (discovery.Tx{2}) || got.Packet.Peer != at("127.0.0.1", b.Port()) {
 			t.Errorf("%+v", got)
 		}
+	case <-time.After(30 * time.Second):
+		t.Error("nothing arrives")
+	}
+}
+
+// One socket asks, the other one is answered.
+func TestAnswerToAnotherPort(t *testing.T) {
+	server := startServer(t, "127.0.0.1:0")[0]
+	first, second := openTest(t), openTest(t)
+	tx := discovery.Tx{7}
+	if !second.Ask(discovery.Query{Server: server, Tx: tx, Reply: first.Port()}) {
+		t.Fatal("cannot ask")
+	}
+	select {
+	case a := <-first.Arrivals():
+		if a.Packet.Tx != tx || a.Packet.Peer != server || a.Packet.Mapped.Port() != second.Port() {
+			t.Errorf("%+v", a)
+		}
+	case a := <-second.Arrivals():
+		t.Errorf("the one that asked got %+v", a)
 	case <-time.After(30 * time.Second):
 		t.Error("nothing arrives")
 	}

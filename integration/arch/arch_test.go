@@ -60,6 +60,7 @@ var kinds = map[string]kind{
 	"mesh/transport/transporttest": double,
 	"mesh/wg":                      adapter,
 	"discovery/gossip":             adapter,
+	"discovery/portmap":            adapter,
 	"discovery/stun":               adapter,
 	"routing/fib":                  adapter,
 	"routing/firewall":             adapter,

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,8 +19,8 @@ import (
 var labs atomic.Int32
 
 // options are those of a lab of its own.
-func options() lab.Options {
-	return lab.Options{Name: fmt.Sprintf("grid-%d-%d", os.Getpid(), labs.Add(1)), Path: []string{bin}}
+func options() Options {
+	return Options{Options: lab.Options{Name: fmt.Sprintf("grid-%d-%d", os.Getpid(), labs.Add(1)), Path: []string{bin}}}
 }
 
 // needLab skips a test where labs or tunnels cannot be made.
@@ -31,7 +31,7 @@ func needLab(t *testing.T) {
 		t.Skipf("tunnels need a /dev/net/tun that we may open: %v", err)
 	}
 	_ = f.Close()
-	l, err := lab.Up(t.Context(), &lab.Network{Nodes: map[string]*lab.Node{"r": {Kind: lab.Router}}}, options())
+	l, err := lab.Up(t.Context(), &lab.Network{Nodes: map[string]*lab.Node{"r": {Kind: lab.Router}}}, options().Options)
 	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.ENOSPC) {
 		t.Skipf("the machine lets us make no namespaces: %v", err)
 	}
@@ -43,24 +43,19 @@ func needLab(t *testing.T) {
 	}
 }
 
-// chosen reports whether the cell is to be measured.
-func chosen(t *testing.T, c Cell) bool {
-	t.Helper()
-	if *only == "" {
-		return *all || c.Test
-	}
-	r, err := regexp.Compile("^(" + *only + ")$")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r.MatchString(c.String())
-}
-
 // TestGrid measures every pair of kinds, or a share of them. A cell that fails is measured once more, alone on the machine,
 // before it counts.
 func TestGrid(t *testing.T) {
 	needLab(t)
 	cells, err := Expected()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pattern := *only
+	if *all {
+		pattern = ".*"
+	}
+	chosen, err := Choose(pattern)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +65,7 @@ func TestGrid(t *testing.T) {
 	t.Run("cells", func(t *testing.T) {
 		for _, c := range cells {
 			t.Run(c.String(), func(t *testing.T) {
-				if !chosen(t, c) {
+				if !slices.Contains(chosen, c) {
 					t.Skip("not in the share of `make test`; run `make grid`")
 				}
 				t.Parallel()

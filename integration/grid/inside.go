@@ -1,7 +1,6 @@
 package grid
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -15,13 +14,8 @@ import (
 // InsideCommands are what the package does inside nodes; see world.InsideCommand.
 func InsideCommands() []*cobra.Command {
 	return []*cobra.Command{
-		count("forwarded", "Count the IPv4 packets that the node has forwarded", func() (uint64, error) {
-			data, err := os.ReadFile("/proc/self/net/snmp")
-			if err != nil {
-				return 0, err
-			}
-			return forwardedIn(string(data))
-		}),
+		count("forwarded", "Count the IPv4 packets that the node has forwarded", func() (uint64, error) { return counted("Ip", "ForwDatagrams") }),
+		count("unasked", "Count the UDP packets over IPv4 that came for nobody", func() (uint64, error) { return counted("Udp", "NoPorts") }),
 		count("mappings", "Count the UDP flows over IPv4 that the node's connection tracking knows", func() (uint64, error) {
 			flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
 			flows = slices.DeleteFunc(flows, func(f *netlink.ConntrackFlow) bool { return f.Forward.Protocol != unix.IPPROTO_UDP })
@@ -40,24 +34,32 @@ func count(use, short string, read func() (uint64, error)) *cobra.Command {
 	}}
 }
 
-// forwardedIn finds ipForwDatagrams of RFC 1213 in /proc/net/snmp, which names the counters of a group in one line and gives
-// them in the next.
-func forwardedIn(snmp string) (n uint64, err error) {
+// counted reads a counter of RFC 1213, such as ForwDatagrams of Ip.
+func counted(group, counter string) (uint64, error) {
+	data, err := os.ReadFile("/proc/self/net/snmp")
+	if err != nil {
+		return 0, err
+	}
+	return countedIn(string(data), group, counter)
+}
+
+// countedIn finds a counter in /proc/net/snmp, which names those of a group in one line and gives them in the next.
+func countedIn(snmp, group, counter string) (n uint64, err error) {
 	var names []string
 	for line := range strings.Lines(snmp) {
 		f := strings.Fields(line)
-		if len(f) == 0 || f[0] != "Ip:" {
+		if len(f) == 0 || f[0] != group+":" {
 			continue
 		}
 		if names == nil {
 			names = f
 			continue
 		}
-		if i := slices.Index(names, "ForwDatagrams"); i > 0 && i < len(f) {
+		if i := slices.Index(names, counter); i > 0 && i < len(f) {
 			_, err = fmt.Sscan(f[i], &n)
 			return n, err
 		}
 		break
 	}
-	return 0, errors.New("/proc/net/snmp has no ForwDatagrams of Ip")
+	return 0, fmt.Errorf("/proc/net/snmp has no %s of %s", counter, group)
 }

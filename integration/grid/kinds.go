@@ -1,7 +1,9 @@
 package grid
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"guywire/integration/lab"
@@ -50,14 +52,20 @@ var helpers = []string{"one", "two"}
 // wire is the way from each site to the internet: 40 ms from site to site and back.
 var wire = lab.Properties{Delay: 10 * time.Millisecond}
 
-// network is the internet of a cell: two helpers and the two sites behind what their kinds say.
-func network(l, r kind) *lab.Network {
+// network is the internet of a cell.
+func (c Cell) network() *lab.Network {
+	return network(map[string]kind{left: kinds[c.Left], right: kinds[c.Right]})
+}
+
+// network is an internet with two helpers, and sites behind what their kinds say.
+func network(sites map[string]kind) *lab.Network {
 	n := &lab.Network{Name: "grid", Seed: 1, Nodes: map[string]*lab.Node{internet: {Kind: lab.Router}}}
 	for _, h := range helpers {
 		n.Nodes[h] = &lab.Node{Kind: lab.Site, Uplinks: []*lab.Uplink{{To: internet, Properties: wire}}}
 	}
-	l.behind(n, left)
-	r.behind(n, right)
+	for _, name := range slices.Sorted(maps.Keys(sites)) {
+		sites[name].behind(n, name)
+	}
 	return n
 }
 

@@ -5,11 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
-	"guywire/integration/lab"
 	"guywire/integration/lab/flow"
 	"guywire/integration/lab/world"
+	"guywire/mesh/api"
 )
 
 // limit is how long two sites may take from the join of the second until both know how their traffic travels.
@@ -26,7 +27,9 @@ type Result struct {
 	Verdict float64 `json:"verdict_s"` // … until the pair's links are up at both ends, or their attempt has failed; 0: neither
 	Why     string  `json:"why"`       // there is no direct link, as a site says; or what went wrong
 	Trace   trace   `json:"trace"`     // of the traffic afterwards
-	First   string  `json:"first"`     // of a cell that was measured again: how it was before, in a line
+	// What it took at both ends until then.
+	Attempts api.Attempts `json:"attempts"`
+	First    string       `json:"first"` // of a cell that was measured again: how it was before, in a line
 }
 
 // Passes reports whether the result is at least what is expected, in time.
@@ -39,13 +42,13 @@ func (r Result) Better() bool { return r.Expect.Worse(r.Way) }
 
 // Measure builds the cell's lab, joins the sites and tells what came of it. An error means that there was nothing to measure;
 // what the cell itself does wrong is in the result.
-func Measure(ctx context.Context, opts lab.Options, c Cell) (r Result, err error) {
+func Measure(ctx context.Context, opts Options, c Cell) (r Result, err error) {
 	r = Result{Cell: c, Way: None}
-	m, err := build(ctx, opts, network(kinds[c.Left], kinds[c.Right]))
+	m, err := build(ctx, opts, c.network(), left, right)
 	if err != nil {
 		return r, err
 	}
-	defer func() { err = errors.Join(err, m.close()) }()
+	defer func() { err = errors.Join(err, m.Close()) }()
 	if err := m.join(ctx, left); err != nil {
 		r.Why = world.OneLine(err)
 		return r, ctx.Err()
@@ -65,8 +68,8 @@ func Measure(ctx context.Context, opts lab.Options, c Cell) (r Result, err error
 }
 
 // race joins the right site and takes the times.
-func (m *mesh) race(ctx context.Context, token string, r *Result) error {
-	pings := m.Launch(ctx, right, m.Exe, world.InsideVerb, "await", "--to", m.addrs[left].String(), "--limit", patience.String())
+func (m *Mesh) race(ctx context.Context, token string, r *Result) error {
+	pings := m.await(ctx, right, left, patience)
 	defer pings.Kill()
 	if _, err := pings.Started(ctx); err != nil {
 		return err
@@ -78,7 +81,7 @@ func (m *mesh) race(ctx context.Context, token string, r *Result) error {
 	var v verdict
 	ok, err := poll(ctx, patience, func() (bool, error) {
 		ends, err := m.links(ctx)
-		v = judge(time.Now(), ends, v)
+		v, r.Attempts = judge(time.Now(), ends, v), effort(ends)
 		return v.final, err
 	})
 	if err != nil {
@@ -90,27 +93,30 @@ func (m *mesh) race(ctx context.Context, token string, r *Result) error {
 	} else {
 		r.Why = fmt.Sprintf("no attempt of a link has ended in %s", patience)
 	}
-	var first struct {
-		At time.Duration `json:"at_mono_ns"`
+	if r.Ping, err = m.answered(ctx, pings, beganMono, patience); err != nil {
+		r.Way, r.Ping = None, 0
 	}
-	if err := pings.Finish(ctx, patience, &first); err != nil {
-		r.Way = None
-		return err
+	return err
+}
+
+// effort is what the attempts of a pair's links have taken at both ends.
+func effort(ends [2][]api.Link) (all api.Attempts) {
+	for _, l := range slices.Concat(ends[0], ends[1]) {
+		all = sum(all, l.Attempts)
 	}
-	r.Ping = (first.At - beganMono).Seconds()
-	return nil
+	return all
+}
+
+func sum(a, b api.Attempts) api.Attempts {
+	return api.Attempts{Begun: a.Begun + b.Begun, Packets: a.Packets + b.Packets, Bytes: a.Bytes + b.Bytes}
 }
 
 // confirm looks whether the traffic goes where the links say.
-func (m *mesh) confirm(ctx context.Context, r *Result) error {
+func (m *Mesh) confirm(ctx context.Context, r *Result) error {
 	if r.Way == None {
 		return nil
 	}
-	want := Direct
-	if r.Way == Transit {
-		want = Transit
-	}
-	t, ok, err := m.until(ctx, want, settleLimit)
+	t, ok, err := m.until(ctx, r.Way, settleLimit)
 	if err != nil {
 		return err
 	}

@@ -27,40 +27,54 @@ const (
 	pollEvery   = 200 * time.Millisecond
 )
 
-// A mesh is the lab of two sites and their helpers, with the real programs in it.
-type mesh struct {
-	*world.World
-	addrs map[string]netip.Addr // of members in the mesh, IPv4
+// Options are those of a lab, and what becomes of its logs.
+type Options struct {
+	lab.Options
+	Logs string // they go there, below the lab's name; empty: nowhere
 }
 
-// build makes the lab, and a mesh of the helpers in it. The caller closes it.
-func build(ctx context.Context, opts lab.Options, n *lab.Network) (*mesh, error) {
+// A Mesh is a lab of helpers and the sites that they help, with the real programs in it.
+type Mesh struct {
+	*world.World
+	addrs map[string]netip.Addr // of members in the mesh, IPv4
+	logs  string                // where they go at the end; empty: nowhere
+	limit time.Duration         // of a join
+}
+
+// build makes the lab, and a mesh of the helpers in it, which the sites can join. The caller closes it.
+func build(ctx context.Context, opts Options, n *lab.Network, sites ...string) (*Mesh, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	built, err := lab.Up(ctx, n, opts)
+	built, err := lab.Up(ctx, n, opts.Options)
 	if err != nil {
 		return nil, err
 	}
-	m := &mesh{&world.World{Lab: built, Exe: exe, Screen: screen.New(io.Discard, false)}, map[string]netip.Addr{}}
-	for _, name := range append(slices.Clone(helpers), left, right) {
+	m := &Mesh{&world.World{Lab: built, Exe: exe, Screen: screen.New(io.Discard, false)}, map[string]netip.Addr{}, opts.Logs, limit}
+	for _, name := range slices.Concat(helpers, sites) {
 		m.Sites = append(m.Sites, &world.Site{Name: name})
 	}
 	if err := m.found(ctx); err != nil {
-		return nil, errors.Join(err, m.close())
+		return nil, errors.Join(err, m.Close())
 	}
 	return m, nil
 }
 
-func (m *mesh) close() error { return m.Lab.Close() }
+// Close ends the lab.
+func (m *Mesh) Close() (err error) {
+	if m.logs != "" {
+		err = world.KeepLogs(m.Lab.Dir(), filepath.Join(m.logs, m.Lab.Name()))
+	}
+	return errors.Join(err, m.Lab.Close())
+}
 
 // keep copies what the nodes left to dir, before the lab is closed.
-func (m *mesh) keep(dir string) error {
+func (m *Mesh) keep(dir string) error {
 	return os.CopyFS(dir, os.DirFS(filepath.Join(m.Lab.Dir(), "nodes")))
 }
 
-func (m *mesh) found(ctx context.Context) error {
+func (m *Mesh) found(ctx context.Context) error {
 	err := m.Each(m.Sites, func(s *world.Site) error {
 		_, err := m.Lab.Start(ctx, s.Name, "", nil)
 		return err
@@ -81,18 +95,18 @@ func (m *mesh) found(ctx context.Context) error {
 	return nil
 }
 
-func (m *mesh) ctl(ctx context.Context, node string, doc any, args ...string) error {
+func (m *Mesh) ctl(ctx context.Context, node string, doc any, args ...string) error {
 	return m.Ctl(ctx, &world.Site{Name: node}, doc, args...)
 }
 
 // token makes one for the site.
-func (m *mesh) token(ctx context.Context, site string) (string, error) {
+func (m *Mesh) token(ctx context.Context, site string) (string, error) {
 	var token api.CreatedToken
 	err := m.ctl(ctx, helpers[0], &token, "token", "create", "--name", site)
 	return token.Text, err
 }
 
-func (m *mesh) join(ctx context.Context, site string) error {
+func (m *Mesh) join(ctx context.Context, site string) error {
 	token, err := m.token(ctx, site)
 	if err != nil {
 		return err
@@ -100,8 +114,8 @@ func (m *mesh) join(ctx context.Context, site string) error {
 	return m.enter(ctx, site, token)
 }
 
-func (m *mesh) enter(ctx context.Context, site, token string) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%s does not join within %s", site, limit))
+func (m *Mesh) enter(ctx context.Context, site, token string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, m.limit, fmt.Errorf("%s does not join within %s", site, m.limit))
 	defer cancel()
 	joined := &world.Site{Name: site}
 	if _, err := m.Enter(ctx, joined, token); err != nil {
@@ -111,8 +125,37 @@ func (m *mesh) enter(ctx context.Context, site, token string) error {
 	return nil
 }
 
+// enterTimed lets the site join with the token, and returns the seconds from the start of `meshctl join` until a member first
+// answered its ping; each waits no longer than its limit.
+func (m *Mesh) enterTimed(ctx context.Context, site, token, member string) (ping float64, err error) {
+	pings := m.await(ctx, site, member, 2*m.limit)
+	defer pings.Kill()
+	if _, err := pings.Started(ctx); err != nil {
+		return 0, err
+	}
+	began := flow.Monotonic()
+	if err := m.enter(ctx, site, token); err != nil {
+		return 0, err
+	}
+	return m.answered(ctx, pings, began, 2*m.limit)
+}
+
+// await pings a member from a site until it answers, or the limit is over.
+func (m *Mesh) await(ctx context.Context, site, member string, limit time.Duration) *world.Program {
+	return m.Launch(ctx, site, m.Exe, world.InsideVerb, "await", "--to", m.addrs[member].String(), "--limit", limit.String())
+}
+
+// answered waits for the answer and returns the seconds until it came, since a time of flow.Monotonic.
+func (m *Mesh) answered(ctx context.Context, pings *world.Program, since, limit time.Duration) (float64, error) {
+	var first struct {
+		At time.Duration `json:"at_mono_ns"`
+	}
+	err := pings.Finish(ctx, limit, &first)
+	return (first.At - since).Seconds(), err
+}
+
 // surveyed waits until the site knows its NAT, but not for ever: it may never.
-func (m *mesh) surveyed(ctx context.Context, site string) error {
+func (m *Mesh) surveyed(ctx context.Context, site string) error {
 	_, err := poll(ctx, surveyLimit, func() (bool, error) {
 		var st api.Status
 		if err := m.ctl(ctx, site, &st, "status"); err != nil {
@@ -126,7 +169,7 @@ func (m *mesh) surveyed(ctx context.Context, site string) error {
 }
 
 // links returns those between left and right, as each tells them.
-func (m *mesh) links(ctx context.Context) (of [2][]api.Link, err error) {
+func (m *Mesh) links(ctx context.Context) (of [2][]api.Link, err error) {
 	ends := [2]string{left, right}
 	var errs [2]error
 	_ = m.Each([]*world.Site{{Name: left}, {Name: right}}, func(s *world.Site) error {
@@ -163,13 +206,22 @@ func (t trace) way() Way {
 	}
 }
 
+// takes reports whether the pings went that way. Where TLS carries the links of a site, traffic is shared among those that
+// lead to the other one and to helpers.
+func (t trace) takes(way Way) bool {
+	if way == Carrier {
+		return t.way() != None
+	}
+	return t.way() == way
+}
+
 const (
 	tracePings   = 6
 	traceTimeout = 500 * time.Millisecond
 )
 
 // trace pings left from right and counts what the helpers forward.
-func (m *mesh) trace(ctx context.Context) (trace, error) {
+func (m *Mesh) trace(ctx context.Context) (trace, error) {
 	before, err := m.forwarded(ctx)
 	if err != nil {
 		return trace{}, err
@@ -192,7 +244,7 @@ func (m *mesh) trace(ctx context.Context) (trace, error) {
 }
 
 // forwarded counts the packets that the helpers have forwarded so far.
-func (m *mesh) forwarded(ctx context.Context) (sum int, err error) {
+func (m *Mesh) forwarded(ctx context.Context) (sum int, err error) {
 	for _, h := range helpers {
 		var n int
 		out, err := m.Run(ctx, h, "", m.Exe, world.InsideVerb, "forwarded")
@@ -208,10 +260,10 @@ func (m *mesh) forwarded(ctx context.Context) (sum int, err error) {
 }
 
 // until traces until the traffic takes the way, and returns the last trace and whether it does.
-func (m *mesh) until(ctx context.Context, way Way, limit time.Duration) (t trace, ok bool, err error) {
+func (m *Mesh) until(ctx context.Context, way Way, limit time.Duration) (t trace, ok bool, err error) {
 	ok, err = poll(ctx, limit, func() (bool, error) {
 		t, err = m.trace(ctx)
-		return err == nil && t.way() == way, err
+		return err == nil && t.takes(way), err
 	})
 	return t, ok, err
 }

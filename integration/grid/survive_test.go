@@ -2,6 +2,7 @@ package grid
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -14,71 +15,45 @@ import (
 // recovery is how long a pair may take to be direct again. It is no measure: the seconds are logged.
 const recovery = time.Minute
 
-// pair is two kinds, as in a cell.
-type pair struct{ left, right string }
+// mesh makes a mesh in which the two sites have a direct link within the limit, and closes it at the end of the test.
+func mesh(t *testing.T, n *lab.Network, within time.Duration) *Mesh {
+	t.Helper()
+	return meshBy(t, n, Direct, within)
+}
 
-func (p pair) String() string { return p.left + "~" + p.right }
-
-func (p pair) network() *lab.Network { return network(kinds[p.left], kinds[p.right]) }
-
-// together makes a mesh in which the two sites have a direct link within the limit.
-func together(t *testing.T, n *lab.Network, within time.Duration) *mesh {
+// meshBy is mesh for another way than a direct link.
+func meshBy(t *testing.T, n *lab.Network, way Way, within time.Duration) *Mesh {
 	t.Helper()
 	needLab(t)
-	m, err := build(t.Context(), options(), n)
-	if err != nil {
-		t.Fatal(err)
+	m, err := together(t.Context(), options(), n, way, within)
+	if m != nil {
+		t.Cleanup(func() {
+			if t.Failed() {
+				kept := filepath.Join(os.TempDir(), "guywire-failed-"+m.Lab.Name())
+				t.Logf("what the nodes left, keys too, is kept in %s (%v)", kept, m.keep(kept))
+			}
+			if err := m.Close(); err != nil {
+				t.Error(err)
+			}
+		})
 	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			kept := filepath.Join(os.TempDir(), "guywire-failed-"+m.Lab.Name())
-			t.Logf("what the nodes left, keys too, is kept in %s (%v)", kept, m.keep(kept))
-		}
-		if err := m.close(); err != nil {
-			t.Error(err)
-		}
-	})
-	for _, site := range []string{left, right} {
-		if err := m.join(t.Context(), site); err != nil {
-			t.Fatal(err)
-		}
-		if err := m.surveyed(t.Context(), site); err != nil {
-			t.Fatal(err)
-		}
-	}
-	m.becomes(t, "at first", within)
+	must(t, err)
 	return m
 }
 
-// becomes waits until the pair's traffic takes a direct link, and logs the seconds since the event, which is now: until any
-// ping was answered, and until the way was direct.
-func (m *mesh) becomes(t *testing.T, event string, within time.Duration) {
+// becomes waits until the pair's traffic takes the way, and logs the seconds since the event, which is now.
+func (m *Mesh) becomes(t *testing.T, event string, way Way) {
 	t.Helper()
-	since := time.Now()
-	var answered time.Duration
-	var v verdict
-	var last trace
-	ok, err := poll(t.Context(), within, func() (bool, error) {
-		ends, err := m.links(t.Context())
-		if err != nil {
-			return false, err
-		}
-		v = judge(time.Now(), ends, verdict{})
-		if last, err = m.trace(t.Context()); err != nil {
-			return false, err
-		}
-		if answered == 0 && last.Answered > 0 {
-			answered = time.Since(since)
-		}
-		return v.way == Direct && last.way() == Direct, nil
-	})
+	r, err := m.recovers(t.Context(), way, recovery)
+	tell(t, event, way, r, err)
+}
+
+func tell(t *testing.T, event string, way Way, r Recovery, err error) {
+	t.Helper()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%s: %v", event, err)
 	}
-	if !ok {
-		t.Fatalf("%s: no direct way in %s; pings first answered after %.1f s, at last %+v; the links say %s %s", event, within, answered.Seconds(), last, v.way, v.why)
-	}
-	t.Logf("%s: pings answered after %.1f s, by a direct link after %.1f s", event, answered.Seconds(), time.Since(since).Seconds())
+	t.Logf("%s: pings answered after %.1f s, %s after %.1f s", event, r.Ping, way, r.Direct)
 }
 
 // must ends the test when the lab cannot do what it needs.
@@ -92,7 +67,7 @@ func must(t *testing.T, err error) {
 // TestB40BothBoxes brings two neighbours together whose offers take a long way round, so that the first check of one is at the
 // other's box long before anything has left there. A box that answers unasked packets then gives the port away.
 func TestB40BothBoxes(t *testing.T) {
-	for _, p := range []pair{{"easy", "easy"}, {"easy", "open"}, {"open", "open"}} {
+	for _, p := range []Cell{{Left: "easy", Right: "easy"}, {Left: "easy", Right: "open"}, {Left: "open", Right: "open"}} {
 		t.Run(p.String(), func(t *testing.T) {
 			t.Parallel()
 			n := p.network()
@@ -102,36 +77,29 @@ func TestB40BothBoxes(t *testing.T) {
 			for _, site := range []string{left, right} {
 				n.Nodes[boxOf(site)].Uplinks[0].Delay = 2 * time.Millisecond
 			}
-			together(t, n, limit) // a later attempt may be luck
+			mesh(t, n, limit) // a later attempt may be luck
 		})
 	}
 }
 
 // TestNATReboot switches the right site's box off and on: it forgets its mappings, and a box that chooses ports chooses others.
 func TestNATReboot(t *testing.T) {
-	for _, p := range []pair{{"easy", "easy"}, {"easy", "port"}, {"public", "symmetric"}} {
+	for _, p := range []Cell{{Left: "easy", Right: "easy"}, {Left: "easy", Right: "port"}, {Left: "public", Right: "symmetric"}} {
 		t.Run(p.String(), func(t *testing.T) {
 			t.Parallel()
-			m := together(t, p.network(), recovery)
-			must(t, m.Lab.Reboot(t.Context(), boxOf(right), time.Second))
-			m.becomes(t, "the box is back", recovery)
+			r, err := mesh(t, p.network(), recovery).Survive(t.Context(), Reboot, recovery)
+			tell(t, "the box is back", Direct, r, err)
 		})
 	}
 }
 
 // TestAddressChange gives the right site's box, or itself, another address.
 func TestAddressChange(t *testing.T) {
-	for p, link := range map[pair]string{
-		{"easy", "easy"}:     boxOf(right) + ":wan",
-		{"easy", "port"}:     boxOf(right) + ":wan",
-		{"public", "public"}: right + ":isp1",
-	} {
+	for _, p := range []Cell{{Left: "easy", Right: "easy"}, {Left: "easy", Right: "port"}, {Left: "public", Right: "public"}} {
 		t.Run(p.String(), func(t *testing.T) {
 			t.Parallel()
-			m := together(t, p.network(), recovery)
-			_, err := m.Lab.Readdress(t.Context(), link)
-			must(t, err)
-			m.becomes(t, "the address has changed", recovery)
+			r, err := mesh(t, p.network(), recovery).Survive(t.Context(), Readdress, recovery)
+			tell(t, "the address has changed", Direct, r, err)
 		})
 	}
 }
@@ -142,7 +110,7 @@ func TestMappingExpiry(t *testing.T) {
 	t.Parallel()
 	short := kinds["port"]
 	short.box.MappingTimeout = 3 * time.Second
-	m := together(t, network(kinds["easy"], short), recovery)
+	m := mesh(t, network(map[string]kind{left: kinds["easy"], right: short}), recovery)
 	// Both sides of the box: either direction keeps a mapping.
 	for _, link := range []string{right + ":isp1", boxOf(right) + ":wan"} {
 		must(t, m.Lab.Cut(t.Context(), link, ""))
@@ -155,34 +123,91 @@ func TestMappingExpiry(t *testing.T) {
 		t.Fatalf("the box forgets: %v, %v", ok, err)
 	}
 	must(t, m.Lab.Heal(t.Context(), ""))
-	m.becomes(t, "the mappings have expired", recovery)
+	m.becomes(t, "the mappings have expired", Direct)
 }
 
 // TestSuspend stops the right site for longer than its peers wait for it.
 func TestSuspend(t *testing.T) {
 	t.Parallel()
-	m := together(t, pair{"easy", "port"}.network(), recovery)
+	m := mesh(t, Cell{Left: "easy", Right: "port"}.network(), recovery)
 	must(t, m.Lab.Suspend(t.Context(), right, 15*time.Second, 0))
-	m.becomes(t, "awake", recovery)
+	m.becomes(t, "awake", Direct)
 }
 
 // TestRestartReusesPort restarts all of the right site's programs. Its tunnel has the port that it had, for which its box and
 // its peer's still have mappings.
 func TestRestartReusesPort(t *testing.T) {
 	t.Parallel()
-	m := together(t, pair{"easy", "easy"}.network(), recovery)
+	m := mesh(t, Cell{Left: "easy", Right: "easy"}.network(), recovery)
 	before := m.ports(t)
 	must(t, m.Lab.KillAll(t.Context(), right, 0))
 	_, err := m.Lab.Start(t.Context(), right, "", nil)
 	must(t, err)
-	m.becomes(t, "restarted", recovery)
+	m.becomes(t, "restarted", Direct)
 	if after := m.ports(t); after != before {
 		t.Errorf("the link has other ports than before the restart: %s, not %s", after, before)
 	}
 }
 
+// TestCarrierThenUDP lets UDP through a firewall that dropped it, and drops it again: TLS carries the link for exactly as long
+// as nothing better does.
+func TestCarrierThenUDP(t *testing.T) {
+	t.Parallel()
+	m := meshBy(t, Cell{Left: "public", Right: "blocked"}.network(), Carrier, recovery)
+	must(t, m.Lab.UDP(t.Context(), boxOf(right), true))
+	m.becomes(t, "UDP passes", Direct)
+	must(t, m.Lab.UDP(t.Context(), boxOf(right), false))
+	m.becomes(t, "UDP is dropped again", Carrier)
+}
+
+// TestUplinkChange moves the right site from one uplink to another, as when a cable is put elsewhere: from behind a box to a
+// public address, and back.
+func TestUplinkChange(t *testing.T) {
+	t.Parallel()
+	n := Cell{Left: "easy", Right: "easy"}.network()
+	n.Nodes[right].Uplinks = append(n.Nodes[right].Uplinks, &lab.Uplink{To: internet, Properties: wire})
+	m := mesh(t, n, recovery)
+	first, second := right+":isp1", right+":isp2"
+	for i, event := range []string{"the first uplink", "the other uplink", "the first again"} {
+		must(t, m.Lab.Carrier(t.Context(), []string{first, second}[i%2], true))
+		must(t, m.Lab.Carrier(t.Context(), []string{second, first}[i%2], false))
+		m.becomes(t, event, Direct)
+	}
+}
+
+// TestVictimOfALiar has the right site declare the address of a machine that has nothing to do with the mesh. Each other node
+// looks whether the site is there, with as few packets as it spends on any address that never answered, and the machine gets
+// nothing else.
+func TestVictimOfALiar(t *testing.T) {
+	t.Parallel()
+	const victim, most = "victim", 60 // what discovery lets one node spend there at once
+	n := Cell{Left: "public", Right: "public"}.network()
+	at := netip.MustParsePrefix("198.18.1.202/30")
+	n.Nodes[victim] = &lab.Node{Kind: lab.Host, Uplinks: []*lab.Uplink{{To: internet, Address: at}}}
+	n.Nodes[right].Meshd = lab.Settings{"uplinks": []any{map[string]any{"interface": "isp1", "endpoint": at.Addr().String()}}}
+	m := mesh(t, n, recovery) // the site's own addresses are among what is tried
+	unasked := func() (n int) {
+		out, err := m.Run(t.Context(), victim, "", m.Exe, world.InsideVerb, "unasked")
+		must(t, err)
+		_, err = fmt.Sscan(string(out), &n)
+		must(t, err)
+		return n
+	}
+	// As often as the site likes, which lies to make others look again.
+	for range 3 {
+		_, err := m.Lab.Readdress(t.Context(), right+":isp1")
+		must(t, err)
+		m.becomes(t, "the liar has moved", Direct)
+	}
+	if got, others := unasked(), len(helpers)+1; got == 0 || got > others*most {
+		t.Errorf("%d packets at the victim, want some and at most %d from each of %d nodes", got, most, others)
+	} else {
+		t.Logf("%d packets at the victim, from %d nodes", got, others)
+	}
+}
+
 // ports tells the direct link's local ports and endpoints at both ends.
-func (m *mesh) ports(t *testing.T) (s string) {
+func (m *Mesh) ports(t *testing.T) (s string) {
 	t.Helper()
 	ends, err := m.links(t.Context())
 	must(t, err)

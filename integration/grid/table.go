@@ -3,6 +3,7 @@ package grid
 import (
 	_ "embed"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -39,6 +40,26 @@ var expected string
 
 // Expected returns all cells, in the order of the file.
 func Expected() ([]Cell, error) { return parse(expected) }
+
+// Choose returns the cells that a regular expression matches as a whole, written as in easy~port; or, if it is empty, the
+// share of `make test`.
+func Choose(pattern string) ([]Cell, error) {
+	cells, err := Expected()
+	if err != nil {
+		return nil, err
+	}
+	matches, err := regexp.Compile("^(?:" + pattern + ")$")
+	if err != nil {
+		return nil, fmt.Errorf("choose pairs of networks: %w", err)
+	}
+	cells = slices.DeleteFunc(cells, func(c Cell) bool {
+		return pattern == "" && !c.Test || pattern != "" && !matches.MatchString(c.String())
+	})
+	if len(cells) == 0 {
+		return nil, fmt.Errorf("no pair of networks is called %q; they are called as in easy~port", pattern)
+	}
+	return cells, nil
+}
 
 func parse(text string) ([]Cell, error) {
 	var cells []Cell

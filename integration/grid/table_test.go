@@ -1,6 +1,7 @@
 package grid
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -58,7 +59,7 @@ func TestNetworks(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range cells {
-		n := network(kinds[c.Left], kinds[c.Right])
+		n := c.network()
 		if err := n.Validate(); err != nil {
 			t.Errorf("%s: %v", c, err)
 		}
@@ -69,6 +70,64 @@ func TestNetworks(t *testing.T) {
 		}
 		if boxes := len(n.Nodes) - 5; kinds[c.Left].shared && boxes != 1 && !kinds[c.Left].home {
 			t.Errorf("%s has %d boxes, want one", c, boxes)
+		}
+	}
+}
+
+// TestMix checks that the mesh of many sites is a proper network of that many.
+func TestMix(t *testing.T) {
+	names, _, err := Kinds()
+	must(t, err)
+	sites, kindOf := mixedSites(names)
+	n := network(sites)
+	if err := n.Validate(); err != nil {
+		t.Error(err)
+	}
+	if len(kindOf) != 30 || len(sites) != 30-len(helpers) {
+		t.Errorf("%d sites and their helpers are %d, want 30", len(sites), len(kindOf))
+	}
+	for site, name := range kindOf {
+		if n.Nodes[site] == nil || n.Nodes[site].Kind != lab.Site || kinds[name].says == "" {
+			t.Errorf("%s is no site behind a %s", site, name)
+		}
+	}
+}
+
+// TestMixed judges the pairs of a mesh of three sites, of which a fourth has not joined.
+func TestMixed(t *testing.T) {
+	up := func(peer, local, remote string) api.Link {
+		return api.Link{Peer: peer, Local: local, Remote: remote, State: api.LinkUp, Device: "gw", Endpoint: netip.MustParseAddrPort("198.18.1.2:1")}
+	}
+	never := func(peer string) api.Link {
+		return api.Link{Peer: peer, State: api.LinkIdle, Reason: "nothing arrived"}
+	}
+	pairs := map[[2]string]verdict{}
+	for p, ends := range byPair(map[string][]api.Link{
+		"a": {up("b", "x", "y"), never("c"), never("d")},
+		"b": {up("a", "y", "x"), never("c")},
+		"c": {never("a")},
+	}) {
+		if v := judge(time.Unix(1000, 0), ends, verdict{}); !v.final { // says why not
+			pairs[p] = judge(time.Unix(1000, 0).Add(grace), ends, v)
+		} else {
+			pairs[p] = v
+		}
+	}
+	var r Mixed
+	must(t, r.sort(pairs, map[string]string{"a": "public", "b": "easy", "c": "symmetric"}))
+	if r.Decided() != 3 || r.Ways[Direct] != 1 || r.Ways[Transit] != 2 {
+		t.Errorf("%d pairs, %v; want 3, one of them direct", r.Decided(), r.Ways)
+	}
+	if len(r.Worse) != 1 || !strings.Contains(r.Worse[0], "public~symmetric (a, c): transit, want direct; nothing arrived") {
+		t.Errorf("worse: %q", r.Worse)
+	}
+}
+
+func TestChoose(t *testing.T) {
+	for pattern, want := range map[string]int{"": 9, ".*": 82, "easy~port": 1, "easy~.*|lan~lan": 11, "eas": 0, "(": 0} {
+		cells, err := Choose(pattern)
+		if len(cells) != want || (err == nil) == (want == 0) {
+			t.Errorf("%q: %d cells (%v), want %d", pattern, len(cells), err, want)
 		}
 	}
 }
@@ -162,11 +221,11 @@ lan  direct 1.0  one LAN behind one home router
 
 func TestForwarded(t *testing.T) {
 	const snmp = "Ip: Forwarding DefaultTTL ForwDatagrams InUnknownProtos\nIp: 1 64 4711 0\nIcmp: InMsgs\nIcmp: 3\n"
-	if n, err := forwardedIn(snmp); err != nil || n != 4711 {
+	if n, err := countedIn(snmp, "Ip", "ForwDatagrams"); err != nil || n != 4711 {
 		t.Errorf("%d, %v", n, err)
 	}
 	for _, bad := range []string{"", "Ip: ForwDatagrams\n", "Ip: Forwarding\nIp: 1\n", "Ip: ForwDatagrams\nIp: many\n", "Ip: A ForwDatagrams\nIp: 1\n"} {
-		if n, err := forwardedIn(bad); err == nil {
+		if n, err := countedIn(bad, "Ip", "ForwDatagrams"); err == nil {
 			t.Errorf("%q: %d", bad, n)
 		}
 	}

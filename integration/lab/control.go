@@ -63,7 +63,7 @@ func (s *supervisor) serve(conn *net.UnixConn) {
 		r.Status = s.status()
 	case opReboot:
 		err = s.reboot(req)
-	case opTranslate:
+	case opTranslate, opUDP:
 		err = s.translate(req)
 	case opHeal:
 		err = s.heal(req)
@@ -225,7 +225,13 @@ func (s *supervisor) translate(req request) error {
 	case n.kind != NAT:
 		return fmt.Errorf("%s is a %s and translates nothing; name a nat", n.name, n.kind)
 	}
-	return s.fabric.change(n, req.Mapping)
+	to := n.spec.Translation
+	if req.Op == opUDP {
+		to.BlockUDP = !req.Up
+	} else {
+		to.Mapping = req.Mapping
+	}
+	return s.fabric.change(n, to)
 }
 
 func (s *supervisor) status() *Status {

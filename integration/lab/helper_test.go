@@ -338,6 +338,24 @@ func (s *socket) fence(to *socket, dst netip.AddrPort) {
 	to.want("fence")
 }
 
+// answered is exchange, and then a fence the other way. It is made again while a box that was just switched on may still
+// forget: the kernel drops masqueraded flows of a link that was down a moment later.
+func answered(from, to *socket, dst netip.AddrPort, text string) {
+	from.t.Helper()
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+		to.send(exchange(from, to, dst, text), "fence")
+		select {
+		case p := <-from.mail:
+			if p.text != "fence" {
+				from.t.Fatalf("%s got %q", from.node, p.text)
+			}
+			return
+		case <-time.After(time.Second):
+		}
+	}
+	from.t.Fatalf("%s to %s: no answer arrives", from.node, to.node)
+}
+
 // exchange sends to the other socket until that gets it, and returns where it came from.
 func exchange(from, to *socket, dst netip.AddrPort, text string) netip.AddrPort {
 	from.t.Helper()

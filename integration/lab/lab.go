@@ -64,7 +64,7 @@ func (l *Lab) ask(conn *net.UnixConn, req request, files []*os.File) (reply, err
 
 // copyWait is how long Exec waits for the rest of the output once the command has ended: something that it left running
 // may hold the pipe open for ever.
-const copyWait = time.Second
+const copyWait = 5 * time.Second
 
 // Exec runs a command on the node and returns its exit code, 128 and the signal's number when a signal ended it. A nil
 // stdin, stdout or stderr is /dev/null; files are passed as they are, others are copied. When ctx ends, the command is
@@ -244,6 +244,12 @@ func (l *Lab) Reboot(ctx context.Context, node string, downtime time.Duration) e
 // expire; Reboot makes it forget them. A firewall cannot become a NAT, nor a NAT a firewall.
 func (l *Lab) Translate(ctx context.Context, node string, to Mapping) error {
 	_, err := l.call(ctx, request{Op: opTranslate, Node: node, Mapping: to})
+	return err
+}
+
+// UDP makes a NAT or firewall pass UDP, or drop all of it, known flows too.
+func (l *Lab) UDP(ctx context.Context, node string, passes bool) error {
+	_, err := l.call(ctx, request{Op: opUDP, Node: node, Up: passes})
 	return err
 }
 

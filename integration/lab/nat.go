@@ -48,23 +48,21 @@ func (f *fabric) translate(n *nodePlan) error {
 
 // change makes another kind of the box. Flows that it knows keep their mappings, as on a box that begins to behave otherwise
 // under load; others are mapped anew.
-func (f *fabric) change(n *nodePlan, to Mapping) error {
+func (f *fabric) change(n *nodePlan, to Translation) error {
 	was := n.spec.Translation
-	now := was
-	now.Mapping = to
-	if to != EIMRandomPort {
-		now.Ports = ""
+	if to.Mapping != EIMRandomPort {
+		to.Ports = ""
 	}
-	if err := now.validateTranslation(n.name); err != nil {
+	if err := to.validateTranslation(n.name); err != nil {
 		if fe, ok := errors.AsType[*FileError](err); ok {
 			return errors.New(fe.Text)
 		}
 		return err
 	}
-	if (was.Mapping == NoNAT) != (to == NoNAT) {
-		return fmt.Errorf("%s cannot become %s: the addresses behind it would be others; make another network file", n.name, to)
+	if (was.Mapping == NoNAT) != (to.Mapping == NoNAT) {
+		return fmt.Errorf("%s cannot become %s: the addresses behind it would be others; make another network file", n.name, to.Mapping)
 	}
-	n.spec.Translation = now
+	n.spec.Translation = to
 	if err := f.translate(n); err != nil {
 		n.spec.Translation = was
 		return err

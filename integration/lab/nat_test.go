@@ -297,7 +297,7 @@ func TestNAT(t *testing.T) {
 				t.Fatal(err)
 			}
 			a1000.send(hole, "forgotten")
-			b1000.fence(s, exchange(s, b1000, netip.AddrPortFrom(b, 1000), "after"))
+			answered(s, b1000, netip.AddrPortFrom(b, 1000), "after")
 		}
 	})
 
@@ -335,6 +335,23 @@ func TestNAT(t *testing.T) {
 			if err := l.Translate(t.Context(), node, to); err == nil {
 				t.Errorf("%s became %s", node, to)
 			}
+		}
+	})
+
+	t.Run("udp", func(t *testing.T) {
+		s := open(t, l, "eim", 22560)
+		exchange(s, a1000, netip.AddrPortFrom(a, 1000), "passes")
+		if err := l.UDP(t.Context(), "n-eim", false); err != nil {
+			t.Fatal(err)
+		}
+		s.send(netip.AddrPortFrom(a, 1000), "dropped")
+		if err := l.UDP(t.Context(), "n-eim", true); err != nil {
+			t.Fatal(err)
+		}
+		s.send(netip.AddrPortFrom(a, 1000), "passes again")
+		a1000.want("passes again") // and nothing before
+		if err := l.UDP(t.Context(), "isp", false); err == nil {
+			t.Error("a router has a firewall")
 		}
 	})
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -434,11 +435,24 @@ func (n *nodeServer) killAll(sig unix.Signal) error {
 			_ = unix.Kill(pid, sig)
 		}
 		switch {
-		case alive == 0 || sig != unix.SIGKILL:
+		case sig != unix.SIGKILL:
+			return nil
+		case alive == 0:
+			n.reaped()
 			return nil
 		case time.Now().After(deadline):
 			return fmt.Errorf("%d processes on %s do not end", alive, n.cfg.Name)
 		}
 		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// reaped waits until the end of every process that was started here is noted, so that it can be started again. All have ended.
+func (n *nodeServer) reaped() {
+	n.mu.Lock()
+	procs := slices.Collect(maps.Values(n.procs))
+	n.mu.Unlock()
+	for _, p := range procs {
+		<-p.done
 	}
 }

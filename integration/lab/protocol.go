@@ -44,6 +44,7 @@ const (
 	opReboot    op = "reboot"
 	opReaddress op = "readdress"
 	opTranslate op = "translate"
+	opUDP       op = "udp"
 	opSuspend   op = "suspend"
 	opDisk      op = "disk"
 	opClock     op = "clock"

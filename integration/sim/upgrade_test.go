@@ -46,6 +46,7 @@ func TestUpgradeMakesBeforeBreak(t *testing.T) {
 		w.KernelTime = func(*Node) time.Duration { return time.Duration(2+w.rng.IntN(60)) * time.Millisecond }
 		w.StartAll()
 		w.Run(20 * time.Second)
+		w.Nodes[0].step(core.Surveyed{Uplink: discovery.Uplink{Name: "isp1", NAT: discovery.NATSymmetric}})
 		if most := pathHolds(t, w, 90*time.Second); most != 1 {
 			t.Errorf("seed %d: %d tunnels although nothing better is there", seed, most)
 		}

@@ -39,6 +39,7 @@ type Agent struct {
 	outside Outside
 	started time.Time
 	journal *journal
+	names   *names
 
 	ctx  context.Context // ends with Run
 	stop context.CancelCauseFunc
@@ -65,6 +66,7 @@ func New(o Options) (*Agent, error) {
 	a := &Agent{
 		config: o.Config, log: o.Log, version: o.Version, outside: o.Outside,
 		started: time.Now(), journal: newJournal(time.Now()),
+		names: newNames(o.Config, o.Outside.Lookup, o.Log),
 	}
 	a.api = api.NewServer(a, a.log)
 	var err error
@@ -98,6 +100,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var lookups sync.WaitGroup
+	lookups.Go(func() { a.names.run(a.ctx, a.renamed) })
+	defer func() { a.stop(nil); lookups.Wait() }()
 	if a.ring != nil {
 		if err := a.resume(); err != nil {
 			return errors.Join(err, listener.Close())
@@ -253,8 +258,15 @@ func (a *Agent) handOver(ctx context.Context, conn *net.TCPConn) {
 // advertise is where the control port may be reached: what the operator says,
 // else every uplink's addresses.
 func (a *Agent) advertise() []netip.AddrPort {
-	if len(a.config.Control.Advertise) > 0 {
-		return a.config.Control.Advertise
+	if list := a.config.Control.Advertise; len(list) > 0 {
+		a.names.await(a.ctx)
+		var out []netip.AddrPort
+		for _, e := range list {
+			for _, addr := range a.names.of(e.Host) {
+				out = append(out, netip.AddrPortFrom(addr, e.Port))
+			}
+		}
+		return out
 	}
 	host, err := a.outside.Observe(a.ctx)
 	if err != nil {
@@ -267,6 +279,15 @@ func (a *Agent) advertise() []netip.AddrPort {
 		}
 	}
 	return out
+}
+
+// renamed is called when a name of the configuration has other addresses.
+func (a *Agent) renamed() {
+	r := a.running()
+	if r == nil {
+		return // a member that begins asks for them
+	}
+	r.declare()
 }
 
 // name is the node name to use: asked for, configured, else the host's.

@@ -19,15 +19,17 @@ import (
 func (m *member) newAttempter() *rendezvous.Attempter {
 	state := m.plane.State()
 	ports := m.agent.config.Ports
-	return rendezvous.New(rendezvous.Config{
+	c := rendezvous.Config{
 		Mesh: state.Mesh.ID, Self: m.self,
 		Uplink: m.uplink,
 		Open: func(mark uint32) (rendezvous.Socket, error) {
 			return m.agent.outside.Socket(mark, ports.First, ports.Last, m.stunKey())
 		},
-		Servers:  m.stunServers,
-		Surveyed: m.surveyOf,
-		Carriers: m.kernel.Carriers,
+		Declared:  m.declared,
+		PortsKept: m.portsKept,
+		Servers:   m.stunServers,
+		Surveyed:  m.surveyOf,
+		Carriers:  m.kernel.Carriers,
 		ControlOf: func(peer mesh.NodeID) []netip.AddrPort {
 			return m.standing.Load().state.Nodes[peer].Control
 		},
@@ -42,7 +44,11 @@ func (m *member) newAttempter() *rendezvous.Attempter {
 		},
 		Refuse: []netip.Prefix{state.Mesh.Pool4, state.Mesh.Pool6},
 		Logger: m.log,
-	})
+	}
+	if m.agent.config.NAT.PortMapping {
+		c.Map = m.mapPort
+	}
+	return rendezvous.New(c)
 }
 
 // uplink gives a local uplink as it is now.
@@ -68,6 +74,9 @@ func (m *member) stunKey() []byte {
 	return nil
 }
 
+// errBlocked ends attempts by an uplink that was found to pass no UDP.
+var errBlocked = errors.New("UDP does not pass the uplink")
+
 // startAttempt begins a link attempt; its end comes as an event in any case.
 func (m *member) startAttempt(a core.Attempt) {
 	link := a.Link
@@ -78,7 +87,7 @@ func (m *member) startAttempt(a core.Attempt) {
 	}
 	if err != nil {
 		// The loop itself is here: it cannot post to its own full queue.
-		go m.post(core.AttemptDone{Link: link, Err: err.Error()})
+		go m.post(core.AttemptDone{Link: link, Err: err.Error(), Yielded: errors.Is(err, rendezvous.ErrRunning)}) // the far end's
 	}
 }
 
@@ -91,6 +100,10 @@ func (m *member) followAttempts(ctx context.Context) error {
 			done := core.AttemptDone{
 				Link: r.Link, ID: binary.BigEndian.Uint64(r.Attempt[:8]), Port: r.Port, Endpoint: r.Endpoint, Class: r.Class, Carrier: r.Carrier,
 				Peer: store.Key{Epoch: r.PeerEpoch, Public: r.PeerKey}, First: r.First, Hopeless: r.Hopeless,
+				Effort: core.Effort{Packets: r.Packets, Bytes: r.Bytes},
+			}
+			if r.Initiated {
+				done.Effort.Begun = 1
 			}
 			switch {
 			case errors.Is(r.Err, rendezvous.ErrYielded):
@@ -198,8 +211,7 @@ func (m *member) surveyUplink(ctx context.Context, u mesh.Uplink, resumed bool) 
 	m.mu.Lock()
 	m.surveys[u.Name] = survey{seen, time.Now(), found.Asked, found.Answers}
 	m.mu.Unlock()
-	m.publish()
-	m.post(core.Surveyed{Uplink: seen, Resumed: resumed})
+	m.seenAnew(u.Name, resumed)
 	return true
 }
 
@@ -208,13 +220,14 @@ func (m *member) doubt(uplink string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.doubted[uplink] = time.Now()
+	signal(m.agent.names.doubted)
 }
 
-// surveyOf gives what the last survey of an uplink found.
+// surveyOf gives what is known of how an uplink looks from outside.
 func (m *member) surveyOf(name string) discovery.Uplink {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.surveys[name].Uplink
+	return m.outsideOf(name)
 }
 
 // surveyed reports whether every uplink that is up has been measured.

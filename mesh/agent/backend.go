@@ -237,7 +237,7 @@ func (m *member) uplinks() []api.Uplink {
 	defer m.mu.Unlock()
 	var out []api.Uplink
 	for _, u := range host.Uplinks {
-		s := m.surveys[u.Name]
+		s := m.outsideOf(u.Name)
 		out = append(out, api.Uplink{
 			Name: u.Name, Interface: u.Interface, Addrs: u.Addrs, Up: u.Up, Metered: u.Metered,
 			NAT: s.NAT.String(), NAT6: s.NAT6.String(), Reflexive: s.Reflexive, MTU: u.MTU, Drain: drainOfUplink(state, m.self, u.Name),
@@ -351,6 +351,7 @@ func (v view) link(l core.LinkView) api.Link {
 	out := api.Link{
 		Peer: v.name(r.Link.Peer), PeerID: r.Link.Peer, Local: r.Link.Local, Remote: r.Link.Remote,
 		State: api.LinkIdle, Since: l.Since, Reason: l.Reason, Drain: drainOfLink(v.state, v.self, r.Link),
+		Attempts: api.Attempts(l.Effort),
 	}
 	if !l.NextTry.IsZero() {
 		out.NextTry = new(l.NextTry)

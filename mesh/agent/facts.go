@@ -117,9 +117,12 @@ func (m *member) publish() {
 	f.STUN = servesSTUN(self.Control, m.plane.STUN(), m.servedSTUN)
 	for _, u := range host.Uplinks {
 		out := discovery.Uplink{Name: u.Name, Addrs: u.Addrs, Metered: u.Metered}
-		if s, ok := m.surveys[u.Name]; ok && slices.Equal(s.Addrs, u.Addrs) {
-			out.Reflexive, out.NAT, out.NAT6 = s.Reflexive, s.NAT, s.NAT6
+		s, surveyed := m.surveys[u.Name]
+		if seen := m.outsideOf(u.Name); !surveyed || slices.Equal(s.Addrs, u.Addrs) {
+			out.Reflexive, out.NAT, out.NAT6 = seen.Reflexive, seen.NAT, seen.NAT6
+			out.Lifetime, out.Lifetime6 = seen.Lifetime, seen.Lifetime6
 		}
+		out.Forwarded = m.outsideOf(u.Name).Forwarded
 		out.Addrs = out.Addrs[:min(len(out.Addrs), discovery.MaxUplinkAddrs)]
 		f.Uplinks = append(f.Uplinks, out)
 	}
@@ -255,9 +258,16 @@ func (m *member) loadFacts() {
 		case id != m.self:
 			_, _ = m.directory.Merge(time.Now(), s, node.Identity)
 		default:
-			// Where this node lies, and is reached, it need not find out anew.
+			// Where this node lies, is reached, and what its uplinks do it need not
+			// find out anew.
 			if own, err := s.Open(node.Identity); err == nil {
 				m.distances, m.servedSTUN, m.ownFacts.Serial = own.Distances, append([]netip.AddrPort{}, own.STUN...), own.Serial
+				for _, u := range own.Uplinks {
+					u.Forwarded = nil // it is not of the survey
+					if u.Lifetime != discovery.LifetimeUnknown || u.Lifetime6 != discovery.LifetimeUnknown {
+						m.lifetimes[u.Name] = lifetime{of: u, four: u.Lifetime, six: u.Lifetime6}
+					}
+				}
 			}
 		}
 	}

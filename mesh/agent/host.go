@@ -35,6 +35,7 @@ func (m *member) watchHost(ctx context.Context) error {
 			}
 			m.post(core.HostChanged{Host: host})
 			m.publish()
+			signal(m.agent.names.doubted)
 		case err := <-watching:
 			watching <- nil
 			return err

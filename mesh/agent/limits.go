@@ -32,6 +32,29 @@ const (
 	// surveyTick how often it is looked whether a survey is due.
 	surveyRetry = 10 * time.Second
 	surveyTick  = 250 * time.Millisecond
+	// lifetimeAfter is how long a survey is left alone before lifetimes are measured,
+	// lifetimeRest the time between the beginnings of two such measurements of an
+	// uplink, and lifetimeTick how often it is looked whether one is due.
+	lifetimeAfter       = 10 * time.Second
+	lifetimeRest        = 10 * time.Minute
+	lifetimeRestMetered = time.Hour
+	lifetimeTick        = time.Second
+	// namesEvery is how often names are looked up, namesRest the same while something
+	// fails, and namesPatience the longest that it takes.
+	namesEvery    = time.Minute
+	namesRest     = 10 * time.Second
+	namesPatience = 5 * time.Second
+	// gatewaysTick is how often it is looked what is to be mapped, gatewayRetry when a
+	// gateway that maps nothing is asked again, gatewayGrace how long a port is kept of
+	// which no tunnel is known yet, gatewayPatience how long an attempt waits for a
+	// gateway, and gatewaysClose how long it may take to take all back.
+	gatewaysTick    = 5 * time.Second
+	gatewayRetry    = 10 * time.Minute
+	gatewayGrace    = time.Minute
+	gatewayPatience = 300 * time.Millisecond
+	gatewaysClose   = 2 * time.Second
+	// candidateLife is how long an outside address is believed that nobody confirms.
+	candidateLife = 30 * time.Minute
 	// surveySleep is how long a machine must have slept, or its clock have jumped,
 	// for its networks to be others.
 	surveySleep = 3 * time.Second
@@ -44,6 +67,8 @@ const (
 	// voters as well.
 	connectPatience = time.Second
 	answerPatience  = 3 * time.Second
+	// callAgain is how long after a call that failed another one is made.
+	callAgain = 500 * time.Millisecond
 	// maxRelayed bounds the relayed offers that are answered at once.
 	maxRelayed = 32
 	// enrolPatience bounds the wait for the first link of a join.

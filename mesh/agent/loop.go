@@ -62,11 +62,17 @@ func (m *member) step(ev core.Event) {
 	for _, a := range r.Attempt {
 		m.startAttempt(a)
 	}
+	for _, link := range r.Cancel {
+		m.attempts.Cancel(link, errBlocked)
+	}
 	for _, f := range r.Facts {
 		m.record(f)
 		if f.Kind == core.LinkDown || f.Kind == core.LinkFailed {
 			m.doubt(f.Link.Local)
 		}
+	}
+	for _, s := range r.Sights {
+		m.sighted(s)
 	}
 	if r.Distances != nil {
 		m.mu.Lock()

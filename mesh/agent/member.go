@@ -74,8 +74,11 @@ type member struct {
 	mu        sync.Mutex // guards the rest
 	directory *discovery.Directory
 	bans      *discovery.Bans
-	surveys   map[string]survey    // by uplink
-	doubted   map[string]time.Time // when a link by that uplink was lost
+	surveys   map[string]survey                // by uplink
+	lifetimes map[string]lifetime              // by uplink
+	sights    map[string]map[mesh.LinkID]sight // by uplink
+	gateways  map[string]*gateway              // by uplink
+	doubted   map[string]time.Time             // when a link by that uplink was lost
 	own       discovery.Signed
 	ownFacts  discovery.Facts
 	newFacts  bool // since the directory was saved
@@ -101,6 +104,9 @@ func (a *Agent) open(plane *control.Plane) (_ *member, err error) {
 		directory:   discovery.NewDirectory(state.Mesh.ID, maxDirectory),
 		bans:        discovery.NewBans(),
 		surveys:     map[string]survey{},
+		lifetimes:   map[string]lifetime{},
+		gateways:    map[string]*gateway{},
+		sights:      map[string]map[mesh.LinkID]sight{},
 		doubted:     map[string]time.Time{},
 		devices:     newDevices(a.outside.Devices),
 	}
@@ -188,6 +194,8 @@ func (m *member) run(ctx context.Context, stop context.CancelFunc) error {
 	start("relayed offers", m.takeRelayed)
 	start("STUN", m.serveStun)
 	start("surveys", m.survey)
+	start("lifetimes", m.measureLifetimes)
+	start("port mapping", m.mapPorts)
 	if m.kernel.Carriers != nil {
 		start("carriers", m.tendCarriers)
 	}
@@ -208,6 +216,7 @@ func (m *member) run(ctx context.Context, stop context.CancelFunc) error {
 	})
 	err := tasks.Wait()
 	if m.parting.Load() {
+		m.closeGateways()
 		for _, d := range m.node.Step(time.Now(), core.Stopping{}).Send {
 			m.send(d.Target, d.Payload)
 		}

@@ -35,13 +35,17 @@ func (a *Agent) Netcheck(ctx context.Context) (api.Netcheck, error) {
 	for _, u := range v.uplinks() {
 		out.Uplinks = append(out.Uplinks, v.checkUplink(u))
 	}
-	out.Advice = api.NewHealth(networkAdvice(out)...).Findings
+	out.Advice = api.NewHealth(append(networkAdvice(out), a.names.findings()...)...).Findings
 	return out, nil
 }
 
 func (v view) checkUplink(u api.Uplink) api.UplinkCheck {
 	v.mu.Lock()
 	s, known := v.surveys[u.Name]
+	seen, mapping := v.outsideOf(u.Name), ""
+	if g := v.gateways[u.Name]; g != nil {
+		mapping = g.Protocol()
+	}
 	serves := map[netip.Addr]mesh.NodeID{}
 	for _, f := range v.directory.All() {
 		for _, a := range f.STUN {
@@ -49,7 +53,7 @@ func (v view) checkUplink(u api.Uplink) api.UplinkCheck {
 		}
 	}
 	v.mu.Unlock()
-	out := api.UplinkCheck{Uplink: u, UDP: udpWord(s)}
+	out := api.UplinkCheck{Uplink: u, UDP: udpWord(s), Lifetime: seen.Lifetime.String(), Lifetime6: seen.Lifetime6.String(), Forwarded: seen.Forwarded, Mapping: mapping}
 	if known {
 		out.Checked = new(s.at)
 	}
@@ -125,11 +129,11 @@ func (v view) expect(id mesh.LinkID) (discovery.Expectation, string) {
 	defer v.mu.Unlock()
 	facts, _ := v.directory.Get(id.Peer)
 	i := slices.IndexFunc(facts.Uplinks, func(u discovery.Uplink) bool { return u.Name == id.Remote })
-	s, known := v.surveys[id.Local]
+	_, known := v.surveys[id.Local]
 	if i < 0 || !known {
 		return discovery.Perhaps, "too little is known of the two uplinks yet"
 	}
-	return discovery.Expect(s.Uplink, facts.Uplinks[i])
+	return discovery.Expect(v.outsideOf(id.Local), facts.Uplinks[i])
 }
 
 // transit is the neighbour by which another node is reached; zero: it is reached
@@ -172,7 +176,7 @@ func networkAdvice(c api.Netcheck) (out []api.Finding) {
 				answers++
 			}
 		}
-		symmetric := u.Uplink.NAT == discovery.NATSymmetric.String() || u.Uplink.NAT6 == discovery.NATSymmetric.String()
+		symmetric := len(u.Forwarded) == 0 && (u.Uplink.NAT == discovery.NATSymmetric.String() || u.Uplink.NAT6 == discovery.NATSymmetric.String())
 		switch {
 		case !u.Uplink.Up:
 			add(api.Degraded, "check the cable and the modem", "Uplink %s is down", name)

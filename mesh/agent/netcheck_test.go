@@ -99,6 +99,19 @@ func TestPairsWithoutLinks(t *testing.T) {
 	}
 }
 
+// A symmetric NAT that lets tunnels in stands in nobody's way.
+func TestForwardedNeedsNoAdvice(t *testing.T) {
+	for _, forwarded := range []bool{false, true} {
+		c := api.UplinkCheck{Uplink: api.Uplink{Name: "wan", Up: true, NAT: "symmetric"}, UDP: "passes"}
+		if forwarded {
+			c.Forwarded = []netip.Addr{netip.MustParseAddr("203.0.113.5")}
+		}
+		if got := networkAdvice(api.Netcheck{Uplinks: []api.UplinkCheck{c}}); (len(got) == 0) != forwarded {
+			t.Errorf("forwarded %v: %+v", forwarded, got)
+		}
+	}
+}
+
 // TestNetworkAdvice: one line for each problem, and none where all is well.
 func TestNetworkAdvice(t *testing.T) {
 	at := netip.MustParseAddrPort("203.0.113.1:8686")

@@ -38,7 +38,9 @@ type mail struct {
 
 // exchange gets the peer's answer by whichever way is there: directly, and beside
 // that over voters as soon as there is doubt about the direct one (as RFC 8305 does
-// with addresses). The peer sees one offer, however often it comes.
+// with addresses). Where a network has just changed, there may be a direct way a
+// moment later, and the stream by which voters send the answer may be dead: a call
+// that fails is made again. The peer sees one offer, however often it comes.
 func (m mail) exchange(ctx context.Context) (discovery.Offer, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -47,7 +49,7 @@ func (m mail) exchange(ctx context.Context) (discovery.Offer, error) {
 		err    error
 	}
 	called, relayed, connected := make(chan result, 1), make(chan error, 1), make(chan struct{}, 1)
-	go func() {
+	call := func() {
 		answer, err := m.call(ctx, func() {
 			select {
 			case connected <- struct{}{}:
@@ -55,7 +57,10 @@ func (m mail) exchange(ctx context.Context) (discovery.Offer, error) {
 			}
 		})
 		called <- result{answer, err}
-	}()
+	}
+	go call()
+	calling := true
+	var again <-chan time.Time
 	doubt := time.NewTimer(connectPatience)
 	defer doubt.Stop()
 	relaying := false
@@ -66,15 +71,21 @@ func (m mail) exchange(ctx context.Context) (discovery.Offer, error) {
 		}
 	}
 	var notCalled, notRelayed error
-	for notCalled == nil || notRelayed == nil {
+	for calling || notRelayed == nil {
 		select {
 		case r := <-called:
 			_, refused := errors.AsType[*control.Error](r.err)
 			if r.err == nil || errors.Is(r.err, rendezvous.ErrYielded) || refused && !relaying {
 				return r.answer, r.err
 			}
-			notCalled = r.err
+			calling, notCalled = false, r.err
 			relay()
+			if !refused {
+				again = time.After(callAgain)
+			}
+		case <-again:
+			calling = true
+			go call()
 		case <-connected:
 			doubt.Reset(answerPatience)
 		case <-doubt.C:

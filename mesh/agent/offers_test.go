@@ -28,6 +28,7 @@ func TestOfferTravels(t *testing.T) {
 	for name, c := range map[string]struct {
 		connected, called time.Duration // since the beginning
 		err               error         // of the call
+		errs              int           // calls that end so; 0: all
 		relayErr          error
 		answered          time.Duration // after the relay has it
 		want              discovery.Offer
@@ -44,12 +45,13 @@ func TestOfferTravels(t *testing.T) {
 		"refused, but answered": {connected: 0, called: 4 * time.Second, err: refusal, answered: 2 * time.Second, want: relayed, relayAt: answerPatience, end: 5 * time.Second},
 		"neither":               {connected: never, err: dead, relayErr: errors.New("no voter"), wantErr: "no path; by a voter: no voter"},
 		"nobody answers":        {connected: never, err: dead, answered: never, wantErr: "deadline exceeded\nno path", end: 7 * time.Second},
+		"a path comes":          {connected: never, err: dead, errs: 3, answered: never, want: direct, end: 3 * callAgain},
 		"no voter, then direct": {connected: 2 * time.Second, called: 3 * time.Second, relayErr: dead, want: direct, relayAt: connectPatience, end: 3 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				began := time.Now()
-				relayAt := never
+				relayAt, calls := never, 0
 				answers := make(chan discovery.Offer, 1)
 				wait := func(ctx context.Context, d time.Duration) error {
 					select {
@@ -69,7 +71,7 @@ func TestOfferTravels(t *testing.T) {
 						if err := wait(ctx, c.called-time.Since(began)); err != nil {
 							return discovery.Offer{}, err
 						}
-						if c.err != nil {
+						if calls++; c.err != nil && (c.errs == 0 || calls <= c.errs) {
 							return discovery.Offer{}, c.err
 						}
 						return direct, nil

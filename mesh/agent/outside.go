@@ -37,6 +37,11 @@ type Outside struct {
 	// change, and gives what runs it. Socket opens a UDP port for a link attempt.
 	Stun   func(addrs []netip.AddrPort, keys func() [][]byte) (run func(context.Context) error, err error)
 	Socket func(mark uint32, first, last uint16, key []byte) (rendezvous.Socket, error)
+	// Lookup gives the addresses of a DNS name.
+	Lookup func(ctx context.Context, name string) ([]netip.Addr, error)
+	// PortMapper asks a gateway, by a local address of ours and with the uplink's mark,
+	// to let packets in. The secret tells it that we are the same over restarts.
+	PortMapper func(gateway, local netip.Addr, mark uint32, secret [32]byte) PortMapper
 	// HandOver gives the data plane a copy of a TCP connection of which nothing
 	// has been read, and whose far end wants a carrier; nil: none can be taken.
 	HandOver func(ctx context.Context, conn *net.TCPConn) error
@@ -85,6 +90,20 @@ type Carriers interface {
 	rendezvous.Carriers
 	// List gives those that there are.
 	List(ctx context.Context) ([]discovery.AttemptID, error)
+}
+
+// A PortMapper keeps the ports that one gateway lets in.
+type PortMapper interface {
+	// Probe finds out whether the gateway does so at all, Protocol gives by what;
+	// empty: it does not.
+	Probe(ctx context.Context) error
+	Protocol() string
+	// Map lets a UDP port in, Release no more; Renew goes on with what is due, or all.
+	Map(ctx context.Context, port uint16) (netip.AddrPort, error)
+	Release(ctx context.Context, port uint16) error
+	Renew(ctx context.Context, all bool) error
+	// Mapped gives the ports that are let in, and where.
+	Mapped() map[uint16]netip.AddrPort
 }
 
 // Probes carries datagrams inside the tunnels.

@@ -229,7 +229,15 @@ type Link struct {
 	MTU       int            `json:"mtu"`           // 0: not probed yet
 	TxBytes   uint64         `json:"tx_bytes"`
 	RxBytes   uint64         `json:"rx_bytes"`
+	Attempts  Attempts       `json:"attempts"`
 	Drain     *Drain         `json:"drain"` // of the link, or an uplink or node at its ends; null: it is in use
+}
+
+// Attempts are what it has taken to find a link's path, since this agent began.
+type Attempts struct {
+	Begun   int `json:"begun"`   // by this end
+	Packets int `json:"packets"` // of UDP, that this end has sent in them and in the peer's
+	Bytes   int `json:"bytes"`   // in these
 }
 
 // A Netcheck says what the networks of this node let through, and which direct links
@@ -246,11 +254,21 @@ type Netcheck struct {
 
 // An UplinkCheck is what was measured of an uplink.
 type UplinkCheck struct {
-	Uplink  Uplink            `json:"uplink"`
-	UDP     string            `json:"udp" enum:"passes,blocked,unknown"`
-	Carried int               `json:"carried"` // links that go over TLS
-	Checked *time.Time        `json:"checked"` // null: not yet
-	Servers List[ServerCheck] `json:"servers"` // that were asked last
+	Uplink  Uplink `json:"uplink"`
+	UDP     string `json:"udp" enum:"passes,blocked,unknown"`
+	Carried int    `json:"carried"` // links that go over TLS
+	// Lifetime is for how long IPv4 packets are let in after the last one that left,
+	// at least: "unknown" until it is measured, "short" for less than 25 s, "endless"
+	// where they are let in unasked, else seconds such as "55s". Lifetime6 is of IPv6.
+	Lifetime  string `json:"lifetime"`
+	Lifetime6 string `json:"lifetime6"`
+	// Forwarded are addresses at which its tunnels are reached because the operator says
+	// so, or the gateway was asked to; Mapping is by which protocol: "PCP", "NAT-PMP", or
+	// "" where it was not asked or does not.
+	Forwarded List[netip.Addr]  `json:"forwarded"`
+	Mapping   string            `json:"mapping"`
+	Checked   *time.Time        `json:"checked"` // null: not yet
+	Servers   List[ServerCheck] `json:"servers"` // that were asked last
 }
 
 // A ServerCheck is one STUN server that was asked by an uplink.

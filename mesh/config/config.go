@@ -25,6 +25,7 @@ type Config struct {
 	Prefixes []netip.Prefix // of this site, sorted, disjoint; empty: only the node itself
 	Tags     []string       // sorted, unique
 	MTU      int            // of tunnels, bytes; 0: what the uplink carries
+	NAT      NAT
 	LogLevel LogLevel
 }
 
@@ -58,7 +59,13 @@ type Control struct {
 	Also []uint16
 	// Advertise is where other nodes reach the listener, for a node behind a
 	// port forwarding; empty: the addresses that the node finds.
-	Advertise []netip.AddrPort
+	Advertise []Endpoint
+}
+
+// NAT is what this node does about the gateways before it.
+type NAT struct {
+	// PortMapping: they are asked to let tunnels in, by PCP or NAT-PMP.
+	PortMapping bool
 }
 
 // Ports is the range of UDP ports for tunnels, both ends included.
@@ -75,6 +82,10 @@ type Uplink struct {
 	// its links together, in bits per second of the uplink: tunnel headers
 	// included. Never 0: when it is small, probes are slow.
 	ProbeBudget int
+	// Endpoint is where the tunnel ports of this uplink are reached from outside,
+	// each by its own number: a 1:1 NAT, or a range that a gateway forwards. Zero:
+	// not by the operator's doing.
+	Endpoint Host
 }
 
 // Uplink gives the settings of an interface, listed in the file or not.

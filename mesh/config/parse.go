@@ -37,7 +37,6 @@ func Parse(r io.Reader) (Config, error) {
 }
 
 func (d *decoder) file(n ast.Node, c *Config) {
-	var advertise []advertised
 	d.mapping(
 		n, "the file",
 		field{"name", d.text(&c.Name, "name", mesh.CheckName)},
@@ -46,20 +45,19 @@ func (d *decoder) file(n ast.Node, c *Config) {
 		field{"socket", d.text(&c.Socket, "socket", checkSocket)},
 		field{"dataplane", oneOf(d, &c.Dataplane, "dataplane", Auto, Kernel, Userspace)},
 		field{"dataplane_socket", d.text(&c.DataplaneSocket, "dataplane_socket", checkSocket)},
-		field{"control", func(n ast.Node) { advertise = d.control(n, &c.Control) }},
+		field{"control", func(n ast.Node) { d.control(n, &c.Control) }},
 		field{"ports", func(n ast.Node) { d.ports(n, &c.Ports) }},
 		field{"uplinks", func(n ast.Node) { c.Uplinks = d.uplinks(n) }},
 		field{"prefixes", func(n ast.Node) { c.Prefixes = d.prefixes(n) }},
 		field{"tags", func(n ast.Node) { c.Tags = d.tags(n) }},
 		field{"mtu", d.mtu(&c.MTU)},
+		field{"nat", func(n ast.Node) { d.nat(n, &c.NAT) }},
 		field{"log_level", oneOf(d, &c.LogLevel, "log_level", Debug, Info, Warn, Error)},
 	)
-	for _, a := range advertise {
-		port := a.port
-		if port == 0 {
-			port = c.Control.Port
+	for i := range c.Control.Advertise {
+		if at := &c.Control.Advertise[i]; at.Port == 0 {
+			at.Port = c.Control.Port
 		}
-		c.Control.Advertise = append(c.Control.Advertise, netip.AddrPortFrom(a.addr, port))
 	}
 	c.Control.Also = slices.DeleteFunc(c.Control.Also, func(port uint16) bool { return port == c.Control.Port })
 	if c.Socket == c.DataplaneSocket {
@@ -67,13 +65,8 @@ func (d *decoder) file(n ast.Node, c *Config) {
 	}
 }
 
-// advertised is an address whose port may still be the listener's (0).
-type advertised struct {
-	addr netip.Addr
-	port uint16
-}
-
-func (d *decoder) control(n ast.Node, c *Control) (advertise []advertised) {
+// control leaves the port of what is advertised without one at 0.
+func (d *decoder) control(n ast.Node, c *Control) {
 	d.mapping(
 		n, "control",
 		field{"listen", func(n ast.Node) {
@@ -109,17 +102,25 @@ func (d *decoder) control(n ast.Node, c *Control) (advertise []advertised) {
 				if !ok {
 					return
 				}
-				a, err := parseAdvertise(s)
+				e, err := parseEndpoint(s)
 				if err != nil {
 					d.fault(n, "control.advertise: %v", err)
 					return
 				}
-				advertise = append(advertise, a)
+				c.Advertise = append(c.Advertise, e)
 			})
 		}},
 	)
-	return advertise
 }
+
+func (d *decoder) nat(n ast.Node, to *NAT) {
+	mapping := onOff("off")
+	d.mapping(n, "nat", field{"port_mapping", oneOf(d, &mapping, "nat.port_mapping", "off", "on")})
+	to.PortMapping = mapping == "on"
+}
+
+// onOff is "on" or "off".
+type onOff string
 
 func parseListen(s string) (netip.Addr, uint16, error) {
 	host, port, ok := strings.Cut(s, ":")
@@ -150,21 +151,6 @@ func parseListen(s string) (netip.Addr, uint16, error) {
 	return addr, uint16(p), nil
 }
 
-func parseAdvertise(s string) (advertised, error) {
-	var a advertised
-	if addr, err := netip.ParseAddr(s); err == nil {
-		a.addr = addr.Unmap()
-	} else if ap, err := netip.ParseAddrPort(s); err == nil && ap.Port() != 0 {
-		a.addr, a.port = ap.Addr().Unmap(), ap.Port()
-	} else {
-		return a, fmt.Errorf("%q is not an address, address:port or [address]:port", s)
-	}
-	if !a.addr.IsGlobalUnicast() || a.addr.Zone() != "" {
-		return a, fmt.Errorf("%s cannot be reached from another site", a.addr)
-	}
-	return a, nil
-}
-
 func (d *decoder) ports(n ast.Node, p *Ports) {
 	d.mapping(
 		n, "ports",
@@ -176,9 +162,9 @@ func (d *decoder) ports(n ast.Node, p *Ports) {
 		d.fault(n, "ports.last %d is below ports.first %d", p.Last, p.First)
 	case int(p.Last)-int(p.First)+1 < MinPorts:
 		d.fault(n, "ports %d to %d are too few: every link takes one, give at least %d", p.First, p.Last, MinPorts)
-	case p.First <= mesh.GossipPort && p.Last >= mesh.StunPort:
+	case p.First <= mesh.StunPortSecond && p.Last >= mesh.StunPort:
 		d.fault(n, "ports %d to %d hold %d to %d, which STUN, probes and gossip use: choose another range",
-			p.First, p.Last, mesh.StunPort, mesh.GossipPort)
+			p.First, p.Last, mesh.StunPort, mesh.StunPortSecond)
 	}
 }
 
@@ -194,6 +180,14 @@ func (d *decoder) uplinks(n ast.Node) (uplinks []Uplink) {
 			field{"metered", d.flag(&u.Metered, "metered")},
 			field{"bias", d.bias(&u.Bias)},
 			field{"disabled", d.flag(&u.Disabled, "disabled")},
+			field{"endpoint", func(n ast.Node) {
+				if s, ok := d.scalar(n, "endpoint"); ok {
+					var err error
+					if u.Endpoint, err = parseHost(s); err != nil {
+						d.fault(n, "endpoint: %v", err)
+					}
+				}
+			}},
 			field{"probe_budget", d.rate(&u.ProbeBudget, "probe_budget", MinProbeBudget, MaxProbeBudget)},
 		)
 		if len(d.faults) > before {

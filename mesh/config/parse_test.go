@@ -20,6 +20,11 @@ import (
 
 var netipTypes = cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{})
 
+func endpoint(s string) config.Endpoint {
+	at := netip.MustParseAddrPort(s)
+	return config.Endpoint{Host: config.Host{Addr: at.Addr()}, Port: at.Port()}
+}
+
 func TestEmptyFilesAreTheDefaults(t *testing.T) {
 	for _, src := range []string{"", "\n\n", "# only a comment\n", "---\n", "---\n# comment\n...\n", "uplinks:\nname:\ncontrol:\n", "{}"} {
 		c, err := config.Parse(strings.NewReader(src))
@@ -82,19 +87,20 @@ func TestReference(t *testing.T) {
 		Dataplane: config.Userspace, DataplaneSocket: "/run/guywire/berlin-dataplane.sock",
 		Control: config.Control{
 			Listen: netip.MustParseAddr("198.18.0.10"), Port: 8700, Also: []uint16{993, 8443},
-			Advertise: []netip.AddrPort{
-				netip.MustParseAddrPort("203.0.113.7:8700"), netip.MustParseAddrPort("203.0.113.8:9000"),
-				netip.MustParseAddrPort("[2001:db8::7]:9000"), netip.MustParseAddrPort("[2001:db8::8]:8700"),
+			Advertise: []config.Endpoint{
+				endpoint("203.0.113.7:8700"), endpoint("203.0.113.8:9000"), endpoint("[2001:db8::7]:9000"), endpoint("[2001:db8::8]:8700"),
+				{Host: config.Host{Name: "gw.example.net"}, Port: 8700},
+				{Host: config.Host{Name: "gw.example.net"}, Port: 9001},
 			},
 		},
 		Ports: config.Ports{First: 40000, Last: 40999},
 		Uplinks: []config.Uplink{
-			{Name: "fibre", Interface: "eth0", ProbeBudget: 1_000_000},
+			{Name: "fibre", Interface: "eth0", ProbeBudget: 1_000_000, Endpoint: config.Host{Name: "fibre.example.net"}},
 			{Name: "lte", Interface: "wwan0", Metered: true, Bias: mesh.Cost(20_000), ProbeBudget: 64_000},
 			{Name: "eth9", Interface: "eth9", Disabled: true, ProbeBudget: 1_000_000},
 		},
 		Prefixes: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16"), netip.MustParsePrefix("2001:db8:20::/48")},
-		Tags:     []string{"hub", "office"}, MTU: 1380, LogLevel: config.Debug,
+		Tags:     []string{"hub", "office"}, MTU: 1380, NAT: config.NAT{PortMapping: true}, LogLevel: config.Debug,
 	}
 	if d := cmp.Diff(want, got, netipTypes); d != "" {
 		t.Errorf("-want +got\n%s", d)
@@ -105,7 +111,7 @@ func TestReference(t *testing.T) {
 		"state": got.State == def.State, "socket": got.Socket == def.Socket, "dataplane": got.Dataplane == def.Dataplane,
 		"dataplane_socket": got.DataplaneSocket == def.DataplaneSocket, "control": got.Control.Port == def.Control.Port,
 		"control.also": slices.Equal(got.Control.Also, def.Control.Also),
-		"ports":        got.Ports == def.Ports, "mtu": got.MTU == def.MTU, "log_level": got.LogLevel == def.LogLevel,
+		"ports":        got.Ports == def.Ports, "mtu": got.MTU == def.MTU, "nat": got.NAT == def.NAT, "log_level": got.LogLevel == def.LogLevel,
 	} {
 		if same {
 			t.Errorf("the reference file does not change %s", name)
@@ -119,7 +125,7 @@ func TestFaults(t *testing.T) {
 	}{
 		{
 			"unknown setting", "nmae: x", "line 1, column 1: unknown setting \"nmae\" in the file; there are: name, site, state, socket, " +
-				"dataplane, dataplane_socket, control, ports, uplinks, prefixes, tags, mtu, log_level\n    nmae: x\n    ^",
+				"dataplane, dataplane_socket, control, ports, uplinks, prefixes, tags, mtu, nat, log_level\n    nmae: x\n    ^",
 		},
 		{
 			"position in a list", "prefixes:\n  - 10.1.0.0/16\n  - 10.1.2.0/24\n",
@@ -181,8 +187,19 @@ func TestRefused(t *testing.T) {
 		{"control: {also: [\":443\"]}", "from 1 to 65535"},
 		{"control: {also: [8688]}", "gossip port"},
 		{"control: {also: [1, 2, 3, 4, 5]}", "4 entries"},
-		{"control: {advertise: [example.net]}", "not an address"},
-		{"control: {advertise: [\"203.0.113.1:0\"]}", "not an address"},
+		{"control: {advertise: [example]}", "full DNS name"},
+		{"control: {advertise: [\"-a.example.net\"]}", "full DNS name"},
+		{"control: {advertise: [\"a b.example.net:80\"]}", "full DNS name"},
+		{"control: {advertise: [\"a..net:80\"]}", "full DNS name"},
+		{"control: {advertise: [203.0.113.300]}", "full DNS name"},
+		{"control: {advertise: [\"2001:db8::1:zz\"]}", "[2001:db8::1]:8686"},
+		{"control: {advertise: [\"gw.example.net:0\"]}", "port of"},
+		{"control: {advertise: [\"203.0.113.1:0\"]}", "port of"},
+		{"uplinks: [{interface: eth0, endpoint: fibre}]", "full DNS name"},
+		{"uplinks: [{interface: eth0, endpoint: \"gw.example.net:80\"}]", "full DNS name"},
+		{"uplinks: [{interface: eth0, endpoint: 127.0.0.1}]", "cannot be reached"},
+		{"nat: {port_mapping: yes}", "off, on"},
+		{"nat: {upnp: on}", "unknown setting"},
 		{"control: {advertise: [127.0.0.1]}", "cannot be reached"},
 		{"control: {advertise: [\"fe80::1\"]}", "cannot be reached"},
 		{"control: {advertise: 203.0.113.1}", "must be a list"},
@@ -195,7 +212,7 @@ func TestRefused(t *testing.T) {
 		{"ports: {first: 52000, last: 51000}", "below"},
 		{"ports: {first: 60000}", "below"},
 		{"ports: {first: 50000, last: 50001}", "too few"},
-		{"ports: {first: 8000, last: 9000}", "8686 to 8688"},
+		{"ports: {first: 8000, last: 9000}", "8686 to 8689"},
 		{"uplinks: eth0", "must be a list"},
 		{"uplinks: [eth0]", "must be settings"},
 		{"uplinks: [{name: a}]", "needs its interface"},
@@ -367,7 +384,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(reference)
 	for _, s := range []string{
 		"", config.Example(), "name: a\n---\n", "ports: {first: 1, last: 99999}", "uplinks: [{interface: eth0, bias: 1e9s}]",
-		"prefixes: [10.0.0.0/8, ::/0]", "a: &a *a", "? x\n: y", "<<: {name: b}", "name: !!str x", "mtu: |\n  1400\n",
+		"prefixes: [10.0.0.0/8, ::/0]", "control: {advertise: [\"[::1]:1\", \"a.b:9\", \"A.B.:9\", \"1::2:3\"]}", "uplinks: [{interface: a, endpoint: x.y}]", "a: &a *a", "? x\n: y", "<<: {name: b}", "name: !!str x", "mtu: |\n  1400\n",
 	} {
 		f.Add([]byte(s))
 	}
@@ -391,7 +408,15 @@ func FuzzParse(f *testing.F) {
 				t.Fatalf("accepted %v", c.Prefixes)
 			}
 		}
+		for _, e := range c.Control.Advertise {
+			if e.Port == 0 || e.Addr.IsValid() == (e.Name != "") || e.Name != strings.ToLower(e.Name) || strings.HasSuffix(e.Name, ".") {
+				t.Fatalf("accepted %+v", e)
+			}
+		}
 		for _, u := range c.Uplinks {
+			if u.Endpoint.Addr.IsValid() && u.Endpoint.Name != "" {
+				t.Fatalf("accepted %+v", u.Endpoint)
+			}
 			if u.Interface == "" || mesh.CheckName(u.Name) != nil || u.Bias >= mesh.Infinite ||
 				u.ProbeBudget < config.MinProbeBudget || u.ProbeBudget > config.MaxProbeBudget {
 				t.Fatalf("accepted %+v", u)

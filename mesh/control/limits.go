@@ -39,6 +39,11 @@ const (
 	// all its retries: longer than an election.
 	callTimeout   = 10 * time.Second
 	changeTimeout = 20 * time.Second
+	// Of the connections to a node, idleConns are kept for the next call, and
+	// changeConns are the most for changes and reads: when the leader hangs, what
+	// waits must not become a storm of handshakes.
+	idleConns   = 2
+	changeConns = 16
 	// catchUp is how long a server waits to hear of a caller that the mesh
 	// admitted a moment ago, and a proposer to see its own change.
 	catchUp = 2 * time.Second

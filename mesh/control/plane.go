@@ -33,6 +33,7 @@ type Plane struct {
 	control  *transport.Stream // its connections wait for Run
 	dialer   *transport.Dialer
 	client   *http.Client
+	changes  *http.Client // for what waits for the log: few connections to a node, whose calls queue
 	mux      *http.ServeMux
 	server   *http.Server
 
@@ -115,10 +116,22 @@ func newPlane(config Config, f files) (*Plane, error) {
 	}
 	p.listener, p.control = listener, listener.Stream(transport.Control)
 	p.dialer = &transport.Dialer{Trust: trust, Resolve: p.resolve, Network: config.Network}
-	p.client = &http.Client{
+	p.client, p.changes = p.newClient(idleConns, 0), p.newClient(changeConns, changeConns)
+	p.server = p.newServer()
+	for _, r := range p.routes() {
+		p.Handle(r.pattern, r.role, r.handler)
+	}
+	return p, nil
+}
+
+// newClient makes a client that keeps some idle connections to a node, and
+// opens so many at most; 0: no limit.
+func (p *Plane) newClient(idle, most int) *http.Client {
+	return &http.Client{
 		Transport: &http.Transport{
 			DialTLSContext:         p.dialHost,
-			MaxIdleConnsPerHost:    2,
+			MaxIdleConnsPerHost:    idle,
+			MaxConnsPerHost:        most,
 			IdleConnTimeout:        idleTimeout / 2, // before the server's, so that it never closes first
 			ResponseHeaderTimeout:  changeTimeout,
 			MaxResponseHeaderBytes: maxHeaderBytes,
@@ -126,11 +139,12 @@ func newPlane(config Config, f files) (*Plane, error) {
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-	p.server = p.newServer()
-	for _, r := range p.routes() {
-		p.Handle(r.pattern, r.role, r.handler)
-	}
-	return p, nil
+}
+
+// closeIdle closes the connections to other nodes that no call uses.
+func (p *Plane) closeIdle() {
+	p.client.CloseIdleConnections()
+	p.changes.CloseIdleConnections()
 }
 
 // Open starts the control plane of a machine that is a member. It succeeds
@@ -251,7 +265,7 @@ func (p *Plane) Close() error {
 		p.cancel(nil)
 		_ = p.server.Close() // closes the connections, too
 		err := p.closeVoter()
-		p.client.CloseIdleConnections()
+		p.closeIdle()
 		err = errors.Join(err, p.listener.Close())
 		p.tasks.Wait()
 		err = errors.Join(err, p.trail.Close())

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -445,6 +446,42 @@ func TestRevokedVoterIsReplaced(t *testing.T) {
 	eventually(t, "the follower is a voter", func() bool { return voting(rest) == 3 })
 	r := rest[2].propose(rest[2].grant(3))
 	sameState(t, rest, r.Index)
+}
+
+// TestWaitingChangesShareConnections: many who wait for one voter take few
+// connections of it, and calls that do not change anything are not behind them.
+func TestWaitingChangesShareConnections(t *testing.T) {
+	t.Parallel()
+	one := founded(t)
+	two := one.joined("two")
+	var open, most atomic.Int64
+	release, waiting := make(chan struct{}), make(chan struct{}, 100)
+	one.Handle("POST /v1/wait", Member, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		most.Store(max(most.Load(), open.Add(1)))
+		waiting <- struct{}{}
+		<-release
+		open.Add(-1)
+		Reply(w, struct{}{})
+	}))
+	var calls sync.WaitGroup
+	for range 3 * changeConns {
+		calls.Go(func() {
+			if _, err := two.atVoters(t.Context(), http.MethodPost, "/v1/wait", nil, nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for range changeConns {
+		<-waiting
+	}
+	if err := two.Do(t.Context(), one.ID(), http.MethodGet, "/v1/raft", nil, nil); err != nil {
+		t.Errorf("another call: %v", err)
+	}
+	close(release)
+	calls.Wait()
+	if n := most.Load(); n != changeConns {
+		t.Errorf("%d calls at once, want %d", n, changeConns)
+	}
 }
 
 func TestProposalsOfAllNodesAreAppliedOnce(t *testing.T) {

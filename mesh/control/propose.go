@@ -138,7 +138,7 @@ func (p *Plane) submit(ctx context.Context, command store.Command) (store.Result
 func (p *Plane) submitTo(ctx context.Context, log *raftstore.Store, command store.Command, result *store.Result) (again bool, err error) {
 	*result, err = p.append(ctx, log, command)
 	if refused, ok := errors.AsType[*raftstore.NotLeaderError](err); ok {
-		return p.atLeader(ctx, refused.Leader, http.MethodPost, "/v1/forward", command, result)
+		return p.atLeader(ctx, log, refused.Leader, http.MethodPost, "/v1/forward", command, result)
 	}
 	return errors.Is(err, raftstore.ErrUnknownOutcome) || broken(err), err
 }
@@ -149,13 +149,15 @@ func broken(err error) bool {
 	return errors.Is(err, raftstore.ErrClosed) || errors.Is(err, raftstore.ErrDisk)
 }
 
-// atLeader calls the leader that this voter knows; again: there may be another
-// one soon.
-func (p *Plane) atLeader(ctx context.Context, leader mesh.NodeID, method, path string, in, out any) (again bool, err error) {
+// atLeader calls the leader that this voter knows, for as long as it does; again:
+// there may be another one soon.
+func (p *Plane) atLeader(ctx context.Context, log *raftstore.Store, leader mesh.NodeID, method, path string, in, out any) (again bool, err error) {
 	if leader.IsZero() || leader == p.id {
 		return true, ErrNoVoter
 	}
-	err = p.Do(ctx, leader, method, path, in, out)
+	ctx, cancel := log.WhileLed(ctx, leader)
+	defer cancel()
+	err = p.call(ctx, p.changes, leader, method, path, in, out)
 	_, answered := errors.AsType[*Error](err)
 	return !answered || electing(err) || p.outOfDate(err), err
 }
@@ -189,7 +191,7 @@ func (p *Plane) atVoters(ctx context.Context, method, path string, in, out any) 
 		return false, ErrNoVoter
 	}
 	for _, id := range voters {
-		err = p.Do(ctx, id, method, path, in, out)
+		err = p.call(ctx, p.changes, id, method, path, in, out)
 		_, answered := errors.AsType[*Error](err)
 		if err == nil || answered && !electing(err) && !hasCode(err, CodeUnknownNode) {
 			return p.outOfDate(err), err

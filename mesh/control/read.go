@@ -60,7 +60,7 @@ func (p *Plane) readPoint(ctx context.Context) (point readPoint, err error) {
 		}
 		point, err = p.pointOf(ctx, log)
 		if refused, ok := errors.AsType[*raftstore.NotLeaderError](err); ok {
-			return p.atLeader(ctx, refused.Leader, http.MethodGet, "/v1/read", nil, &point)
+			return p.atLeader(ctx, log, refused.Leader, http.MethodGet, "/v1/read", nil, &point)
 		}
 		return errors.Is(err, raftstore.ErrClosed), err
 	})

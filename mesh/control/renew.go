@@ -77,6 +77,6 @@ func (p *Plane) renewOnce() error {
 	if err := p.present(fresh); err != nil {
 		return err
 	}
-	p.client.CloseIdleConnections() // those still show the old one
+	p.closeIdle() // those still show the old one
 	return p.files.write(certificateFile, fresh)
 }

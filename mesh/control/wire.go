@@ -69,6 +69,10 @@ func reply(w http.ResponseWriter, status int, v any) {
 // connection is made to whatever address of the node answers, and only if that
 // node is behind it. It waits 10 s at most.
 func (p *Plane) Do(ctx context.Context, node mesh.NodeID, method, path string, in, out any) error {
+	return p.call(ctx, p.client, node, method, path, in, out)
+}
+
+func (p *Plane) call(ctx context.Context, client *http.Client, node mesh.NodeID, method, path string, in, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var body []byte
@@ -82,7 +86,7 @@ func (p *Plane) Do(ctx context.Context, node mesh.NodeID, method, path string, i
 	if err != nil {
 		return fmt.Errorf("make request: %w", err)
 	}
-	answer, err := p.client.Do(r)
+	answer, err := client.Do(r)
 	if err != nil {
 		return fmt.Errorf("call %s: %w", p.name(node), err)
 	}

@@ -1,7 +1,6 @@
 package core
 
 import (
-	"net/netip"
 	"slices"
 	"time"
 
@@ -23,10 +22,21 @@ const (
 	// deferFor is how long the end that is not the initiator waits before it
 	// tries itself.
 	deferFor = 3 * time.Second
-	// maxCarriers is how many links of a node are carried in streams: two, so that
-	// it has a way when one node in the middle fails.
-	maxCarriers = 2
+	// maxCarriers is how many links of a node are carried in streams: three, so
+	// that it has ways when a node in the middle fails, and short ones to some.
+	maxCarriers = 3
 )
+
+// An Effort is what attempts have taken, those too that yielded to the far end's.
+type Effort struct {
+	Begun   int // by this end
+	Packets int // that this end has sent, whoever began
+	Bytes   int // in these
+}
+
+func (e *Effort) add(more Effort) {
+	e.Begun, e.Packets, e.Bytes = e.Begun+more.Begun, e.Packets+more.Packets, e.Bytes+more.Bytes
+}
 
 // attemptIfDue starts an attempt for a link that has no tunnel or a dead one.
 func (n *Node) attemptIfDue(e *entry) {
@@ -81,11 +91,14 @@ func (n *Node) needsCarrier(e *entry) bool {
 		if other == e {
 			continue
 		}
-		switch usable := other.judge != nil && other.judge.Usable(); {
-		case usable && other.rec.Class != discovery.ClassCarrier:
-			return false
-		case usable, other.attempting && other.carrying:
+		switch {
+		case other.attempting && other.carrying:
 			carriers++
+		case other.judge == nil || other.judge.State() == link.Down:
+		case other.rec.Class == discovery.ClassCarrier:
+			carriers++
+		case other.judge.Usable():
+			return false
 		}
 	}
 	return carriers < maxCarriers
@@ -145,18 +158,28 @@ func (n *Node) initiates(peer mesh.NodeID) bool {
 // seenOutside takes what one of our uplinks looks like from outside.
 func (n *Node) seenOutside(ev Surveyed) {
 	name := ev.Uplink.Name
-	if old, known := n.outside[name]; known && !ev.Resumed && sameOutside(old, ev.Uplink) {
+	old, known := n.outside[name]
+	n.outside[name] = ev.Uplink
+	if known && !ev.Resumed && old.SameOutside(ev.Uplink) {
+		n.compareLifetimes(old, ev.Uplink)
 		return
 	}
-	n.outside[name] = ev.Uplink
-	n.networkChanged(name)
+	n.ready.Dirty = true
+	n.networkChanged(name, !known) // the first look is no change: tunnels of an earlier agent may do
+	if blocked(ev.Uplink) {
+		for id, e := range n.entries {
+			if id.Local == name && e.attempting && !e.carrying {
+				n.ready.Cancel = append(n.ready.Cancel, id)
+			}
+		}
+	}
 }
 
-// networkChanged lets hope anew for an uplink's links. This end begins: the others
-// cannot know.
-func (n *Node) networkChanged(uplink string) {
+// networkChanged lets hope anew for an uplink's links, or for those only that have no
+// tunnel. This end begins: the others cannot know.
+func (n *Node) networkChanged(uplink string, tunnelless bool) {
 	for id, e := range n.entries {
-		if id.Local == uplink {
+		if id.Local == uplink && (e.judge == nil || !tunnelless) {
 			e.hope(n.now)
 			e.news = n.now
 		}
@@ -171,29 +194,24 @@ func (n *Node) compareFacts(old, now discovery.Facts) {
 		}
 		named := func(u discovery.Uplink) bool { return u.Name == id.Remote }
 		i, j := slices.IndexFunc(old.Uplinks, named), slices.IndexFunc(now.Uplinks, named)
-		if i >= 0 && j >= 0 && !sameOutside(old.Uplinks[i], now.Uplinks[j]) {
+		if i < 0 || j < 0 {
+			continue
+		}
+		n.compareLifetimes(old.Uplinks[i], now.Uplinks[j])
+		if !old.Uplinks[i].SameOutside(now.Uplinks[j]) {
 			e.hope(n.now)
 		}
 	}
 }
 
-// hope forgets that attempts failed.
-func (e *entry) hope(now time.Time) {
-	e.retry, e.failures, e.why, e.changed, e.due = now, 0, "", now, time.Time{}
+// compareLifetimes has the tunnels' keepalives changed when they have to be.
+func (n *Node) compareLifetimes(old, now discovery.Uplink) {
+	n.ready.Dirty = n.ready.Dirty || old.Lifetime != now.Lifetime || old.Lifetime6 != now.Lifetime6
 }
 
-// sameOutside reports whether nothing has changed that attempts depend on. The
-// ports of reflexive endpoints are other ones each time.
-func sameOutside(a, b discovery.Uplink) bool {
-	seen := func(u discovery.Uplink) []netip.Addr {
-		var list []netip.Addr
-		for _, r := range u.Reflexive {
-			list = append(list, r.Addr())
-		}
-		slices.SortFunc(list, netip.Addr.Compare)
-		return slices.Compact(list)
-	}
-	return a.NAT == b.NAT && a.NAT6 == b.NAT6 && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(seen(a), seen(b))
+// hope forgets that attempts failed.
+func (e *entry) hope(now time.Time) {
+	e.retry, e.failures, e.seats, e.why, e.changed, e.due = now, 0, 0, "", now, time.Time{}
 }
 
 // attempted takes the end of an attempt, ours or the far end's.
@@ -204,7 +222,9 @@ func (n *Node) attempted(ev AttemptDone) {
 			return
 		}
 	}
+	carried := e.carrying
 	e.attempting, e.carrying, e.due = false, false, time.Time{}
+	e.effort.add(ev.Effort)
 	if ev.Yielded { // the far end's attempt is under way
 		e.retry = n.now.Add(retryFirst)
 		return
@@ -212,14 +232,19 @@ func (n *Node) attempted(ev AttemptDone) {
 	if ev.Err != "" {
 		e.failures++
 		pause := min(retryFirst<<min(e.failures-1, 10), retryMost)
-		if ev.Hopeless && !n.needsCarrier(e) {
+		switch carrier := n.needsCarrier(e); {
+		case carrier && !carried:
+			pause = 0 // when it began, it was not known that no UDP passes
+		case ev.Hopeless && !carrier:
 			pause = restFor
 		}
 		e.retry = n.now.Add(pause + time.Duration(n.cfg.Rand.Int64N(int64(pause)/4+1)))
 		n.noLink(e, ev.Err)
 		return
 	}
-	e.failures, e.why, e.news, e.retry = 0, "", time.Time{}, n.now.Add(reseatAfter)
+	// A path that was proven and still gives no link: too much is going on already.
+	e.failures, e.why, e.news, e.retry = 0, "", time.Time{}, n.now.Add(min(reseatAfter<<min(e.seats, 10), retryMost))
+	e.seats++
 	e.rec.Generation, e.rec.Port, e.rec.Endpoint, e.rec.Class = ev.ID, ev.Port, ev.Endpoint, ev.Class
 	e.rec.Carrier = ev.Carrier
 	e.rec.Peer = ev.Peer.Public

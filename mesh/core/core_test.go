@@ -540,6 +540,57 @@ func TestHowAttemptsEnd(t *testing.T) {
 	}
 }
 
+// The first survey of an agent's life does not give up tunnels that an earlier life
+// made; a later one that differs does.
+func TestFirstSurveyKeepsTunnels(t *testing.T) {
+	n := node(state(2, 1, 2))
+	n.Step(start, FactsChanged{Facts: facts(2, "a")})
+	link := made(n, 2)
+	n.outside = map[string]discovery.Uplink{} // as at the start of an agent
+	for nat, want := range []bool{false, true} {
+		kind := []discovery.NAT{discovery.NATEasy, discovery.NATSymmetric}[nat]
+		r := n.Step(start.Add(time.Duration(nat+1)*time.Millisecond), Surveyed{Uplink: discovery.Uplink{Name: link.Local, NAT: kind}})
+		if got := slices.ContainsFunc(r.Attempt, func(a Attempt) bool { return a.Link == link }); got != want {
+			t.Errorf("survey %d: begun %v, want %v", nat+1, r.Attempt, want)
+		}
+	}
+}
+
+// A link that never comes up though its attempts succeed, as on a machine that is too busy, is tried less and less often.
+func TestReseatsBackOff(t *testing.T) {
+	n := node(state(2, 1, 2))
+	n.Step(start, FactsChanged{Facts: facts(2, "a")})
+	link, now := made(n, 2), start
+	var gaps []time.Duration
+	for r := n.Step(now, Tick{}); len(gaps) < 8; {
+		now = r.Deadline
+		if r = n.Step(now, Tick{}); len(r.Attempt) > 0 {
+			gaps = append(gaps, now.Sub(start))
+			r = n.Step(now, AttemptDone{Link: link, ID: uint64(len(gaps)) + 9, Port: 51900, Endpoint: netip.MustParseAddrPort("198.18.0.9:51901"), Peer: store.Key{Epoch: 1, Public: mesh.WireGuardKey{2}}})
+		}
+	}
+	for i := len(gaps) - 1; i > 0; i-- {
+		gaps[i] -= gaps[i-1]
+	}
+	if gaps[0] < reseatAfter || gaps[0] > 2*reseatAfter+deferFor || !slices.IsSorted(gaps) || gaps[7] < retryMost || gaps[7] > retryMost+reseatAfter+deferFor {
+		t.Errorf("tried again after %s", gaps)
+	}
+}
+
+// What attempts take is told with their link, whatever their end.
+func TestEffortIsTold(t *testing.T) {
+	link := mesh.LinkID{Peer: id(2), Local: "isp1", Remote: "a"}
+	n := node(state(2, 1, 2))
+	n.Step(start, FactsChanged{Facts: facts(2, "a")})
+	n.Step(start, AttemptDone{Link: link, Err: "no answer", Effort: Effort{1, 20, 1900}})
+	n.Step(start, AttemptDone{Link: link, Err: "theirs goes on", Yielded: true, Effort: Effort{1, 2, 200}})
+	n.Step(start, AttemptDone{Link: link, ID: 6, Port: 1, Effort: Effort{0, 5, 480}})
+	i := slices.IndexFunc(n.Links(), func(v LinkView) bool { return v.Record.Link == link })
+	if i < 0 || n.Links()[i].Effort != (Effort{2, 27, 2580}) {
+		t.Errorf("told %+v", n.Links())
+	}
+}
+
 // An uplink whose network changed tries its lost links at once, whichever end
 // would begin otherwise.
 func TestNewsAreTriedAtOnce(t *testing.T) {
@@ -563,7 +614,34 @@ func TestNewsAreTriedAtOnce(t *testing.T) {
 	}
 }
 
-// A node through whose uplinks no UDP passes has two links carried in streams, to
+// What was begun before the uplink was known to pass no UDP is ended, and begun
+// anew as a stream at once.
+func TestCarrierInPlaceOfHopelessAttempts(t *testing.T) {
+	n := node(state(3, 2, 3))
+	n.Step(start, HostChanged{Host: Host{Uplinks: n.host.Uplinks[:1]}})
+	n.Step(start, FactsChanged{Facts: facts(2, "a")})
+	n.Step(start, FactsChanged{Facts: facts(3, "a")})
+	now := start.Add(deferFor)
+	n.Step(now, Tick{})
+	link := mesh.LinkID{Peer: id(2), Local: "isp1", Remote: "a"}
+	if e := n.entries[link]; !e.attempting || e.carrying {
+		t.Fatalf("entry %+v", e)
+	}
+	blocked := discovery.Uplink{Name: "isp1", NAT: discovery.NATBlocked, NAT6: discovery.NATAbsent}
+	r := n.Step(now, Surveyed{Uplink: blocked})
+	if len(r.Cancel) != 2 || !slices.Contains(r.Cancel, link) {
+		t.Errorf("ended: %v", r.Cancel)
+	}
+	if got := n.Step(now, AttemptDone{Link: link, Err: "UDP does not pass"}).Attempt; len(got) != 1 || got[0].Link != link || !got[0].Carrier {
+		t.Errorf("begun: %+v", got)
+	}
+	blocked.Addrs = []netip.Addr{netip.MustParseAddr("192.0.2.9")}
+	if r := n.Step(now, Surveyed{Uplink: blocked}); slices.Contains(r.Cancel, link) {
+		t.Error("a stream is ended")
+	}
+}
+
+// A node through whose uplinks no UDP passes has some links carried in streams, to
 // nodes that can be dialled, and only while nothing else works.
 func TestCarrierOnlyWhenAlone(t *testing.T) {
 	shut := discovery.Uplink{Name: "isp1", NAT: discovery.NATBlocked, NAT6: discovery.NATAbsent}
@@ -578,7 +656,7 @@ func TestCarrierOnlyWhenAlone(t *testing.T) {
 		return n, made
 	}
 	n, made := begin()
-	if len(made) != 2 || !made[0].Carrier || !made[1].Carrier || made[0].Link.Peer == id(5) || made[1].Link.Peer == id(5) {
+	if len(made) != maxCarriers || !made[0].Carrier || !made[1].Carrier || made[0].Link.Peer == id(5) || made[1].Link.Peer == id(5) {
 		t.Fatalf("attempts: %+v", made)
 	}
 	// One that fails is tried again, by stream again.
@@ -588,6 +666,17 @@ func TestCarrierOnlyWhenAlone(t *testing.T) {
 	}
 	if len(r.Attempt) != 1 || !r.Attempt[0].Carrier {
 		t.Errorf("after a failure: %+v", r.Attempt)
+	}
+	// One that began before it was known that no UDP passes is followed by a stream at once.
+	early := node(state(2, 2))
+	early.Step(start, HostChanged{Host: Host{Uplinks: early.host.Uplinks[:1]}})
+	r = early.Step(start, FactsChanged{Facts: facts(2, "a")})
+	early.Step(start, Surveyed{Uplink: shut})
+	if len(r.Attempt) != 1 || r.Attempt[0].Carrier {
+		t.Fatalf("before the survey: %+v", r.Attempt)
+	}
+	if r = early.Step(start, AttemptDone{Link: r.Attempt[0].Link, Err: "nothing arrived", Hopeless: true}); len(r.Attempt) != 1 || !r.Attempt[0].Carrier {
+		t.Errorf("after the survey: %+v", r.Attempt)
 	}
 	done := AttemptDone{
 		Link: made[1].Link, ID: 7, Port: 51900, Endpoint: netip.MustParseAddrPort("127.0.0.1:4000"), Class: discovery.ClassCarrier,

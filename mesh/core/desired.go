@@ -2,7 +2,9 @@ package core
 
 import (
 	"net/netip"
+	"time"
 
+	"guywire/discovery"
 	"guywire/mesh"
 	"guywire/mesh/kernel"
 )
@@ -16,10 +18,6 @@ const (
 	// its default route.
 	unreachableMetric = 1 << 20
 )
-
-// keepalive, in seconds, holds NAT mappings open while no agent probes: the
-// tunnel outlives it.
-const keepalive = 20
 
 // Desired is what the kernel should look like. Until the routes are believed
 // complete it holds the tunnels only, and leaves everything else as found.
@@ -64,7 +62,7 @@ func (n *Node) tunnels(want *kernel.State) {
 			Endpoint: e.rec.Endpoint,
 		}
 		if e.judge.EverUp() {
-			t.Keepalive = keepalive // before, it would begin a handshake from the wrong end
+			t.Keepalive = n.keepalive(e.rec) // before, it would begin a handshake from the wrong end
 		}
 		for _, k := range self.Keys {
 			if k.Epoch == e.rec.Epoch {
@@ -73,6 +71,22 @@ func (n *Node) tunnels(want *kernel.State) {
 		}
 		want.Tunnels = append(want.Tunnels, t)
 	}
+}
+
+// keepalive, in seconds, holds what stands before both ends open while no agent
+// probes: the tunnel outlives it. What carries a stream looks after that itself, but
+// may not be known to.
+func (n *Node) keepalive(r Record) uint16 {
+	ours, theirs := discovery.LifetimeUnknown, discovery.LifetimeUnknown
+	if to := r.Endpoint.Addr(); r.Class != discovery.ClassCarrier {
+		ours = n.outside[r.Link.Local].LifetimeOf(to)
+		for _, u := range n.facts[r.Link.Peer].Uplinks {
+			if u.Name == r.Link.Remote {
+				theirs = u.LifetimeOf(to)
+			}
+		}
+	}
+	return uint16(discovery.Keepalive(ours, theirs) / time.Second)
 }
 
 // nextHop is the object of a link that shares groups with others, onlyHop the

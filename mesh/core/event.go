@@ -53,6 +53,7 @@ type (
 		Err      string              // why not, for people; empty: success
 		Hopeless bool                // with Err: so it will be while both ends stay as they are
 		Yielded  bool                // with Err: the far end's own attempt goes on instead
+		Effort   Effort
 	}
 	// Surveyed brings what an uplink looks like from outside. Resumed: the machine
 	// slept meanwhile, so nothing that was known may hold.
@@ -116,13 +117,16 @@ func (Stopping) isEvent()     {}
 
 // A Ready is what the outside must do next.
 type Ready struct {
-	Send     []Datagram // best effort, in order
-	Echo     []Target   // ask the far end's kernel whether it is there
-	Attempt  []Attempt  // start these; each ends with AttemptDone
-	Dirty    bool       // Desired changed since it was last asked
-	Save     bool       // Records changed: keep them on disk
-	Deadline time.Time  // Step(now, Tick{}) no later than this; zero: never
+	Send    []Datagram // best effort, in order
+	Echo    []Target   // ask the far end's kernel whether it is there
+	Attempt []Attempt  // start these; each ends with AttemptDone
+	// Cancel are attempts that cannot succeed any more.
+	Cancel   []mesh.LinkID
+	Dirty    bool      // Desired changed since it was last asked
+	Save     bool      // Records changed: keep them on disk
+	Deadline time.Time // Step(now, Tick{}) no later than this; zero: never
 	Facts    []Fact
+	Sights   []Sight // what neighbours said on where we are
 	// CountEvery is the time between two readings of the devices' counters.
 	CountEvery time.Duration
 	// Distances are to be published among our facts; nil: as before.
@@ -150,6 +154,14 @@ type Attempt struct {
 	Carrier bool
 	// Below: only a better path than of this class will do; zero: any will.
 	Below discovery.PathClass
+}
+
+// A Sight is a neighbour's word on where the packets of one of our tunnels come from.
+type Sight struct {
+	Link     mesh.LinkID
+	Port     uint16         // of ours, from which they leave
+	Witness  netip.AddrPort // where the neighbour is
+	Endpoint netip.AddrPort
 }
 
 // A Fact is something that happened, for the event log, people and tests.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"guywire/discovery"
 	"guywire/mesh"
 	"guywire/mesh/link"
 	"guywire/routing/wire"
@@ -24,6 +25,10 @@ const (
 	alarmsApart = 250 * time.Millisecond
 	// maxSlot bounds next-hop slots: each stands for two objects below the groups.
 	maxSlot = 1<<15 - 1
+	// sightEvery is how often the far end is told where its packets come from while
+	// that stays the same, sightLeast the least time between two words on ours.
+	sightEvery = 5 * time.Minute
+	sightLeast = time.Second
 	// silenceEvery is the pause between two words to the far end that it is
 	// not heard.
 	silenceEvery = 100 * time.Millisecond
@@ -42,14 +47,19 @@ type entry struct {
 	changed    time.Time // when either end's did; zero: the same
 	retry      time.Time // of the next attempt
 	failures   int
+	effort     Effort // of all attempts
+	seats      int    // that it was given since it was up last
 	why        string // the last attempt failed, or there is none
 	attempting bool
-	carrying   bool      // by a stream
-	improving  bool      // an attempt for the lane beside this one is under way
-	improved   time.Time // and this is when the last one began
-	retires    bool      // the lane beside this one takes over
-	told       time.Time // when the far end was last told that it is not heard
-	seen       worth     // as the routes last took it
+	carrying   bool           // by a stream
+	improving  bool           // an attempt for the lane beside this one is under way
+	improved   time.Time      // and this is when the last one began
+	retires    bool           // the lane beside this one takes over
+	told       time.Time      // when the far end was last told that it is not heard
+	sight      netip.AddrPort // of the far end, as it was last told,
+	sighted    time.Time      // and when
+	heard      time.Time      // when the far end last told us ours
+	seen       worth          // as the routes last took it
 }
 
 func (e *entry) target() Target { return Target{e.rec.Device, e.rec.Link.Peer.LinkLocal()} }
@@ -201,11 +211,32 @@ func (n *Node) measured(tunnels map[string]Traffic) {
 			continue
 		}
 		e.traffic = t
+		n.tellSight(e)
 		if t.Endpoint != (netip.AddrPort{}) && t.Endpoint != e.rec.Endpoint && e.judge.State() == link.Up {
 			e.rec.Endpoint = t.Endpoint
 			n.ready.Save = true
 		}
 	}
+}
+
+// tellSight tells the far end where its packets come from: again when that changes,
+// and often enough for it to be believed.
+func (n *Node) tellSight(e *entry) {
+	at := e.traffic.Endpoint
+	if !e.judge.Usable() || e.rec.Class == discovery.ClassCarrier || discovery.Usable(at) != nil || at == e.sight && n.now.Sub(e.sighted) < sightEvery {
+		return
+	}
+	e.sight, e.sighted = at, n.now
+	n.send(e, wire.Sight{Endpoint: at})
+}
+
+// hearSight takes the far end's word on where our packets come from.
+func (n *Node) hearSight(e *entry, s wire.Sight) {
+	if e.rec.Class == discovery.ClassCarrier || discovery.Usable(s.Endpoint) != nil || n.now.Sub(e.heard) < sightLeast {
+		return
+	}
+	e.heard = n.now
+	n.ready.Sights = append(n.ready.Sights, Sight{Link: e.rec.Link, Port: e.rec.Port, Witness: e.rec.Endpoint, Endpoint: s.Endpoint})
 }
 
 // counted takes the devices' counters: links that are used are probed fast, and
@@ -287,6 +318,9 @@ func (n *Node) judged(e *entry, change func()) {
 	}
 	if before == link.Suspect && after == link.Up {
 		n.falseAlarm()
+	}
+	if after == link.Up {
+		e.seats = 0
 	}
 	n.due(n.now)
 	n.routes.changed(before, after)

@@ -401,6 +401,9 @@ func (n *Node) receive(ev Received) (urgent bool) {
 				n.judged(other, func() { other.judge.Silent(n.now) })
 			}
 		}
+	case wire.Sight:
+		n.hearSight(e, body)
+		return false
 	case wire.Goodbye:
 		for _, other := range n.entries {
 			if other.rec.Link.Peer == id && other.judge != nil {
@@ -508,9 +511,9 @@ func (n *Node) setHost(h Host) {
 		switch {
 		case u.Up && (i < 0 || !old.Uplinks[i].Up):
 			n.fact(Fact{Kind: UplinkUp, Sentence: "uplink " + u.Name + " is up", To: u.Name})
-			n.networkChanged(u.Name)
+			n.networkChanged(u.Name, i < 0)
 		case u.Up && !slices.Equal(old.Uplinks[i].Addrs, u.Addrs):
-			n.networkChanged(u.Name)
+			n.networkChanged(u.Name, false)
 		case !u.Up && i >= 0 && old.Uplinks[i].Up:
 			n.fact(Fact{Kind: UplinkDown, Sentence: "uplink " + u.Name + " is down", Cause: "no carrier, or switched off", From: u.Name})
 		}

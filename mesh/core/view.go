@@ -28,6 +28,7 @@ type LinkView struct {
 	MTU     int
 	Share   float64 // 0 to 1, of the traffic to its neighbour
 	Traffic Traffic
+	Effort  Effort
 }
 
 // Links views all wanted links, in order.
@@ -47,7 +48,7 @@ func (n *Node) Links() []LinkView {
 	var out []LinkView
 	for _, e := range n.sorted() {
 		id := e.rec.Link
-		v := LinkView{Record: e.rec, Trying: e.attempting, Share: share[id], Since: e.wanted, Reason: e.why, Traffic: e.traffic}
+		v := LinkView{Record: e.rec, Trying: e.attempting, Share: share[id], Since: e.wanted, Reason: e.why, Traffic: e.traffic, Effort: e.effort}
 		if e.judge != nil {
 			v.Tunnel, v.State, v.Since, v.Reason = true, e.judge.State(), e.judge.Since(), e.judge.Reason()
 			v.Usable = e.judge.Usable() && n.router.Usable(id.Peer)

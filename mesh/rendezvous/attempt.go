@@ -34,21 +34,38 @@ func (a *Attempter) run(ctx context.Context, att *active, uplink mesh.Uplink, re
 		return Result{Err: err}
 	}
 	defer socket.Close()
-	v := a.drive(ctx, att, socket, attempt.New(time.Now(), a.config(att, socket, uplink, req, theirs)))
+	v := a.drive(ctx, att, socket, attempt.New(time.Now(), a.config(ctx, att, socket, uplink, req, theirs)))
 	if v.Err == nil {
 		v.Err = socket.Close()
 	}
+	packets, bytes := socket.Sent()
 	return Result{
+		Packets: packets, Bytes: bytes,
 		Port: socket.Port(), Endpoint: v.Proof.Remote, Local: v.Proof.Local, Mapped: v.Proof.Mapped, RTT: v.Proof.RTT,
-		Confirmed: v.Proof.Confirmed, Sent: v.Proof.Sent, Class: discovery.Candidate{Kind: v.Proof.Kind, Addr: v.Proof.Remote}.Class(), First: v.First, Hopeless: v.Hopeless,
+		Confirmed: v.Proof.Confirmed, Class: discovery.Candidate{Kind: v.Proof.Kind, Addr: v.Proof.Remote}.Class(), First: v.First, Hopeless: v.Hopeless,
 		Epoch: v.Ours.Epoch, PeerEpoch: v.Theirs.Epoch, PeerKey: v.Theirs.Key, Err: v.Err,
 	}
 }
 
-func (a *Attempter) config(att *active, socket Socket, uplink mesh.Uplink, req Request, theirs *discovery.Offer) attempt.Config {
+func (a *Attempter) config(ctx context.Context, att *active, socket Socket, uplink mesh.Uplink, req Request, theirs *discovery.Offer) attempt.Config {
 	c := attempt.Config{
 		Offer: a.offer(att, uplink, req.Below), Theirs: theirs, Own: hosts(uplink, socket.Port()), Servers: a.servers(uplink), PathRTT: req.PathRTT,
 		Refuse: a.cfg.Refuse, Budget: &a.budget, Seed: newSeed(),
+	}
+	if a.cfg.Declared != nil {
+		for _, addr := range a.cfg.Declared(uplink.Name) {
+			c.Own = append(c.Own, discovery.Candidate{Kind: discovery.CandidateDeclared, Addr: netip.AddrPortFrom(addr, socket.Port())})
+		}
+	}
+	if a.cfg.Map != nil {
+		if at, ok := a.cfg.Map(ctx, uplink.Name, socket.Port()); ok {
+			c.Own = append(c.Own, discovery.Candidate{Kind: discovery.CandidateMapped, Addr: at})
+		}
+	}
+	if a.cfg.PortsKept != nil {
+		for _, addr := range a.cfg.PortsKept(uplink.Name) {
+			c.Likely = append(c.Likely, netip.AddrPortFrom(addr, socket.Port()))
+		}
 	}
 	for _, r := range a.cfg.Surveyed(uplink.Name).Reflexive {
 		c.Outside = append(c.Outside, r.Addr())

@@ -33,6 +33,8 @@ type Socket interface {
 	Expect(k discovery.Keys)
 	// Arrivals gives what arrives and is verified.
 	Arrivals() <-chan discovery.Arrival
+	// Sent counts what has left so far: packets, and bytes in them without headers.
+	Sent() (packets, bytes int)
 	// Close frees the port, and may be called twice.
 	Close() error
 }
@@ -46,6 +48,15 @@ type Config struct {
 	Uplink func(name string) (mesh.Uplink, bool)
 	// Open takes a free port for what leaves with mark.
 	Open func(mark uint32) (Socket, error)
+	// Declared gives addresses at which the ports of an uplink are reached by their
+	// own numbers, as the operator says; nil: at none.
+	Declared func(name string) []netip.Addr
+	// PortsKept gives outside addresses at which others are known to see the ports of
+	// an uplink by their own numbers; nil: none. They are tried where no server tells.
+	PortsKept func(name string) []netip.Addr
+	// Map has the gateway of an uplink let in what arrives for a port, and gives where;
+	// false: it does not. It may take a moment. nil: no gateway is asked.
+	Map func(ctx context.Context, uplink string, port uint16) (netip.AddrPort, bool)
 	// Servers gives all STUN servers that may be asked; not the node itself.
 	Servers func() []netip.AddrPort
 	// Carriers makes carriers, and ControlOf gives the addresses at which a node is
@@ -95,7 +106,8 @@ type Result struct {
 	RTT       time.Duration     // zero: not measured by this end
 	Confirmed bool              // the peer is known to have the same result
 	First     bool              // this end begins WireGuard's handshake
-	Sent      int               // packets of the check
+	Packets   int               // that this end has sent, to servers and the peer
+	Bytes     int               // in these
 	Took      time.Duration
 	Hopeless  bool  // with Err: another attempt can hardly do better while both ends stay as they are
 	Err       error // why there is no link, for people; ErrYielded is no failure
@@ -179,6 +191,15 @@ func (a *Attempter) Start(ctx context.Context, req Request) error {
 		a.finish(ctx, att, a.run(ctx, att, req.LocalUplink, req, nil))
 	}()
 	return nil
+}
+
+// Cancel ends the attempt for a link, if one runs; its Result has the cause.
+func (a *Attempter) Cancel(link mesh.LinkID, cause error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if att := a.attempts[link]; att != nil {
+		att.cancel(cause)
+	}
 }
 
 // Answer replies to a peer's offer with our own and goes on with the checks in

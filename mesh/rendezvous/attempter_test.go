@@ -1,10 +1,12 @@
 package rendezvous
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -25,6 +27,7 @@ type hub struct {
 	sockets map[netip.AddrPort]*fakeSocket
 	blocked bool
 	sent    int
+	asked   int
 }
 
 const flight = 10 * time.Millisecond
@@ -37,11 +40,15 @@ type fakeSocket struct {
 
 	mu     sync.Mutex
 	keys   discovery.Keys
+	sent   int
 	closed bool
 }
 
 func (s *fakeSocket) Port() uint16                       { return s.at.Port() }
 func (s *fakeSocket) Arrivals() <-chan discovery.Arrival { return s.in }
+
+// Sent says that each packet has ten bytes.
+func (s *fakeSocket) Sent() (packets, bytes int) { return s.sent, 10 * s.sent }
 
 func (s *fakeSocket) deliver(p discovery.CheckPacket) {
 	time.AfterFunc(flight, func() {
@@ -53,6 +60,10 @@ func (s *fakeSocket) deliver(p discovery.CheckPacket) {
 }
 
 func (s *fakeSocket) Ask(q discovery.Query) bool {
+	s.sent++
+	s.hub.mu.Lock()
+	s.hub.asked++
+	s.hub.mu.Unlock()
 	for _, r := range s.seen {
 		if r.Server == q.Server {
 			s.deliver(discovery.CheckPacket{Kind: discovery.ServerResponse, Peer: q.Server, Tx: q.Tx, Mapped: r.Mapped})
@@ -68,6 +79,7 @@ func (s *fakeSocket) Expect(k discovery.Keys) {
 }
 
 func (s *fakeSocket) Send(p discovery.CheckPacket, k discovery.Keys) {
+	s.sent++
 	s.hub.mu.Lock()
 	to := s.hub.sockets[p.Peer]
 	s.hub.sent++
@@ -102,6 +114,10 @@ type party struct {
 	uplink mesh.Uplink
 	seen   []discovery.Reflexion
 	survey discovery.Uplink
+	// declared are addresses at which the operator says that the uplink is reached.
+	declared []netip.Addr
+	gateway  netip.Addr // lets ports in at the next number; invalid: it does not
+	open     netip.Addr // where its ports are; invalid: at its first address
 }
 
 type scene struct {
@@ -127,6 +143,10 @@ func newScene(t *testing.T, n int) (*scene, []*party) {
 			Mesh: testMesh, Self: p.id,
 			Uplink:   func(name string) (mesh.Uplink, bool) { return p.uplink, name == p.uplink.Name },
 			Servers:  func() []netip.AddrPort { return servers },
+			Declared: func(string) []netip.Addr { return p.declared },
+			Map: func(_ context.Context, _ string, port uint16) (netip.AddrPort, bool) {
+				return netip.AddrPortFrom(p.gateway, port+1), p.gateway.IsValid()
+			},
 			Surveyed: func(string) discovery.Uplink { return p.survey },
 			Key: func() (mesh.Epoch, mesh.WireGuardKey) {
 				return 3, mesh.WireGuardKey(append(p.id[:], make([]byte, 24)...))
@@ -138,7 +158,7 @@ func newScene(t *testing.T, n int) (*scene, []*party) {
 				sc.hub.port++
 				sc.hub.open++
 				s := &fakeSocket{
-					hub: sc.hub, at: netip.AddrPortFrom(p.uplink.Addrs[0], 51800+sc.hub.port), seen: p.seen, in: make(chan discovery.Arrival, 64),
+					hub: sc.hub, at: netip.AddrPortFrom(cmp.Or(p.open, p.uplink.Addrs[0]), 51800+sc.hub.port), seen: p.seen, in: make(chan discovery.Arrival, 64),
 				}
 				sc.hub.sockets[s.at] = s
 				return s, nil
@@ -206,6 +226,65 @@ func TestAttempt(t *testing.T) {
 		}
 		if sc.hub.open != 0 {
 			t.Errorf("%d sockets open after the results", sc.hub.open)
+		}
+		if sum := a.Packets + b.Packets; sum != sc.hub.sent+sc.hub.asked || a.Packets == 0 || b.Packets == 0 || a.Bytes+b.Bytes != 10*sum {
+			t.Errorf("they have sent %d and %d packets, %d and %d bytes; %d checks and %d queries were sent", a.Packets, b.Packets, a.Bytes, b.Bytes, sc.hub.sent, sc.hub.asked)
+		}
+	})
+}
+
+// A host that knows itself by another address than others reach it at is reached
+// where the operator says.
+func TestDeclaredAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sc, p := newScene(t, 2)
+		defer sc.end(t)
+		outside := p[0].uplink.Addrs[0]
+		p[0].uplink.Addrs = []netip.Addr{netip.MustParseAddr("192.168.7.2")}
+		p[0].open = outside
+		p[0].declared = []netip.Addr{outside, netip.MustParseAddr("10.86.0.9")} // the second is of the overlay
+		var offered []discovery.Candidate
+		exchange := p[0].cfg.Exchange
+		p[0].cfg.Exchange = func(ctx context.Context, peer mesh.NodeID, o discovery.Offer) (discovery.Offer, error) {
+			offered = o.Candidates
+			return exchange(ctx, peer, o)
+		}
+		if err := p[0].Start(t.Context(), p[0].request(p[1])); err != nil {
+			t.Fatal(err)
+		}
+		a, b := <-p[0].Results(), <-p[1].Results()
+		if a.Err != nil || b.Err != nil {
+			t.Fatal(a.Err, b.Err)
+		}
+		want := discovery.Candidate{Kind: discovery.CandidateDeclared, Addr: netip.AddrPortFrom(outside, a.Port)}
+		if !slices.Contains(offered, want) || len(offered) != 2 || b.Endpoint != want.Addr || b.Class != discovery.ClassDirect {
+			t.Errorf("offered %v, reached at %s as %s", offered, b.Endpoint, b.Class)
+		}
+	})
+}
+
+// What a gateway lets in is offered as what it is.
+func TestMappedPort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sc, p := newScene(t, 2)
+		defer sc.end(t)
+		p[0].gateway = netip.MustParseAddr("198.18.7.7")
+		var offered []discovery.Candidate
+		exchange := p[0].cfg.Exchange
+		p[0].cfg.Exchange = func(ctx context.Context, peer mesh.NodeID, o discovery.Offer) (discovery.Offer, error) {
+			offered = o.Candidates
+			return exchange(ctx, peer, o)
+		}
+		if err := p[0].Start(t.Context(), p[0].request(p[1])); err != nil {
+			t.Fatal(err)
+		}
+		a, b := <-p[0].Results(), <-p[1].Results()
+		if a.Err != nil || b.Err != nil {
+			t.Fatal(a.Err, b.Err)
+		}
+		want := discovery.Candidate{Kind: discovery.CandidateMapped, Addr: netip.AddrPortFrom(p[0].gateway, a.Port+1)}
+		if !slices.Contains(offered, want) || want.Class() != discovery.ClassTranslated {
+			t.Errorf("offered %v", offered)
 		}
 	})
 }

@@ -3,6 +3,7 @@ package wire
 import (
 	"cmp"
 	"encoding/binary"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -33,6 +34,7 @@ const (
 	typeSegment = 2
 	typeSilence = 3
 	typeGoodbye = 4
+	typeSight   = 5
 )
 
 // A Message is one datagram between neighbours. Incarnation is the sender's:
@@ -42,7 +44,7 @@ type Message struct {
 	Body        Body
 }
 
-// A Body is one of Probe, Segment, Silence and Goodbye.
+// A Body is one of Probe, Segment, Silence, Goodbye and Sight.
 type Body interface{ kind() byte }
 
 // A Probe measures one link in both directions and carries each end's
@@ -111,10 +113,15 @@ type LinkName struct {
 // Goodbye says that the sender stops forwarding: a clean leave.
 type Goodbye struct{}
 
+// Sight says where the receiver's packets on this link come from, as the sender sees
+// it on the underlay. A node from before it was added drops it.
+type Sight struct{ Endpoint netip.AddrPort }
+
 func (Probe) kind() byte   { return typeProbe }
 func (Segment) kind() byte { return typeSegment }
 func (Silence) kind() byte { return typeSilence }
 func (Goodbye) kind() byte { return typeGoodbye }
+func (Sight) kind() byte   { return typeSight }
 
 // Encode gives the message's only encoding.
 func Encode(m Message) []byte {
@@ -149,6 +156,9 @@ func Encode(m Message) []byte {
 			b = appendName(b, l.Local)
 			b = appendName(b, l.Remote)
 		}
+	case Sight:
+		b = append(b, body.Endpoint.Addr().AsSlice()...)
+		b = binary.BigEndian.AppendUint16(b, body.Endpoint.Port())
 	}
 	return b
 }
@@ -169,6 +179,8 @@ func Decode(b []byte) (Message, error) {
 		m.Body = r.silence()
 	case typeGoodbye:
 		m.Body = Goodbye{}
+	case typeSight:
+		m.Body = r.sight()
 	default:
 		return Message{}, ErrMalformed
 	}
@@ -207,6 +219,14 @@ func (r *reader) silence() (s Silence) {
 		r.bad = r.bad || i > 0 && s.Links[i-1].compare(l) >= 0
 		s.Links = append(s.Links, l)
 	}
+	return s
+}
+
+// sight reads an endpoint, whose length tells the address family.
+func (r *reader) sight() Sight {
+	addr, ok := netip.AddrFromSlice(r.take(max(len(r.b)-2, 0)))
+	s := Sight{netip.AddrPortFrom(addr, r.u16())}
+	r.bad = r.bad || !ok || addr.Is4In6() || s.Endpoint.Port() == 0
 	return s
 }
 

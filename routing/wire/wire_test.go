@@ -18,7 +18,7 @@ import (
 	"guywire/mesh"
 )
 
-var equate = cmp.Options{cmpopts.EquateComparable(netip.Prefix{}, Destination{})}
+var equate = cmp.Options{cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{}, Destination{})}
 
 func key(seed byte) (ed25519.PrivateKey, mesh.IdentityKey) {
 	k := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{seed}, 32))
@@ -59,6 +59,8 @@ func messages() []Message {
 		{Incarnation: 3, Body: Silence{Links: []LinkName{{"isp-a", "wan"}, {"isp-b", "lte0"}, {"isp-b", "wan"}}}},
 		{Incarnation: 3, Body: Silence{}},
 		{Incarnation: 4, Body: Goodbye{}},
+		{Incarnation: 5, Body: Sight{netip.MustParseAddrPort("203.0.113.5:40001")}},
+		{Incarnation: 5, Body: Sight{netip.MustParseAddrPort("[2001:db8::5]:1")}},
 	}
 }
 
@@ -88,7 +90,7 @@ func TestRoundTrip(t *testing.T) {
 		if err != nil {
 			t.Fatalf("message %d, %T: %v", i, m.Body, err)
 		}
-		if diff := cmp.Diff(m, got); diff != "" {
+		if diff := cmp.Diff(m, got, equate); diff != "" {
 			t.Errorf("message %d, %T (-want +got):\n%s", i, m.Body, diff)
 		}
 	}
@@ -172,7 +174,7 @@ func TestDatagramRefusesOtherEncodings(t *testing.T) {
 		to byte
 	}{
 		"another version":      {probe, 0, Version + 1},
-		"an unknown type":      {probe, 1, typeGoodbye + 1},
+		"an unknown type":      {probe, 1, typeSight + 1},
 		"an unknown verdict":   {probe, body + 20, byte(knownFlags) + 1},
 		"padding with content": {probe, ProbeLen + 1, 1},
 		"more padding claimed": {probe, ProbeLen - 1, 4},
@@ -196,6 +198,13 @@ func TestDatagramRefusesOtherEncodings(t *testing.T) {
 				t.Errorf("accepted as %+v", m)
 			}
 		})
+	}
+	for _, b := range [][]byte{{}, {1}, {1, 2}, {1, 2, 3, 4, 0}, {1, 2, 3, 4, 0, 0}, append(make([]byte, 10), 0xff, 0xff, 1, 2, 3, 4, 0, 9)} {
+		head := Encode(Message{Body: Goodbye{}})
+		head[1] = typeSight
+		if m, err := Decode(append(head, b...)); err == nil {
+			t.Errorf("a sight of %x is accepted as %+v", b, m)
+		}
 	}
 	if _, err := Decode(Encode(Message{Body: Probe{Pad: MaxPad + 1}})); err == nil {
 		t.Error("a datagram over MaxMessage is accepted")

@@ -44,10 +44,8 @@ func (s Status) Leads() bool { return s.Role == "leader" }
 
 // Status looks at the log.
 func (s *Store) Status() Status {
-	_, id := s.raft.LeaderWithID()
-	leader, _ := mesh.ParseNodeID(string(id)) // empty: none is known
 	st := Status{
-		Role: roles[s.raft.State()], Leader: leader, Term: s.raft.CurrentTerm(),
+		Role: roles[s.raft.State()], Leader: s.leader(), Term: s.raft.CurrentTerm(),
 		Last: s.raft.LastIndex(), Commit: s.raft.CommitIndex(), Applied: s.raft.AppliedIndex(),
 		Failed: s.log.failed.Load(), Doubled: s.stream.doubles(),
 	}

@@ -301,11 +301,21 @@ func TestWritesSurviveTheLeader(t *testing.T) {
 			t.Errorf("follower answered %v, want the leader %s", err, voters[old].config.ID)
 		}
 	}
+	rest := append(append([]*voter(nil), voters[:old]...), voters[old+1:]...)
+	led, cancel := rest[0].WhileLed(t.Context(), voters[old].config.ID)
+	defer cancel()
+	if other, cancel := rest[0].WhileLed(t.Context(), rest[0].config.ID); true {
+		<-other.Done() // nobody who leads
+		cancel()
+	}
+	if led.Err() != nil {
+		t.Error("a call to the leader was given up while it leads")
+	}
 	// A kill, not a farewell: nothing is handed over.
 	if err := voters[old].stop().Error(); err != nil {
 		t.Fatal(err)
 	}
-	rest := append(append([]*voter(nil), voters[:old]...), voters[old+1:]...)
+	<-led.Done()
 	last = f.propose(rest, f.write(99))
 	f.agree(rest, last.Index)
 	if got := rest[0].State().Nodes[f.first()].Control[0].Port(); got != 99 {

@@ -335,6 +335,32 @@ func (s *Store) Watch() (changed <-chan struct{}, stop func()) {
 	}
 }
 
+// leader is who leads, as far as this voter knows; zero: nobody.
+func (s *Store) leader() mesh.NodeID {
+	_, id := s.raft.LeaderWithID()
+	leader, _ := mesh.ParseNodeID(string(id)) // empty: none is known
+	return leader
+}
+
+// WhileLed derives a context that ends when this voter does not know leader as
+// the leader any more.
+func (s *Store) WhileLed(ctx context.Context, leader mesh.NodeID) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	changed, stop := s.Watch()
+	go func() {
+		defer stop()
+		for s.leader() == leader {
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+		}
+		cancel()
+	}()
+	return ctx, cancel
+}
+
 func (s *Store) notify() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -403,9 +429,7 @@ func (s *Store) wait(ctx context.Context, future raft.Future) error {
 func (s *Store) explain(err error) error {
 	switch {
 	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress):
-		_, id := s.raft.LeaderWithID()
-		leader, _ := mesh.ParseNodeID(string(id)) // empty: none is known
-		return &NotLeaderError{Leader: leader}
+		return &NotLeaderError{Leader: s.leader()}
 	case errors.Is(err, raft.ErrLeadershipLost), errors.Is(err, raft.ErrAbortedByRestore):
 		return fmt.Errorf("%w: %w", ErrUnknownOutcome, err)
 	case errors.Is(err, raft.ErrRaftShutdown):

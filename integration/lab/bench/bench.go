@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"guywire/integration/grid"
 	"guywire/integration/lab"
 	"guywire/integration/lab/peers"
 	"guywire/integration/lab/screen"
@@ -28,6 +29,7 @@ type options struct {
 	cuts     int           // events of each kind
 	minutes  float64       // of the watch for false alarms
 	systems  []string      // of the peers benchmark; empty: all
+	pairs    string        // of the nat benchmark; empty: the share of `make test`
 	logs     string        // where the logs of all labs go; empty: nowhere
 	verbose  bool
 }
@@ -52,6 +54,11 @@ var parts = []part{
 	{"writes", "Writes and joins", (*bench).writes, true, false},
 	{"leader", "Death of the leader", (*bench).leader, false, false},
 	{"disk", "A disk that stalls", (*bench).disk, false, true},
+	{"nat", "Pairs of networks", (*bench).nat, false, false},
+	{"join", "Joins through NAT", (*bench).join, false, false},
+	{"recovery", "Networks that change", (*bench).recovery, false, false},
+	{"thirty", "Thirty sites", (*bench).thirty, false, false},
+	{"stun", "A STUN server", (*bench).stun, false, false},
 }
 
 func names() (out []string) {
@@ -89,10 +96,12 @@ func (f figure) least(target float64) figure {
 
 // report is what --json writes.
 type report struct {
-	Schema  int          `json:"schema"` // 2
-	Started time.Time    `json:"started"`
-	Figures []figure     `json:"figures"`
-	Joins   []world.Join `json:"joins"` // of the demo network
+	Schema  int           `json:"schema"` // 2
+	Started time.Time     `json:"started"`
+	Figures []figure      `json:"figures"`
+	Joins   []world.Join  `json:"joins"` // of the demo network
+	Pairs   []grid.Result `json:"pairs"` // of networks
+	Mixed   *grid.Mixed   `json:"mixed"` // null: not measured
 }
 
 // A bench is one run.
@@ -124,7 +133,7 @@ func run(ctx context.Context, opts options) error {
 	}
 	b := &bench{
 		options: opts, screen: screen.New(opts.out, opts.verbose),
-		report: report{Schema: 2, Started: time.Now(), Figures: []figure{}, Joins: []world.Join{}},
+		report: report{Schema: 2, Started: time.Now(), Figures: []figure{}, Joins: []world.Join{}, Pairs: []grid.Result{}},
 	}
 	var errs []error
 	for i, p := range parts {

@@ -32,7 +32,9 @@ const (
 )
 
 // InsideCommands returns what the package needs inside nodes.
-func InsideCommands() []*cobra.Command { return []*cobra.Command{writeCommand(), redeemCommand()} }
+func InsideCommands() []*cobra.Command {
+	return []*cobra.Command{writeCommand(), redeemCommand(), stunCommand()}
+}
 
 // An attempt is one thing that a client asked of the mesh. Times are flow.Monotonic.
 type attempt struct {

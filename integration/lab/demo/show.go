@@ -3,6 +3,7 @@ package demo
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -36,6 +37,9 @@ func (d *demo) show(ctx context.Context) error {
 	d.Screen.Say("")
 	for _, way := range d.transits(ctx) {
 		d.Screen.Note("%s", way)
+	}
+	if why := misplaced(d.Sites, d.Links); why != "" {
+		return errors.New(why)
 	}
 	m, err := d.Matrix(ctx, 3)
 	if err != nil {
@@ -137,13 +141,34 @@ func linkTable(links map[string][]api.Link) *screen.Table {
 	return t
 }
 
+// direct reports whether a has a link to b that is up.
+func direct(a, b *world.Site, links map[string][]api.Link) bool {
+	return slices.ContainsFunc(links[a.Name], func(l api.Link) bool {
+		return l.Peer == b.Name && (l.State == api.LinkUp || l.State == api.LinkDegraded)
+	})
+}
+
+// misplaced names a pair of sites that has not the link that its NATs allow, or has one that they do not: the two sites of the
+// demo that are behind NATs cannot meet, since one NAT gives each peer another port and the other looks at ports.
+func misplaced(sites []*world.Site, links map[string][]api.Link) string {
+	for i, a := range sites {
+		for _, b := range sites[i+1:] {
+			switch met, can := direct(a, b, links), a.Public() || b.Public(); {
+			case can && !met:
+				return fmt.Sprintf("%s (%s) and %s (%s) have no direct link, although one is public; see `meshctl links`", a.Name, a.NAT(), b.Name, b.NAT())
+			case met && !can:
+				return fmt.Sprintf("%s (%s) and %s (%s) have a direct link, although their NATs allow none: is a NAT of the lab not what it says?", a.Name, a.NAT(), b.Name, b.NAT())
+			}
+		}
+	}
+	return ""
+}
+
 // transits tells the way, as the agents compute it, of those pairs that have no direct link.
 func (d *demo) transits(ctx context.Context) (ways []string) {
 	for i, a := range d.Sites {
 		for _, b := range d.Sites[i+1:] {
-			if slices.ContainsFunc(d.Links[a.Name], func(l api.Link) bool {
-				return l.Peer == b.Name && (l.State == api.LinkUp || l.State == api.LinkDegraded)
-			}) {
+			if direct(a, b, d.Links) {
 				continue
 			}
 			var p api.Path

@@ -71,3 +71,31 @@ func TestMatrixTable(t *testing.T) {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
+
+func TestMisplaced(t *testing.T) {
+	site := func(name, nat string) *world.Site {
+		return &world.Site{Name: name, Uplinks: []api.Uplink{{Name: "isp1", NAT: nat}}}
+	}
+	fra, mad, syd := site("fra", "none"), site("mad", "easy"), site("syd", "symmetric")
+	up := func(peers ...string) (links []api.Link) {
+		for _, p := range peers {
+			links = append(links, api.Link{Peer: p, State: api.LinkUp})
+		}
+		return links
+	}
+	for _, c := range []struct {
+		name     string
+		fra, mad []api.Link
+		want     string
+	}{
+		{"as it should be", up("mad", "syd"), up("fra"), ""},
+		{"no link to a public site", up("mad"), up("fra"), "fra (public) and syd (symmetric) have no direct link"},
+		{"one that cannot be", up("mad", "syd"), up("fra", "syd"), "mad (easy) and syd (symmetric) have a direct link"},
+		{"one that is down", []api.Link{{Peer: "mad", State: api.LinkDown}, {Peer: "syd", State: api.LinkUp}}, nil, "fra (public) and mad (easy) have no direct link"},
+	} {
+		got := misplaced([]*world.Site{fra, mad, syd}, map[string][]api.Link{"fra": c.fra, "mad": c.mad})
+		if !strings.HasPrefix(got, c.want) || c.want == "" && got != "" {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+	}
+}

@@ -112,11 +112,11 @@ func sampleNetcheck(uplinks []api.Uplink) api.Netcheck {
 	return api.Netcheck{
 		Node: "berlin-1", Control: []netip.AddrPort{at("203.0.113.10:8686")},
 		Uplinks: []api.UplinkCheck{
-			{Uplink: uplinks[0], UDP: "passes", Checked: new(ago(6 * time.Minute)), Servers: []api.ServerCheck{
+			{Uplink: uplinks[0], UDP: "passes", Lifetime: "endless", Lifetime6: "115s", Checked: new(ago(6 * time.Minute)), Servers: []api.ServerCheck{
 				{Server: at("203.0.113.20:8686"), Node: "paris-1", RTTMs: new(12.1), Seen: at("203.0.113.10:51820")},
 				{Server: at("[2001:db8:c::30]:8686"), Node: "rome-1", RTTMs: new(29.6), Seen: at("[2001:db8:a::10]:51820")},
 			}},
-			{Uplink: uplinks[1], UDP: "passes", Checked: new(ago(40 * time.Second)), Servers: []api.ServerCheck{
+			{Uplink: uplinks[1], UDP: "passes", Lifetime: "short", Lifetime6: "unknown", Forwarded: addrs("198.18.9.9"), Mapping: "PCP", Checked: new(ago(40 * time.Second)), Servers: []api.ServerCheck{
 				{Server: at("203.0.113.20:8686"), Node: "paris-1", RTTMs: new(47.9), Seen: at("198.18.9.9:40211")},
 				{Server: at("203.0.113.30:8686"), Node: "rome-1", RTTMs: new(61.3), Seen: at("198.18.9.9:51007")},
 				{Server: at("203.0.113.40:8686"), Node: "kyiv-1"},
@@ -138,7 +138,7 @@ func sampleLinks() api.Links {
 		{
 			Peer: "kyiv-1", PeerID: ID(5), Local: "fibre", Remote: "wan", State: api.LinkIdle, Since: ago(41 * time.Minute),
 			Reason: "no answer to 20 connectivity checks on 2 candidate pairs", NextTry: new(Now.Add(4 * time.Second)),
-			Device: "gw-5a", LocalPort: 51803,
+			Device: "gw-5a", LocalPort: 51803, Attempts: api.Attempts{Begun: 3, Packets: 66, Bytes: 6204},
 		},
 		{
 			Peer: "paris-1", PeerID: ID(2), Local: "fibre", Remote: "wan", Path: "direct", State: api.LinkUp, Since: ago(72 * time.Hour), Reason: "measured",
