@@ -31,6 +31,7 @@ type options struct {
 	memory   int
 	cpus     int
 	verbose  bool
+	bench    bool
 }
 
 func main() {
@@ -52,6 +53,7 @@ func main() {
 		flag.DurationVar(&o.limit, "timeout", 40*time.Minute, "end a machine after this time")
 		flag.IntVar(&o.memory, "m", 4096, "memory of a machine in MiB")
 		flag.IntVar(&o.cpus, "smp", 2, "processors of a machine that is not emulated")
+		flag.BoolVar(&o.bench, "bench", false, "measure instead, and print all")
 		flag.BoolVar(&o.verbose, "v", false, "print all that tests print")
 		flag.Parse()
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -74,6 +76,9 @@ func host(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
+	if o.bench {
+		entries, o.verbose = measured, true
+	}
 	if err := needEmulator(ctx); err != nil {
 		return err
 	}
@@ -90,7 +95,7 @@ func host(ctx context.Context, o options) error {
 		return err
 	}
 	fmt.Printf("kernels, programs and tests are there after %s\n", time.Since(started).Round(time.Second))
-	if o.packages == "" {
+	if o.packages == "" && !o.bench {
 		for pkg, why := range absent {
 			fmt.Printf("?   \tguywire/%s\t[not in a machine: %s]\n", pkg, why)
 		}
@@ -188,16 +193,9 @@ func (o options) machine(ctx context.Context, out io.Writer, k kernelImage, shel
 	for i, accel := range accels {
 		r := &report{out: out, log: log, verbose: o.verbose, left: make(map[string][]skip)}
 		_, _ = fmt.Fprintf(out, "=== kernel %s, QEMU with %s\n", k.version, accel)
-		var parts []part
-		for _, e := range entries {
-			emulated := accel == "tcg"
-			p := e.part(emulated, k.series, o.only)
-			if emulated && e.slow != "" {
-				_, _ = fmt.Fprintf(out, "?   \t%s\t[not in emulation: %s]\n", p.Name, e.slow)
-				continue
-			}
-			parts = append(parts, p)
-			r.left[p.Name] = e.skipped(emulated, k.series)
+		parts := measurements
+		if !o.bench {
+			parts = o.tests(r, entries, accel == "tcg", k.series)
 		}
 		missing, err := pack(ctx, m.initrd, k, shell, built, entries, parts)
 		if err != nil {
@@ -226,11 +224,26 @@ func (o options) machine(ctx context.Context, out io.Writer, k kernelImage, shel
 		if err != nil {
 			word = "FAIL"
 		}
-		_, _ = fmt.Fprintf(out, "%s kernel %s, %s: %d packages, %d tests skipped, %s, %s of processor time\n",
+		_, _ = fmt.Fprintf(out, "%s kernel %s, %s: %d parts, %d tests skipped, %s, %s of processor time\n",
 			word, k.version, accel, len(parts), r.skipped, time.Since(start).Round(time.Second), busy.Round(time.Second))
 		return err
 	}
 	return errNoHello
+}
+
+// tests makes the parts of the suite for a machine; what it leaves out is told
+// to r.
+func (o options) tests(r *report, entries []entry, emulated bool, series string) (parts []part) {
+	for _, e := range entries {
+		p := e.part(emulated, series, o.only)
+		if emulated && e.slow != "" {
+			_, _ = fmt.Fprintf(r.out, "?   \t%s\t[not in emulation: %s]\n", p.Name, e.slow)
+			continue
+		}
+		parts = append(parts, p)
+		r.left[p.Name] = e.skipped(emulated, series)
+	}
+	return parts
 }
 
 // prefixed writes what is written to it with a prefix before each line. Writes

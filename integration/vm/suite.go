@@ -66,6 +66,22 @@ var absent = map[string]string{
 	"integration/truth": "it compiles meshd with a clock of its own, and there is no Go inside",
 }
 
+// measured are the packages whose tests have benchmarks among the measurements.
+var measured = []entry{{pkg: "mesh/wg"}}
+
+// measurements are what runs with -bench, one after the other.
+var measurements = []part{
+	{
+		Name: "links", Dir: "/src/mesh/wg", Limit: 10 * time.Minute,
+		Argv: []string{"/tests/" + binaryName("mesh/wg"), "-test.run=^$", "-test.bench=^BenchmarkTunnels$", "-test.benchtime=1x"},
+	},
+	{
+		Name: "throughput", Dir: "/", Limit: 20 * time.Minute,
+		Argv: []string{"/programs/meshlab", "bench", "--only", "throughput", "--rounds", "5", "--transfer", "1s"},
+	},
+	{Name: "demo", Dir: "/", Limit: 20 * time.Minute, Argv: []string{"/programs/meshlab", "demo"}},
+}
+
 // programs are built for tests that build them, and land in /programs.
 var programs = []string{"cmd/meshd", "cmd/meshctl", "cmd/meshlab"}
 
