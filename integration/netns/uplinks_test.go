@@ -49,10 +49,11 @@ links:
 
 	// Each uplink has a rule for its mark, and a default route in its table.
 	found := w.snapshot("a")
-	for slot, uplink := range []string{"one", "two"} {
+	for i, uplink := range []string{"one", "two"} {
+		u := mesh.Uplink{Slot: uint8(i + 1)}
 		for _, want := range []string{
-			fmt.Sprintf("rule %d family 2 mark %#x table %d protocol %d ", mesh.RuleUplinkBase+slot, mesh.MarkBase+slot, mesh.UplinkTableBase+slot, mesh.RouteProtocol),
-			fmt.Sprintf("route -/0 family 2 table %d protocol %d type 1 metric 0 dev %q ", mesh.UplinkTableBase+slot, mesh.RouteProtocol, uplink),
+			fmt.Sprintf("rule %d family 2 mark %#x table %d protocol %d ", mesh.RuleUplinkBase+i+1, u.Mark(), u.Table(), mesh.RouteProtocol),
+			fmt.Sprintf("route -/0 family 2 table %d protocol %d type 1 metric 1 dev %q ", u.Table(), mesh.RouteProtocol, uplink),
 		} {
 			if !slices.ContainsFunc(found, func(line string) bool { return strings.HasPrefix(line, want) }) {
 				t.Errorf("a has no %s", want)
