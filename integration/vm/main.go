@@ -205,9 +205,11 @@ func (o options) machine(ctx context.Context, out io.Writer, k kernelImage, shel
 		if len(missing) > 0 {
 			_, _ = fmt.Fprintf(out, "this kernel has no module %s\n", strings.Join(missing, ", "))
 		}
-		limited, stop := context.WithTimeoutCause(ctx, o.limit, fmt.Errorf("the machine did not end within %s", o.limit))
+		limited, stop := context.WithCancelCause(ctx)
+		ended := afterAwake(o.limit, func() { stop(fmt.Errorf("the machine did not end within %s", o.limit)) })
 		busy, err := m.boot(limited, accel, r.line)
-		stop()
+		ended()
+		stop(nil)
 		r.close()
 		if errors.Is(err, errNoHello) && i+1 < len(accels) && ctx.Err() == nil {
 			_, _ = fmt.Fprintln(out, err)
