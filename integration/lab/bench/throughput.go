@@ -3,7 +3,6 @@ package bench
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -46,17 +45,20 @@ func (b *bench) throughput(ctx context.Context) (err error) {
 	}
 	t := &screen.Table{Heads: []string{"", ">MESH", ">BY HAND", ""}}
 	var figures []figure
-	for _, streams := range []int{1, 4} {
-		mesh, hand, err := b.inTurns(fmt.Sprintf("%d streams", streams), inMesh, byHand, func(w *world.World) (float64, error) {
-			return w.Transfer(ctx, streams, b.transfer)
+	for _, bulk := range []struct {
+		what    string
+		streams int
+	}{{"one stream", 1}, {"four streams", 4}} {
+		mesh, hand, err := b.inTurns(bulk.what, inMesh, byHand, func(w *world.World) (float64, error) {
+			return w.Transfer(ctx, bulk.streams, b.transfer)
 		})
 		if err != nil {
 			return err
 		}
-		t.Add(fmt.Sprintf("%d streams", streams), number(quantile(mesh, 0.5)), number(quantile(hand, 0.5)), "Mbit/s")
+		t.Add(bulk.what, number(quantile(mesh, 0.5)), number(quantile(hand, 0.5)), "Mbit/s")
 		r := ratios(mesh, hand)
 		figures = append(figures, figure{
-			What: fmt.Sprintf("mesh / by hand, %d streams", streams), Value: quantile(r, 0.5), Samples: r,
+			What: "mesh / by hand, " + bulk.what, Value: quantile(r, 0.5), Samples: r,
 		}.least(0.97))
 	}
 	mesh, hand, err := b.inTurns("round trips", inMesh, byHand, func(w *world.World) (float64, error) {
