@@ -220,8 +220,8 @@ func TestSpread(t *testing.T) {
 		n.Nodes[site].Meshd = lab.Settings{"nat": map[string]any{"spread": "eager"}}
 	}
 	m := meshBy(t, n, Transit, recovery)
-	const others = 100                                                                                 // flows of tunnels, STUN and attempts as ever
-	made := map[string]int{boxOf(left): discovery.SpreadProbes, boxOf(right): discovery.SpreadSockets} // by a search in vain
+	const others = 100 // flows of tunnels, STUN and attempts as ever; a search in vain makes these:
+	made := map[string]int{boxOf(left): discovery.SpreadProbes, boxOf(right): discovery.SpreadSockets}
 	peak, way, why := map[string]int{}, None, ""
 	ended, err := poll(t.Context(), 2*recovery, func() (bool, error) {
 		for box := range made {
