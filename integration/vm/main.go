@@ -290,7 +290,7 @@ func pack(ctx context.Context, to string, k kernelImage, shell, built string, en
 	a.bytes("etc/hostname", 0o644, []byte("vm\n"))
 	a.link("var/run", "/run")
 	a.file("bin/busybox", shell)
-	for _, name := range strings.Fields("sh cat true false sleep test grep hostname id ls kill mkdir rmdir") {
+	for name := range strings.FieldsSeq("sh cat true false sleep test grep hostname id ls kill mkdir rmdir") {
 		a.link("bin/"+name, "busybox")
 	}
 	a.link("programs/go", "/init")

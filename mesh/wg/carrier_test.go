@@ -99,7 +99,7 @@ func TestThroughCarrier(t *testing.T) {
 
 			must(t, door.Close())    // the agent goes: what is open stays
 			const n, size = 40, 1200 // fewer than a queue holds
-			before := a.carrier() // which dropped some if the first handshake was lost: what waited for the second one came at once
+			before := a.carrier()    // which dropped some if the first handshake was lost: what waited for the second one came at once
 			if arrived := burst(a, b, n, size); arrived != n {
 				t.Errorf("%d of %d datagrams arrived", arrived, n)
 			}
