@@ -38,9 +38,10 @@ type lsdb struct {
 	origins map[mesh.NodeID]*origin
 	graph   *spf.Graph
 	digest  uint64
-	// replaced says that prefixes may have other origins than before, late that
-	// announcements wait because they came too fast.
-	replaced, late bool
+	// replaced says that prefixes may have other origins than before, lost that
+	// somebody may have lost paths, late that announcements wait because they came
+	// too fast.
+	replaced, lost, late bool
 }
 
 type origin struct {
@@ -243,13 +244,17 @@ func (db *lsdb) relink(id mesh.NodeID, o *origin) {
 	case o.overload:
 		mode = spf.LastResort
 	}
-	db.graph.SetTransit(id, mode)
+	db.lost = db.graph.SetTransit(id, mode) || db.lost
 	old := o.adj
 	o.adj = adj
 	changed := make([]mesh.NodeID, 0, len(adj))
-	for peer, a := range old {
-		if adj[peer] != a {
+	for peer, before := range old {
+		a, there := adj[peer]
+		if a != before {
 			changed = append(changed, peer)
+		}
+		if !there || a.Drain && !before.Drain || a.Cost/2 > before.Cost {
+			db.lost = true
 		}
 	}
 	for peer := range adj {

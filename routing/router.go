@@ -35,9 +35,10 @@ const (
 	// agreePatience is how long a restarted node waits for another's agreement to
 	// be refused. It does not come from one that lets us in no more.
 	agreePatience = 20 * time.Second
-	// slackAfter is how long the mesh must have been calm before more than the
-	// distance is told.
+	// slackAfter is how long nobody may have lost a path to a destination before
+	// more than our distance is told, and slackEvery how exactly that is measured.
 	slackAfter = time.Second
+	slackEvery = slackAfter / 4
 	// collectAfter is how often destinations that nobody knows are freed.
 	collectAfter = 10 * time.Second
 )
@@ -78,7 +79,7 @@ type Router struct {
 	compute Pace
 	floods  Pace
 	due     bool      // the database changed since the last computation
-	moved   time.Time // when a distance last changed
+	moved   time.Time // when a neighbour last came, went, or fell into doubt
 	slackAt time.Time // when slack is to be taken; zero: there is none to take
 
 	holding   bool   // nobody is let in yet

@@ -697,3 +697,37 @@ func TestNoWayIsLostWhenCostsChange(t *testing.T) {
 		t.Error("no raise was held")
 	}
 }
+
+// What changes elsewhere does not keep a node from having a second next hop: in a
+// large mesh something always changes.
+func TestABackupDoesNotWaitForTheRestOfTheMesh(t *testing.T) {
+	w, ids := newNetwork(1, 20)
+	a, b, c, far := ids[0], ids[1], ids[2], ids[3:]
+	w.join(a, b, 1000, 1000)
+	w.join(b, c, 5000, 5000)
+	w.join(c, far[0], 3000, 3000)
+	for i := range far[1:] {
+		w.join(far[i], far[i+1], 2000, 2000)
+	}
+	last, still, stillest := w.now, uint64(0), time.Duration(0)
+	for round := range 80 {
+		if round == 20 {
+			w.join(a, c, 5000, 5000)
+		}
+		i, cost := w.rng.IntN(len(far)-1), mesh.Cost(2000+w.rng.IntN(50_000))
+		w.join(far[i], far[i+1], cost, cost)
+		w.run(50 * time.Millisecond)
+		if d := w.routers[a].Digest(); d != still {
+			last, still = w.now, d
+		}
+		stillest = max(stillest, w.now.Sub(last))
+	}
+	if stillest >= slackAfter {
+		t.Errorf("nothing changed for %v: this tests nothing", stillest)
+	}
+	for _, d := range w.routers[a].Table().Destinations {
+		if d.Key.Node == b && len(d.Successors) < 2 {
+			t.Errorf("the successors to b are %v, without c", d.Successors)
+		}
+	}
+}

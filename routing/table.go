@@ -73,6 +73,7 @@ type known struct {
 	ours     bool
 	prefixes []netip.Prefix
 	dist     mesh.Cost
+	lost     time.Time // when we or a neighbour may last have lost a path
 }
 
 func (r *routes) known(key wire.Destination) bool {
@@ -108,9 +109,17 @@ func (r *Router) recompute() {
 		}
 	}
 	all := rebuilt || !r.routes.seen.equal(now)
-	r.routes.seen = now
-	if all || len(moved) > 0 {
+	if !r.routes.seen.alike(now) {
 		r.moved = r.now
+	}
+	r.routes.seen = now
+	if r.db.lost {
+		r.db.lost = false
+		for _, node := range moved {
+			for _, i := range r.routes.of[node] {
+				r.routes.dests[i].lost = r.now
+			}
+		}
 	}
 	if !r.slackAt.IsZero() && !r.now.Before(r.slackAt) {
 		r.slackAt, all = time.Time{}, true
@@ -126,6 +135,12 @@ func (r *Router) recompute() {
 			r.advise(&r.routes.dests[i])
 		}
 	}
+}
+
+// alike reports whether the same neighbours may be next hops, with no other doubts.
+func (s surroundings) alike(o surroundings) bool {
+	return s.noTransit == o.noTransit && s.overload == o.overload &&
+		slices.EqualFunc(s.near, o.near, func(a, b nearby) bool { return a.n == b.n && a.doubt == b.doubt })
 }
 
 func (s surroundings) equal(o surroundings) bool {
@@ -147,16 +162,24 @@ func (r *Router) advise(d *known) {
 
 // potential is what to go by for a destination: more than our distance only as
 // slack gives it. It grows with the distance at once and to take slack when
-// nothing has changed for a while: a neighbour that has just lost its path may
-// be using us.
+// nobody has lost a path to this destination for a while: a neighbour that just
+// did may be using us. What moves elsewhere, and costs that breathe, are no matter:
+// in a large mesh something always does.
 //
 // Where all that tell less are in doubt or about to tell more, it grows to what
 // makes the next one usable: neighbours agree faster than a link is given up. And
 // where those that are nearer do not tell less, to what makes one of them usable.
 func (r *Router) potential(d *known) mesh.Cost {
 	p, now := r.slack(d), r.lfi.View(d.number).Distance
-	if at := r.moved.Add(slackAfter); now < mesh.Infinite && p > max(now, d.dist) && r.now.Before(at) {
-		r.slackAt = at
+	calm := d.lost
+	if r.moved.After(calm) {
+		calm = r.moved
+	}
+	if at := calm.Add(slackAfter); now < mesh.Infinite && p > max(now, d.dist) && r.now.Before(at) {
+		// Those that wait are looked at together.
+		if at = at.Truncate(slackEvery).Add(slackEvery); r.slackAt.IsZero() || at.Before(r.slackAt) {
+			r.slackAt = at
+		}
 		p = max(now, d.dist)
 	}
 	return max(p, r.detour(d, p))
@@ -217,10 +240,12 @@ func (r *Router) rebuild() {
 			r.routes.of[node] = append(r.routes.of[node], len(r.routes.dests))
 		}
 		r.routes.index[k.key] = len(r.routes.dests)
-		r.routes.dests = append(r.routes.dests, k)
-		if !old.known(k.key) {
+		if i, ok := old.index[k.key]; ok {
+			k.lost = old.dests[i].lost
+		} else {
 			added = true
 		}
+		r.routes.dests = append(r.routes.dests, k)
 	}
 	for _, id := range slices.SortedFunc(maps.Keys(r.db.members), mesh.NodeID.Compare) {
 		add(known{key: wire.Destination{Node: id}, origins: []mesh.NodeID{id}, prefixes: slices.SortedFunc(slices.Values(r.db.members[id].Addrs), netip.Prefix.Compare)})

@@ -121,9 +121,9 @@ func (g *Graph) Remove(from, to mesh.NodeID) {
 	}
 }
 
-// SetTransit says what id does for the paths of others, adding it when new.
-// Nodes begin as Full.
-func (g *Graph) SetTransit(id mesh.NodeID, mode Transit) {
+// SetTransit says what id does for the paths of others, adding it when new, and
+// reports whether that is another than before. Nodes begin as Full.
+func (g *Graph) SetTransit(id mesh.NodeID, mode Transit) (changed bool) {
 	var toll uint64
 	switch mode {
 	case Stub:
@@ -131,10 +131,12 @@ func (g *Graph) SetTransit(id mesh.NodeID, mode Transit) {
 	case LastResort:
 		toll = uint64(Penalty)
 	}
-	if n := g.Node(id); g.toll[n] != toll {
+	n := g.Node(id)
+	if changed = g.toll[n] != toll; changed {
 		g.toll[n] = toll
 		g.record(edit{uint32(n), all})
 	}
+	return changed
 }
 
 // RemoveNode takes all edges of id away and makes it Full again. Its number

@@ -26,7 +26,7 @@ type Row struct {
 	world.Felt
 	LimitMs float64 `json:"limit_ms"` // promised; 0: none
 	NoLoss  bool    `json:"lossless"` // promised
-	Verdict string  `json:"verdict"`  // ok, slow or FAIL
+	Verdict string  `json:"verdict"`  // ok, slow, missed or FAIL
 	Why     string  `json:"why"`      // of the verdict, unless ok
 }
 
@@ -53,6 +53,8 @@ func verdict(r world.Felt, c claim) (v, why string) {
 		return verdictFail, "the flow did not move, so the event did not hit it"
 	case r.Astray != "":
 		return verdictFail, "afterwards the " + r.Astray
+	case c.moves && r.Lost == 0:
+		return verdictMissed, "nothing was lost: the flow had moved just before it was hit"
 	case c.limitMs > 0 && r.GapMs > c.limitMs:
 		return verdictSlow, fmt.Sprintf("the gap is longer than the promised %.0f ms", c.limitMs)
 	default:
@@ -62,7 +64,8 @@ func verdict(r world.Felt, c claim) (v, why string) {
 
 // The verdicts.
 const (
-	verdictOK   = "ok"
-	verdictSlow = "slow"
-	verdictFail = "FAIL"
+	verdictOK     = "ok"
+	verdictSlow   = "slow"
+	verdictMissed = "missed" // the event did not reach the traffic, and nothing is shown by it
+	verdictFail   = "FAIL"
 )

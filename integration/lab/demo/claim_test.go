@@ -9,7 +9,7 @@ import (
 )
 
 func TestVerdict(t *testing.T) {
-	moved := world.Felt{Sent: 1000, Before: "a → b", After: "a → c → b"}
+	moved := world.Felt{Sent: 1000, Lost: 40, Before: "a → b", After: "a → c → b"}
 	with := func(r world.Felt, change func(*world.Felt)) world.Felt {
 		change(&r)
 		return r
@@ -19,7 +19,8 @@ func TestVerdict(t *testing.T) {
 		claim claim
 		want  string
 	}{
-		"good":                {with(moved, func(r *world.Felt) { r.GapMs, r.Lost = 80, 40 }), silentDeath, verdictOK},
+		"good":                {with(moved, func(r *world.Felt) { r.GapMs = 80 }), silentDeath, verdictOK},
+		"hit nothing":         {with(moved, func(r *world.Felt) { r.Lost = 0 }), silentDeath, verdictMissed},
 		"over the promise":    {with(moved, func(r *world.Felt) { r.GapMs = 151 }), silentDeath, verdictSlow},
 		"far over":            {with(moved, func(r *world.Felt) { r.GapMs = 1001 }), silentDeath, verdictFail},
 		"not moved":           {with(moved, func(r *world.Felt) { r.After = r.Before }), silentDeath, verdictFail},
@@ -28,9 +29,9 @@ func TestVerdict(t *testing.T) {
 		"endless":             {with(moved, func(r *world.Felt) { r.Open = true }), silentDeath, verdictFail},
 		"nothing sent":        {with(moved, func(r *world.Felt) { r.Sent = 0 }), silentDeath, verdictFail},
 		"one lost":            {with(moved, func(r *world.Felt) { r.Lost = 1 }), lossless, verdictFail},
-		"none lost":           {moved, lossless, verdictOK},
-		"a wait but no loss":  {with(moved, func(r *world.Felt) { r.GapMs = 400 }), lossless, verdictOK},
-		"too long without it": {with(moved, func(r *world.Felt) { r.GapMs = 1200 }), lossless, verdictFail},
+		"none lost":           {with(moved, func(r *world.Felt) { r.Lost = 0 }), lossless, verdictOK},
+		"a wait but no loss":  {with(moved, func(r *world.Felt) { r.GapMs, r.Lost = 400, 0 }), lossless, verdictOK},
+		"too long without it": {with(moved, func(r *world.Felt) { r.GapMs, r.Lost = 1200, 0 }), lossless, verdictFail},
 	} {
 		if got, why := verdict(c.row, c.claim); got != c.want || (got == verdictOK) != (why == "") {
 			t.Errorf("%s: %s (%s), want %s", name, got, why, c.want)

@@ -15,7 +15,7 @@ import (
 
 // Times of a measurement.
 const (
-	quiet   = 700 * time.Millisecond // the flow before the event
+	quiet   = 700 * time.Millisecond // the flow before the event, on one way
 	observe = 2 * time.Second        // and after it
 )
 
@@ -42,7 +42,7 @@ func (w *World) Hit(ctx context.Context, s Strike) (Felt, error) {
 	}
 	counts := w.uplinkCounts()
 	w.Screen.Progress("%s by %s", t.text(), before[0].text(counts))
-	if err := Pause(ctx, quiet); err != nil {
+	if before, err = t.atRest(ctx, before); err != nil {
 		return Felt{}, err
 	}
 	event, at, err := s.Act(ctx, before)

@@ -119,8 +119,11 @@ func (t *Traffic) traces(ctx context.Context) (ways [2]Trace, err error) {
 	return ways, nil
 }
 
-// traceLimit is how long a flow may take to have a way.
-const traceLimit = 15 * time.Second
+// traceLimit is how long a flow may take to have a way, and restLimit to keep to one.
+const (
+	traceLimit = 15 * time.Second
+	restLimit  = time.Minute
+)
 
 // Settled waits until both flows have a way from end to end.
 func (t *Traffic) Settled(ctx context.Context) (ways [2]Trace, err error) {
@@ -137,6 +140,29 @@ func (t *Traffic) Settled(ctx context.Context) (ways [2]Trace, err error) {
 			return err.Error(), nil
 		}
 		ways = found
+		return "", nil
+	})
+	return ways, err
+}
+
+// atRest waits until both flows have kept to their ways for a while: one that is about to move would have left before it is
+// hit.
+func (t *Traffic) atRest(ctx context.Context, ways [2]Trace) ([2]Trace, error) {
+	counts := t.w.uplinkCounts()
+	err := t.w.Until(ctx, "one way of flow "+t.text(), restLimit, func(ctx context.Context) (string, error) {
+		if err := Pause(ctx, quiet); err != nil {
+			return "", err
+		}
+		before := ways
+		var err error
+		if ways, err = t.Settled(ctx); err != nil {
+			return "", err
+		}
+		for i := range ways {
+			if !slices.Equal(before[i], ways[i]) {
+				return fmt.Sprintf("%s became %s", before[i].text(counts), ways[i].text(counts)), nil
+			}
+		}
 		return "", nil
 	})
 	return ways, err
