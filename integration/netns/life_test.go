@@ -124,9 +124,7 @@ func TestDataplaneKilled(t *testing.T) {
 	w := build(t, sites("a", "b"))
 	w.mesh("a", "b")
 	w.talk("a", "b")
-	if kind := ask[api.Status](w, "b", "status").Dataplane; kind != "userspace" {
-		t.Skipf("tunnels are made by the %s here, which nobody can kill", kind)
-	}
+	needUserspace(t, ask[api.Status](w, "b", "status").Dataplane)
 	w.inside("b", "kill", "dataplane")
 	w.until("the tunnel is missed", func() string {
 		if len(w.repairs("b", 0)) == 0 {

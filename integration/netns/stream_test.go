@@ -68,11 +68,17 @@ func (s *stream) flows(d time.Duration) {
 // stream begins to receive, then to send.
 func (w *world) stream(from, to string) *stream {
 	w.Helper()
+	return w.streamOf(from, to, 200)
+}
+
+// streamOf is a stream of datagrams with that many bytes of payload.
+func (w *world) streamOf(from, to string, size int) *stream {
+	w.Helper()
 	host := netip.AddrPortFrom(w.host(to, false), 7000).String()
 	s := &stream{w: w}
 	s.recv = w.launch(to+"-host", "udp-recv", "--listen", host)
 	w.until("the receiver listens", func() string { return w.listening(to+"-host", "udp", 7000) })
-	s.send = w.launch(from+"-host", "udp-send", "--to", host, "--pps", fmt.Sprint(streamPPS))
+	s.send = w.launch(from+"-host", "udp-send", "--to", host, "--pps", fmt.Sprint(streamPPS), "--size", fmt.Sprint(size))
 	return s
 }
 

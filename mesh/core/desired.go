@@ -140,6 +140,7 @@ func (n *Node) sysctls(want *kernel.State) {
 		"net/ipv4/nexthop_compat_mode":       "0", // else a group change costs time per route
 		"net/ipv4/conf/all/rp_filter":        "2", // paths are asymmetric; the nft table checks sources
 		"net/ipv4/conf/all/src_valid_mark":   "1",
+		"net/ipv4/conf/all/send_redirects":   "0", // set by the kernel's WireGuard, unasked; noted here, so that it is undone
 	} {
 		want.Sysctls = append(want.Sysctls, kernel.Sysctl{Path: path, Value: value})
 	}

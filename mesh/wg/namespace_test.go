@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -289,24 +290,41 @@ func pair(t testing.TB, mode Mode) (a, b *site) {
 func sockets(a, b *site, network, addrA, addrB, port string) (from, to *net.UDPConn) {
 	a.t.Helper()
 	b.do(func() error {
-		local, err := net.ResolveUDPAddr(network, net.JoinHostPort(addrB, port))
+		local, err := udpAddr(addrB, port)
 		if err == nil {
 			to, err = net.ListenUDP(network, local)
 		}
 		return err
 	})
 	a.do(func() error {
-		remote, err := net.ResolveUDPAddr(network, net.JoinHostPort(addrB, port))
+		remote, err := udpAddr(addrB, port)
 		if err != nil {
 			return err
 		}
-		local, err := net.ResolveUDPAddr(network, net.JoinHostPort(addrA, "0"))
+		local, err := udpAddr(addrA, "0")
 		if err == nil {
 			from, err = net.DialUDP(network, local, remote)
 		}
 		return err
 	})
 	return from, to
+}
+
+// udpAddr gives an address with the number of its device in the thread's
+// namespace; package net would remember that of another one.
+func udpAddr(addr, port string) (*net.UDPAddr, error) {
+	a, err := netip.ParseAddr(addr)
+	if err != nil {
+		return nil, err
+	}
+	if a.Zone() != "" {
+		link, err := netlink.LinkByName(a.Zone())
+		if err != nil {
+			return nil, err
+		}
+		a = a.WithZone(strconv.Itoa(link.Attrs().Index))
+	}
+	return net.ResolveUDPAddr("udp", net.JoinHostPort(a.String(), port))
 }
 
 // sees waits until a datagram of a over its tunnel has reached b.

@@ -184,6 +184,12 @@ func TestChangesLoseNothing(t *testing.T) {
 	filters[2].Mesh = prefixes("10.86.0.0/16", "10.0.0.0/13", "2001:db8::/32")
 	filters[2].Links[0].Sources = prefixes("10.86.0.2/32", "10.2.0.0/15", "2001:db8:2::/47")
 	filters[3].Own = prefixes("10.86.0.1/32", "10.1.0.0/17", "2001:db8:86::1/128")
+	if olderThan(t, 6, 17) {
+		// There a look into a set that loses an interval and gets a part of it
+		// in one transaction can find neither.
+		t.Log("the intervals that the packets need do not shrink: the kernel is older than 6.17")
+		filters[2].Links[0].Sources = filters[1].Links[0].Sources
+	}
 	do(t, s.f, kernel.SetFilter{Filter: filters[0]})
 
 	var ended atomic.Bool
@@ -210,6 +216,20 @@ func TestChangesLoseNothing(t *testing.T) {
 	if len(lost) > 0 || sent < len(filters)*100 {
 		t.Errorf("%d of %d packets lost: %v", len(lost), sent, lost)
 	}
+}
+
+// olderThan reports whether the kernel is older than a version.
+func olderThan(t testing.TB, major, minor int) bool {
+	t.Helper()
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		t.Fatal(err)
+	}
+	var has [2]int
+	if n, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &has[0], &has[1]); n != 2 {
+		t.Fatal(err)
+	}
+	return slices.Compare(has[:], []int{major, minor}) < 0
 }
 
 // leaves waits for a UDP packet to the port on a device.

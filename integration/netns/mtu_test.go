@@ -1,0 +1,42 @@
+package netns
+
+import (
+	"testing"
+	"time"
+
+	"guywire/mesh/api"
+)
+
+// TestFragments: two sites whose ISPs are joined by a link with a smaller MTU
+// than either sees at its uplink. Routers there make fragments of what is too
+// large, or say so; datagrams of every size pass through the mesh.
+func TestFragments(t *testing.T) {
+	w := build(t, `
+nodes:
+  isp1: {kind: router}
+  isp2: {kind: router}
+  a: {kind: site, lan: 10.1.0.0/24, lan6: "fd86:0:0:1::/64", uplinks: [{to: isp1}]}
+  b: {kind: site, lan: 10.2.0.0/24, lan6: "fd86:0:0:2::/64", uplinks: [{to: isp2}]}
+links:
+  - {ends: [isp1, isp2], mtu: 1400}
+`)
+	w.mesh("a", "b")
+	w.talk("a", "b")
+	for _, site := range []string{"a", "b"} {
+		w.until("the MTU of the path is known to "+site, func() string {
+			for _, l := range ask[api.Links](w, site, "links").Links {
+				if l.State == api.LinkUp && l.MTU >= 1280 && l.MTU <= 1420 {
+					return ""
+				}
+			}
+			return "no link is up with an MTU"
+		})
+	}
+	for _, size := range []int{200, 1300, 1380, 4000} { // of UDP payload, from host to host
+		s := w.streamOf("a", "b", size)
+		s.flows(time.Second)
+		if r := s.stop(); r.Sent == 0 || r.Lost > r.LostAtReceiver+r.LostAtSend {
+			t.Errorf("of %d datagrams of %d bytes, %d are lost: %+v", r.Sent, size, r.Lost, r.Losses)
+		}
+	}
+}
