@@ -5,7 +5,7 @@ FUZZ    ?= 30s
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := build
-.PHONY: build check test test-vm race demo lab bench grid fuzz model soak clean help
+.PHONY: build packages test-packages check test test-vm race demo lab bench grid fuzz model soak clean help
 STATES  ?= 5000000
 SPAN    ?= 30m
 SEED    ?= 1
@@ -21,6 +21,12 @@ test: build ## all tests, in random order
 
 test-vm: ## the tests that touch the kernel on Debian's kernels 6.1 and 6.12, in QEMU, over the kernel's WireGuard
 	$(GO) run ./integration/vm
+
+packages: ## .deb and .rpm of this commit, into out/packages
+	@sh deploy/package.sh
+
+test-packages: ## install, upgrade, downgrade, remove and purge the .deb in a Debian in QEMU
+	$(GO) run ./integration/vm -life
 
 race: ## all tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on $(PKGS)
@@ -52,4 +58,4 @@ clean: ## remove what was built
 	rm -rf bin out
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-8s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-13s %s\n", $$1, $$2}' Makefile
