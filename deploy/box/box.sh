@@ -19,7 +19,7 @@ done
 	exit 1
 }
 root=$out/rootfs
-rm -rf "$root"
+rm -rf --one-file-system "$root"
 mkdir -p "$out"
 deploy/box/rootfs.sh "$root" linux-image-cloud-amd64 initramfs-tools openssh-server sudo
 
@@ -81,5 +81,9 @@ mkdir "$out/tree"
 qemu-img convert -c -O qcow2 "$disk" "$out/tree/box.img"
 printf '{"provider": "libvirt", "format": "qcow2", "virtual_size": %d}\n' $size >"$out/tree/metadata.json"
 tar -C "$out/tree" -cf "$out/guywire-debian.box" metadata.json box.img
-rm -rf "$out/tree" "$disk" "$out/core.img" "$out/grub.cfg"
-vagrant box add --force --provider libvirt --name $name "$out/guywire-debian.box"
+rm -rf --one-file-system "$root" "$out/tree" "$disk" "$out/core.img" "$out/grub.cfg"
+cat >"$out/box.json" <<-END
+	{"name": "$name", "versions": [{"version": "$(date -u +%Y%m%d.%H%M.0)",
+	  "providers": [{"name": "libvirt", "url": "file://$(realpath "$out")/guywire-debian.box"}]}]}
+END
+vagrant box add --force --provider libvirt "$out/box.json"

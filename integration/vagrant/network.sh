@@ -1,7 +1,7 @@
 #!/bin/sh
 # Make a machine of the Vagrant lab what the lines of its plan say, now and at
-# each boot: network.sh PLAN installs itself with the plan, network.sh alone
-# carries it out. `-` stands for none.
+# each boot: network.sh NAME PLAN names the machine and installs itself with the
+# plan, network.sh alone carries it out. `-` stands for none.
 #
 #   forward NAMESPACE                               be a router
 #   nic MAC NAME NAMESPACE ADDRESS ADDRESS6 DELAY   the interface with this address
@@ -19,8 +19,12 @@ if [ $# -gt 0 ]; then
 		apt-get update -q
 		DEBIAN_FRONTEND=noninteractive apt-get install -q -y nftables
 	}
+	printf '%s\n' "$1" >/etc/hostname
+	hostname "$1"
+	sed -i '/^127\.0\.1\.1[[:space:]]/d' /etc/hosts
+	printf '127.0.1.1 %s\n' "$1" >>/etc/hosts
 	install -m 755 "$0" $self
-	printf '%s\n' "$1" >$plan
+	printf '%s\n' "$2" >$plan
 	cat >/etc/systemd/system/lab-network.service <<-END
 		[Unit]
 		Wants=network-pre.target
