@@ -4,11 +4,8 @@
 set -eu
 for d in /sys/class/net/*; do
 	dev=${d##*/}
-	if [ -e "$d/device" ] && ! grep -q "^nic .* $dev " /etc/lab-network; then break; fi
+	if [ -e "$d/device" ] && ! grep -q "^nic [^ ]* $dev " /etc/lab-network; then break; fi
 done
-apt-get install -q -y --allow-downgrades /tmp/guywire/*.deb
-printf 'uplinks:\n  - interface: %s\n    disabled: true\n' "$dev" >/tmp/meshd.yaml
-if ! cmp -s /tmp/meshd.yaml /etc/guywire/meshd.yaml; then
-	cp /tmp/meshd.yaml /etc/guywire/meshd.yaml
-	systemctl restart meshd
-fi
+mkdir -p /etc/guywire
+printf 'uplinks:\n  - interface: %s\n    disabled: true\n' "$dev" >/etc/guywire/meshd.yaml
+apt-get install -q -y --allow-downgrades -o Dpkg::Options::=--force-confold -o Dpkg::Use-Pty=0 /tmp/guywire/*.deb
