@@ -88,7 +88,6 @@ func (m *Machines) prepare(ctx context.Context, said func(format string, args ..
 	if err != nil {
 		return fmt.Errorf("%w; run `vagrant up %s`", err, strings.Join(names, " "))
 	}
-	settings = append(settings, "\nHost *\n  ServerAliveInterval 30\n"...)
 	if err := os.WriteFile(m.settings(), settings, 0o600); err != nil {
 		return err
 	}
