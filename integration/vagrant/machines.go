@@ -48,12 +48,12 @@ type Machines struct {
 	ahead map[string]time.Duration
 }
 
-// quiet keeps systemd from starting again what was killed, and what is killed does not stay what it is: the agents start
-// without a mesh.
+// quiet takes a site off the mesh and keeps systemd from ending or starting anything by itself: an emulated machine may be
+// late for the watchdog, and what a step kills stays dead. loud undoes the latter.
 const (
 	quiet = `for unit in meshd meshd-dataplane; do
 	mkdir -p /run/systemd/system/$unit.service.d
-	printf '[Service]\nRestart=no\n' >/run/systemd/system/$unit.service.d/lab.conf
+	printf '[Service]\nRestart=no\nWatchdogSec=0\n' >/run/systemd/system/$unit.service.d/lab.conf
 done
 systemctl daemon-reload
 systemctl stop meshd
