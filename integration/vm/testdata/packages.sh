@@ -167,7 +167,7 @@ mkdir -p /opt/peer
 mv /tmp/peer/usr/bin /opt/peer/bin
 rm -rf /tmp/peer
 # What loads later would bring settings of its own.
-modprobe -a wireguard tun nf_tables nft_ct nft_limit nft_counter nf_conntrack || true
+modprobe -a wireguard tun nf_tables nft_ct nft_limit nf_conntrack
 wire
 sleep 2 # IPv6 looks for duplicates of its addresses
 life kernel
