@@ -1,6 +1,6 @@
 #!/bin/sh
 # Build the .deb and the .rpm into out/packages, for this machine or for GOARCH.
-# One commit gives the same bytes everywhere, unless VERSION says otherwise.
+# Two builds of one commit give the same bytes, unless VERSION says otherwise.
 # OUT is another folder, KINDS fewer packages.
 set -eu
 umask 022
