@@ -1,6 +1,6 @@
 #!/bin/sh
 # Build the .deb and the .rpm into out/packages, for this machine or for GOARCH.
-# One commit gives the same bytes everywhere, unless VERSION says otherwise.
+# Two builds of one commit give the same bytes, unless VERSION says otherwise.
 # OUT is another folder, KINDS fewer packages.
 set -eu
 umask 022
@@ -13,11 +13,11 @@ out=${OUT:-out/packages}
 stage=out/packages/stage # as nfpm.yaml has it
 rm -rf "$stage"
 mkdir -p "$stage/host" "$out"
-programs() { # programs DIR: static, without what only a debugger reads
-	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X guywire/mesh/api.version=$VERSION" -o "$1/" ./cmd/meshd ./cmd/meshctl
+programs() { # programs DIR GOARCH: static, without what only a debugger reads
+	GOARCH=$2 CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X guywire/mesh/api.version=$VERSION" -o "$1/" ./cmd/meshd ./cmd/meshctl
 }
-GOARCH=$GOARCH programs "$stage"
-GOARCH='' programs "$stage/host" # what runs here writes the manual
+programs "$stage" "$GOARCH"
+programs "$stage/host" "$(go env GOHOSTARCH)" # what runs here writes the manual
 for program in meshd meshctl; do
 	"$stage/host/$program" man | gzip -9n >"$stage/$program.8.gz"
 done

@@ -17,7 +17,8 @@ command -v debootstrap >/dev/null || {
 }
 packages=systemd,systemd-sysv,dbus,udev,kmod,iproute2,nftables,iputils-ping,procps
 for p in "$@"; do packages=$packages,$p; done
-trap 'rm -rf "$target"' INT TERM EXIT
+# Never across mounts: debootstrap has /proc and /sys in there while it works.
+trap 'rm -rf --one-file-system "$target"' INT TERM EXIT
 # Without $mirror debootstrap has its own.
 debootstrap --variant=minbase --include="$packages" "$suite" "$target" $mirror
 rm -rf "$target"/var/cache/apt/*.bin "$target"/var/cache/apt/archives/*.deb "$target"/var/lib/apt/lists/*

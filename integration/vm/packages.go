@@ -152,6 +152,7 @@ func packDebian(to, root string, k kernelImage, debs map[string]string) error {
 	for name, from := range debs {
 		a.file(name, from)
 	}
+	a.device("dev/console", 0o600, 5, 1)
 	a.bytes("packages/life", 0o755, life)
 	a.bytes("init", 0o755, []byte(initScript))
 	a.bytes("etc/systemd/system/life.service", 0o644, []byte(lifeService))

@@ -53,7 +53,7 @@ flood() { # flood INTERVAL NAME COMMAND...
 	ping -q -i "$every" 10.86.0.2 >/tmp/ping 2>&1 &
 	flooding=$!
 	sleep 1
-	"$@" >/tmp/done 2>&1 || die "$name: $(cat /tmp/done)"
+	("$@") >/tmp/done 2>&1 || die "$name: $(cat /tmp/done)"
 	until_true 60 meshctl status --check ready
 	sleep 3
 	kill -INT $flooding
@@ -124,7 +124,8 @@ life() { # life MODE
 	systemctl --quiet is-enabled meshd.service meshd-dataplane.service || die 'installed, but a service does not start at boot'
 	until_true 1 meshctl status --check live # Type=notify: it answers already
 	installed 1.0.0
-	systemd-analyze verify meshd.service meshd-dataplane.service 2>&1 | grep -v "Command 'man" && die 'a unit is not right'
+	verdict=$(systemd-analyze verify --man=no meshd.service meshd-dataplane.service 2>&1)
+	[ -z "$verdict" ] || die "a unit is not right: $verdict"
 	[ "$(stat -c '%a %U %G' /run/guywire/meshd.sock)" = '660 root guywire' ] || die 'the socket is not for group guywire'
 	echo "dataplane: $mode" >>/etc/guywire/meshd.yaml
 	systemctl restart meshd
@@ -167,7 +168,7 @@ mkdir -p /opt/peer
 mv /tmp/peer/usr/bin /opt/peer/bin
 rm -rf /tmp/peer
 # What loads later would bring settings of its own.
-modprobe -a wireguard tun nf_tables nft_ct nft_limit nft_counter nf_conntrack || true
+modprobe -a wireguard tun nf_tables nft_ct nft_limit nf_conntrack
 wire
 sleep 2 # IPv6 looks for duplicates of its addresses
 life kernel
