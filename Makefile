@@ -5,7 +5,7 @@ FUZZ    ?= 30s
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := build
-.PHONY: build packages test-packages box vagrant-test check test test-vm race demo lab bench grid fuzz model soak clean help
+.PHONY: build packages test-packages box vagrant-test check test test-vm bench-vm race demo lab bench grid fuzz model soak clean help
 STATES  ?= 5000000
 SPAN    ?= 30m
 SEED    ?= 1
@@ -22,6 +22,9 @@ test: build ## all tests, in random order
 
 test-vm: ## the tests that touch the kernel on Debian's kernels 6.1 and 6.12, in QEMU, over the kernel's WireGuard
 	$(GO) run ./integration/vm
+
+bench-vm: ## over the kernel's WireGuard, on Debian's kernel 6.12 in QEMU: throughput by hand beside, the demo, links
+	$(GO) run ./integration/vm -bench -kernels 6.12
 
 packages: ## .deb and .rpm of this commit, into out/packages
 	@sh deploy/package.sh

@@ -78,7 +78,10 @@ type CheckPacket struct {
 	Via netip.Addr
 	// TTL of the packet on its way out; zero: the kernel's.
 	TTL int
-	Tx  Tx
+	// Socket is the one of this end's that it came to or leaves from: the first, 0,
+	// but in a spread.
+	Socket int
+	Tx     Tx
 	// Mapped, in a response, is how the answering end saw the asking one.
 	Mapped netip.AddrPort
 }
@@ -103,6 +106,10 @@ type CheckPlan struct {
 	// that works. Zero: any will do. The end that does not control leaves it to
 	// the other one.
 	Below PathClass
+	// Spread looks for a path by chance instead of in Remote, and has been allowed
+	// as a whole: its packets are not taken from Budget. Controlling is the easy
+	// end, which has one socket. Nil: none.
+	Spread *Spread
 	// Refuse holds prefixes in which the other end cannot be: the overlay's own.
 	Refuse []netip.Prefix
 	Budget Allowance // nil: no limits beyond this check's own
@@ -122,14 +129,15 @@ type Proof struct {
 	// Confirmed: the other end is known to have the same result. Otherwise it
 	// very probably has, and WireGuard's first handshake settles it.
 	Confirmed      bool
+	Socket         int // ours, see CheckPacket
 	Sent, Received int // packets
 }
 
 // A Check finds, together with its counterpart at the other end, a pair of
 // addresses over which both can talk. It follows ICE (RFC 8445) with one local
-// socket and regular nomination, and differs where a port is handed over at the
-// end: the controlled end lets go when the controlling one says that it knows,
-// or when no more nominations come.
+// socket, or many in a spread, and regular nomination, and differs where a port
+// is handed over at the end: the controlled end lets go when the controlling one
+// says that it knows, or when no more nominations come.
 //
 // One goroutine owns it: Receive for each authenticated packet, Tick no later
 // than the deadline that either of them gave last.
@@ -139,6 +147,8 @@ type Check struct {
 	sentAt    map[Tx]request
 	random    *rand.ChaCha8
 	learned   int
+	talks     int       // paths of a spread that something came from
+	paced     time.Time // by when a spread's packets would have left evenly
 	sent      int
 	received  int
 	chosen    *path // controlling: nominated by us; controlled: by the other end
@@ -152,6 +162,7 @@ type Check struct {
 
 type path struct {
 	cand      Candidate
+	socket    int // ours
 	via       netip.Addr
 	heard     bool // an authenticated packet came from here
 	valid     bool // a request of ours was answered
@@ -182,6 +193,10 @@ type CheckReady struct {
 // NewCheck prepares a check; the first Tick starts it.
 func NewCheck(plan CheckPlan) *Check {
 	c := &Check{plan: plan, sentAt: make(map[Tx]request), random: rand.NewChaCha8(plan.Seed)}
+	if plan.Spread != nil {
+		c.paths = plan.Spread.paths(rand.New(c.random), plan.Start)
+		return c
+	}
 	remote := slices.DeleteFunc(slices.Clone(plan.Remote), func(r Candidate) bool { return c.refused(r.Addr) })
 	for i, cand := range Choose(remote, MaxCandidates) {
 		c.paths = append(c.paths, &path{cand: cand, next: plan.Start.Add(time.Duration(i) * checkStagger)})
@@ -205,7 +220,7 @@ func (c *Check) Receive(now time.Time, p CheckPacket) CheckReady {
 	case CheckResponse:
 		c.answered(now, p)
 	case CheckDone:
-		if !c.plan.Controlling && c.chosen != nil && c.chosen.cand.Addr == p.Peer {
+		if !c.plan.Controlling && c.chosen != nil && c.chosen == c.find(p) {
 			c.done, c.confirmed = true, true
 		}
 	}
@@ -213,14 +228,20 @@ func (c *Check) Receive(now time.Time, p CheckPacket) CheckReady {
 }
 
 func (c *Check) asked(now time.Time, p CheckPacket) {
-	from := c.find(p.Peer)
+	from := c.find(p)
 	if from == nil {
-		if c.learned == maxPeerReflexive || Usable(p.Peer) != nil || c.refused(p.Peer) {
+		if c.learned == maxPeerReflexive || Usable(p.Peer) != nil || c.refused(p.Peer) || c.astray(p.Peer) {
 			return
 		}
 		c.learned++
-		from = &path{cand: Candidate{Kind: CandidatePeerReflexive, Addr: p.Peer}}
+		from = &path{cand: Candidate{Kind: CandidatePeerReflexive, Addr: p.Peer}, socket: p.Socket}
 		c.paths = append(c.paths, from)
+	}
+	if c.plan.Spread != nil && !from.heard {
+		if c.talks == maxPeerReflexive {
+			return
+		}
+		c.talks++
 	}
 	from.heard, from.via = true, p.Via
 	// A nomination is believed once an answer to us has come from there (RFC
@@ -229,7 +250,7 @@ func (c *Check) asked(now time.Time, p CheckPacket) {
 	unproven := p.Kind == CheckNominate && !c.plan.Controlling && !from.valid
 	if from.responses < maxResponses && !unproven {
 		from.responses++
-		c.send(CheckPacket{Kind: CheckResponse, Peer: p.Peer, Via: p.Via, Tx: p.Tx, Mapped: p.Peer})
+		c.send(CheckPacket{Kind: CheckResponse, Peer: p.Peer, Via: p.Via, Socket: p.Socket, Tx: p.Tx, Mapped: p.Peer})
 	}
 	switch {
 	case p.Kind == CheckNominate && !c.plan.Controlling && from.valid:
@@ -255,7 +276,7 @@ func rto(rtt time.Duration) time.Duration {
 
 func (c *Check) answered(now time.Time, p CheckPacket) {
 	q, ok := c.sentAt[p.Tx]
-	if !ok || q.path.cand.Addr != p.Peer {
+	if !ok || q.path != c.find(p) {
 		return // late twin, or an answer from elsewhere: no symmetric path
 	}
 	delete(c.sentAt, p.Tx)
@@ -273,8 +294,8 @@ func (c *Check) answered(now time.Time, p CheckPacket) {
 	}
 	if q.nominate {
 		// Two, because nothing answers them and the other end's port waits.
-		c.send(CheckPacket{Kind: CheckDone, Peer: p.Peer, Via: p.Via, Tx: c.tx()})
-		c.send(CheckPacket{Kind: CheckDone, Peer: p.Peer, Via: p.Via, Tx: c.tx()})
+		c.send(CheckPacket{Kind: CheckDone, Peer: p.Peer, Via: p.Via, Socket: p.Socket, Tx: c.tx()})
+		c.send(CheckPacket{Kind: CheckDone, Peer: p.Peer, Via: p.Via, Socket: p.Socket, Tx: c.tx()})
 		c.done, c.confirmed = true, true
 	}
 }
@@ -302,7 +323,7 @@ func (c *Check) advance(now time.Time) {
 		c.prime(now)
 	}
 	if c.chosen == nil && c.plan.Controlling {
-		if best := c.best(); best != nil && !now.Before(ripe(best)) {
+		if best := c.best(); best != nil && !now.Before(c.ripe(best)) {
 			c.chosen, c.next = best, now
 		}
 	}
@@ -322,12 +343,8 @@ func (c *Check) advance(now time.Time) {
 		if p.valid || p.next.IsZero() || now.Before(p.next) {
 			continue
 		}
-		if !p.heard && !c.allow(now, p.cand.Addr) {
-			p.next = time.Time{} // others aimed us there enough
-			continue
-		}
-		c.request(now, p, false, 0)
 		if p.heard {
+			c.request(now, p, false, 0)
 			p.triggered++
 			p.next = time.Time{}
 			if p.triggered < maxTriggered {
@@ -335,12 +352,42 @@ func (c *Check) advance(now time.Time) {
 			}
 			continue
 		}
-		p.blind++
+		ttl, pause, ok := c.blind(now, p)
 		p.next = time.Time{}
-		if p.blind < len(checkSchedule) {
-			p.next = now.Add(checkSchedule[p.blind] - checkSchedule[p.blind-1])
+		if ok {
+			c.request(now, p, false, ttl)
+			p.blind++
+		}
+		if pause > 0 {
+			p.next = now.Add(pause)
 		}
 	}
+}
+
+// blind tells how a path's next packet leaves from which nothing has come, and after
+// which pause there is another; false: none may leave now, since others aimed us there
+// enough, or a spread is to catch up on a pause of this process.
+func (c *Check) blind(now time.Time, p *path) (ttl int, pause time.Duration, ok bool) {
+	if s := c.plan.Spread; s != nil {
+		if early := c.paced.Sub(now); early > spreadBurst*spreadEvery {
+			return 0, early - spreadBurst*spreadEvery, false
+		}
+		c.paced = latest(c.paced, now).Add(spreadEvery)
+		ttl, pause = s.blind(p.blind)
+		return ttl, pause, true
+	}
+	if !c.allow(now, p.cand.Addr) {
+		return 0, 0, false
+	}
+	if n := p.blind + 1; n < len(checkSchedule) {
+		pause = checkSchedule[n] - checkSchedule[n-1]
+	}
+	return 0, pause, true
+}
+
+// astray reports whether a packet does not come from where a spread goes to.
+func (c *Check) astray(from netip.AddrPort) bool {
+	return c.plan.Spread != nil && from.Addr() != c.plan.Spread.Peer.Addr()
 }
 
 func (c *Check) prime(now time.Time) {
@@ -364,9 +411,9 @@ func growing(d time.Duration, n int) time.Duration {
 }
 
 // ripe is when a valid path may be chosen: a better one gets a moment to prove
-// itself, but nothing is better than the same LAN.
-func ripe(p *path) time.Time {
-	if p.cand.Class() == ClassLAN {
+// itself, but nothing is better than the same LAN, and of a spread all are alike.
+func (c *Check) ripe(p *path) time.Time {
+	if p.cand.Class() == ClassLAN || c.plan.Spread != nil {
 		return p.since
 	}
 	return p.since.Add(settle)
@@ -388,7 +435,7 @@ func (c *Check) deadline() time.Time {
 	}
 	d := c.plan.Deadline
 	if best := c.best(); best != nil && c.plan.Controlling {
-		d = earliest(d, ripe(best))
+		d = earliest(d, c.ripe(best))
 	}
 	for _, p := range c.paths {
 		if !p.valid && !p.next.IsZero() {
@@ -406,10 +453,13 @@ func (c *Check) request(now time.Time, p *path, nominate bool, ttl int) {
 	tx := c.tx()
 	c.sentAt[tx] = request{path: p, at: now, nominate: nominate}
 	p.last = now
-	c.send(CheckPacket{Kind: kind, Peer: p.cand.Addr, Via: p.via, TTL: ttl, Tx: tx})
+	c.send(CheckPacket{Kind: kind, Peer: p.cand.Addr, Via: p.via, TTL: ttl, Socket: p.socket, Tx: tx})
 }
 
 func (c *Check) send(p CheckPacket) {
+	if s := c.plan.Spread; s != nil && c.sent >= s.most() {
+		return
+	}
 	c.sent++
 	c.out = append(c.out, p)
 }
@@ -420,9 +470,10 @@ func (c *Check) tx() Tx {
 	return tx
 }
 
-func (c *Check) find(addr netip.AddrPort) *path {
+// find gives the path that a packet came by.
+func (c *Check) find(in CheckPacket) *path {
 	for _, p := range c.paths {
-		if p.cand.Addr == addr {
+		if p.cand.Addr == in.Peer && p.socket == in.Socket {
 			return p
 		}
 	}
@@ -437,6 +488,9 @@ func (c *Check) Result() (Proof, error) {
 	if p == nil && c.plan.Below == 0 {
 		p = c.best()
 	}
+	if s := c.plan.Spread; p == nil && s != nil {
+		return Proof{Sent: c.sent, Received: c.received}, s.tried(c.paths, c.sent)
+	}
 	if p == nil {
 		why := "nothing arrived from the other end"
 		if c.received > 0 {
@@ -447,7 +501,7 @@ func (c *Check) Result() (Proof, error) {
 	}
 	return Proof{
 		Remote: p.cand.Addr, Kind: p.cand.Kind, Local: p.via, Mapped: p.mapped, RTT: p.rtt,
-		Confirmed: c.confirmed, Sent: c.sent, Received: c.received,
+		Confirmed: c.confirmed, Socket: p.socket, Sent: c.sent, Received: c.received,
 	}, nil
 }
 

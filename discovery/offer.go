@@ -21,6 +21,7 @@ const (
 	minPassword    = 22                            // the same
 	maxCredential  = 32
 	offerVersion   = 2
+	offerSpread    = 3 // the same, of an offer with Spread: who does not know that refuses it
 	offerDelayUnit = time.Millisecond
 )
 
@@ -67,6 +68,8 @@ type Offer struct {
 	NAT6        NAT        // of its IPv6
 	Epoch       mesh.Epoch // generation of the WireGuard key that the link will use
 	Key         mesh.WireGuardKey
+	// Spread asks for, or agrees to, a search by chance; see Spread.
+	Spread bool
 	// Carrier asks for, or agrees to, a stream instead of a path for UDP; nil: none.
 	Carrier *CarrierTerms
 	// Delay is how long the answering end waits after its answer before it
@@ -85,7 +88,7 @@ type CarrierTerms struct {
 // MarshalBinary gives the one encoding of o, or says what is wrong with it.
 func (o Offer) MarshalBinary() ([]byte, error) {
 	w := &writer{}
-	w.byte(offerVersion)
+	w.byte(o.version())
 	w.bytes(o.Mesh[:])
 	w.bytes(o.From[:])
 	w.bytes(o.To[:])
@@ -127,13 +130,14 @@ func (o *Offer) UnmarshalBinary(b []byte) error {
 	if len(b) > MaxOffer {
 		r.fail("%d bytes, at most %d", len(b), MaxOffer)
 	}
-	if v := r.byte(); v != offerVersion {
+	v := r.byte()
+	if v != offerVersion && v != offerSpread {
 		r.fail("version %d", v)
 	}
 	p := Offer{
 		Mesh: mesh.MeshID(r.take(8)), From: mesh.NodeID(r.take(8)), To: mesh.NodeID(r.take(8)),
 		FromUplink: r.text("uplink name", 32), ToUplink: r.text("uplink name", 32),
-		Lane: r.byte(), Below: PathClass(r.byte()), Attempt: AttemptID(r.take(16)),
+		Lane: r.byte(), Below: PathClass(r.byte()), Attempt: AttemptID(r.take(16)), Spread: v == offerSpread,
 	}
 	for range r.count("candidates", MaxCandidates) {
 		p.Candidates = append(p.Candidates, Candidate{Kind: CandidateKind(r.byte()), Addr: r.addrPort()})
@@ -160,6 +164,13 @@ func (o *Offer) UnmarshalBinary(b []byte) error {
 	}
 	*o = p
 	return nil
+}
+
+func (o Offer) version() byte {
+	if o.Spread {
+		return offerSpread
+	}
+	return offerVersion
 }
 
 // offerDomain separates the signature of offers from every other signature of the
@@ -211,6 +222,8 @@ func (o Offer) check() error {
 		return bad("NAT kinds %d and %d", o.NAT, o.NAT6)
 	case o.Lane > 1, o.Below >= classEnd:
 		return bad("lane %d, path class %d", o.Lane, o.Below)
+	case o.Spread && (o.Carrier != nil || o.Below != 0):
+		return bad("a spread for another link than a first one by UDP")
 	case len(o.Candidates) > MaxCandidates:
 		return bad("%d candidates, at most %d", len(o.Candidates), MaxCandidates)
 	case o.Epoch == 0 || o.Key.IsZero():

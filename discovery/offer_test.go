@@ -46,6 +46,23 @@ func TestOfferRoundTrip(t *testing.T) {
 	}
 }
 
+// An offer of a search by chance is of a version of its own, which those do not take
+// that know none; others are as ever.
+func TestOfferOfASpread(t *testing.T) {
+	for _, spread := range []bool{false, true} {
+		o := testOffer()
+		o.Spread, o.Carrier, o.Below = spread, nil, 0
+		b, err := o.MarshalBinary()
+		if want := map[bool]byte{false: 2, true: 3}[spread]; err != nil || b[0] != want {
+			t.Fatalf("version %d: %v", b[0], err)
+		}
+		var got Offer
+		if err := got.UnmarshalBinary(b); err != nil || got.Spread != spread {
+			t.Errorf("%v reads as %v: %v", spread, got.Spread, err)
+		}
+	}
+}
+
 func TestAttemptIDText(t *testing.T) {
 	id := AttemptID{1, 0xab, 15: 7}
 	var again AttemptID
@@ -63,6 +80,8 @@ func TestOfferRefused(t *testing.T) {
 	for name, change := range map[string]func(*Offer){
 		"to itself":       func(o *Offer) { o.To = o.From },
 		"nobody":          func(o *Offer) { o.From = mesh.NodeID{} },
+		"spread, carried": func(o *Offer) { o.Spread, o.Below = true, 0 },
+		"spread, better":  func(o *Offer) { o.Spread, o.Carrier = true, nil },
 		"lane":            func(o *Offer) { o.Lane = 2 },
 		"path class":      func(o *Offer) { o.Below = classEnd },
 		"no attempt":      func(o *Offer) { o.Attempt = AttemptID{} },
@@ -116,6 +135,12 @@ func TestOfferAnswer(t *testing.T) {
 func FuzzOffer(f *testing.F) {
 	b, err := testOffer().MarshalBinary()
 	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	spread := testOffer()
+	spread.Spread, spread.Carrier, spread.Below = true, nil, 0
+	if b, err = spread.MarshalBinary(); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(b)

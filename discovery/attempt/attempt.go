@@ -46,7 +46,15 @@ type Config struct {
 	PathRTT time.Duration
 	Refuse  []netip.Prefix // in which neither end's addresses can be
 	Budget  discovery.Allowance
-	Seed    [32]byte // secret and random
+	// Spread: a path is looked for by chance, see discovery.Spread; nil: as usual.
+	Spread *Spread
+	Seed   [32]byte // secret and random
+}
+
+// A Spread says what allows an attempt by chance ports.
+type Spread struct {
+	Seen   []netip.Addr            // where other members see the other end now
+	Budget *discovery.SpreadBudget // of this node
 }
 
 // Ready is what the owner does next, in this order: ask, send, hand the offer over
@@ -97,6 +105,7 @@ type Attempt struct {
 
 // New prepares an attempt; the first Tick starts it.
 func New(now time.Time, cfg Config) *Attempt {
+	cfg.Offer.Spread = cfg.Spread != nil
 	return &Attempt{
 		cfg: cfg, ours: cfg.Offer, theirs: cfg.Theirs, end: now.Add(MaxTime),
 		gather: discovery.NewGathering(now, cfg.Servers, 1, derive(cfg.Seed, 1)),
@@ -111,6 +120,15 @@ func derive(seed [32]byte, part uint64) [32]byte {
 
 // Initiates reports whether this end began.
 func (a *Attempt) Initiates() bool { return a.cfg.Theirs == nil }
+
+// controls reports whether this end chooses the path: who began, or the easy end of a
+// spread, which sees all that was found.
+func (a *Attempt) controls() bool {
+	if a.cfg.Spread != nil {
+		return a.ours.NAT != discovery.NATSymmetric
+	}
+	return a.Initiates()
+}
 
 // Unreachable says that a STUN server cannot even be asked. Call Tick afterwards.
 func (a *Attempt) Unreachable(server netip.AddrPort) { a.gather.Unreachable(server) }
@@ -131,7 +149,7 @@ func (a *Attempt) Received(now time.Time, p discovery.CheckPacket) Ready {
 
 // Keys are what packets are verified and sent with by now.
 func (a *Attempt) Keys() discovery.Keys {
-	k := discovery.Keys{Controlling: a.Initiates(), Local: a.ours.Credentials}
+	k := discovery.Keys{Controlling: a.controls(), Local: a.ours.Credentials}
 	if a.theirs != nil {
 		k.Peer = a.theirs.Credentials
 	}
@@ -198,11 +216,15 @@ func (a *Attempt) gathered(now time.Time, g discovery.GatherReady) Ready {
 		return Ready{Offer: &offer, Deadline: now.Add(exchangeTime)}
 	}
 	delay := a.theirs.Delay
-	if a.ours.NAT == discovery.NATEasy { // the initiator's come in
+	if a.cfg.Spread != nil {
+		delay = 0
+	} else if a.ours.NAT == discovery.NATEasy { // the initiator's come in
 		delay = discovery.MaxOfferDelay
 	}
 	ready := a.begin(now, now.Add(delay))
-	ready.Offer = &offer
+	if ready.Verdict == nil {
+		ready.Offer = &offer
+	}
 	return ready
 }
 
@@ -250,12 +272,20 @@ func (a *Attempt) refused(e netip.AddrPort) bool {
 // surely arrived: else they would surprise the initiator's. Before that goes one that
 // only opens its own.
 func (a *Attempt) begin(now, start time.Time) Ready {
-	a.phase = checking
-	a.check = discovery.NewCheck(discovery.CheckPlan{
-		Controlling: a.Initiates(), Remote: a.theirs.Candidates,
+	plan := discovery.CheckPlan{
+		Controlling: a.controls(), Remote: a.theirs.Candidates,
 		Seed: derive(a.cfg.Seed, 2), Start: start, Deadline: start.Add(discovery.CheckTime),
 		Below: a.below(), Prime: !a.Initiates(), Refuse: a.cfg.Refuse, Budget: a.cfg.Budget,
-	})
+	}
+	if a.ours.Spread || a.theirs.Spread {
+		s, err := a.spread(now)
+		if err != nil {
+			return a.fail(fmt.Errorf("no direct link to %s: %w", a.ours.To, err), true)
+		}
+		plan.Spread, plan.Prime, plan.Deadline = &s, false, start.Add(discovery.SpreadTime)
+	}
+	a.phase = checking
+	a.check = discovery.NewCheck(plan)
 	ready := a.check.Tick(now)
 	for _, e := range a.early {
 		more := a.check.Receive(now, e.Packet)
@@ -264,6 +294,22 @@ func (a *Attempt) begin(now, start time.Time) Ready {
 	}
 	a.early = nil
 	return a.checked(now, ready)
+}
+
+// spread gives this end's part in a spread, if there may be one.
+func (a *Attempt) spread(now time.Time) (discovery.Spread, error) {
+	if a.ours.Spread != a.theirs.Spread {
+		return discovery.Spread{}, fmt.Errorf("%w: one end does not want it", discovery.ErrSpread)
+	}
+	s, err := discovery.PlanSpread(a.ours, *a.theirs, a.cfg.Spread.Seen)
+	switch to := s.Peer.Addr(); {
+	case err != nil:
+	case slices.ContainsFunc(a.cfg.Refuse, func(p netip.Prefix) bool { return p.Contains(to) }):
+		err = fmt.Errorf("%w: %s is in the overlay", discovery.ErrSpread, to)
+	case !a.cfg.Spread.Budget.Allow(now, to):
+		err = fmt.Errorf("%w: enough were made to %s today", discovery.ErrSpread, to)
+	}
+	return s, err
 }
 
 // below is as the initiator wants it.
@@ -282,13 +328,13 @@ func (a *Attempt) checked(now time.Time, c discovery.CheckReady) Ready {
 	var ready Ready
 	if err != nil {
 		expected, why := discovery.Expect(a.kinds(*a.theirs), a.kinds(a.ours))
-		if why != "" && errors.Is(err, discovery.ErrNoPath) {
+		if a.cfg.Spread == nil && why != "" && errors.Is(err, discovery.ErrNoPath) {
 			err = fmt.Errorf("%w (%s)", err, why)
 		}
 		ready = a.fail(fmt.Errorf("no direct link to %s: %w", a.ours.To, err), expected != discovery.Direct)
 	} else {
 		a.phase = over
-		ready = Ready{Verdict: &Verdict{Ours: a.ours, Theirs: *a.theirs, First: !a.Initiates()}}
+		ready = Ready{Verdict: &Verdict{Ours: a.ours, Theirs: *a.theirs, First: !a.controls()}}
 	}
 	ready.Verdict.Proof = proof
 	ready.Send = c.Send

@@ -37,6 +37,8 @@ type end struct {
 	verdict *Verdict
 	ended   time.Time
 	sent    map[netip.Addr]int // packets of checks, by target
+	times   []time.Time        // of these
+	sockets int                // at ports from host's on
 	asked   int
 }
 
@@ -81,7 +83,7 @@ func newWorld(t *testing.T, seed uint64, a, b string) *world {
 	}
 	for i, kind := range []string{a, b} {
 		public := netip.AddrFrom4([4]byte{203, 0, 113, byte(10 + i)})
-		e := &end{host: netip.AddrPortFrom(public, 51800), box: sites[kind](public), sent: map[netip.Addr]int{}}
+		e := &end{host: netip.AddrPortFrom(public, 51800), box: sites[kind](public), sent: map[netip.Addr]int{}, sockets: 1}
 		if e.box != nil && !e.box.Firewall {
 			e.host = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i), 2}), 51800)
 		}
@@ -149,32 +151,34 @@ func (w *world) delay() time.Duration {
 }
 
 // leave gives the source that a packet has outside.
-func (e *end) leave(dst netip.AddrPort) netip.AddrPort {
+func (e *end) leave(socket int, dst netip.AddrPort) netip.AddrPort {
+	e.sockets = max(e.sockets, socket+1)
+	host := netip.AddrPortFrom(e.host.Addr(), e.host.Port()+uint16(socket))
 	if e.box == nil || dst.Addr().IsPrivate() {
-		return e.host
+		return host
 	}
-	return e.box.Out(e.host, dst)
+	return e.box.Out(host, dst)
 }
 
-// arrive tells which end a packet on the wire reaches, if any.
-func (w *world) arrive(from, to netip.AddrPort) (int, bool) {
+// arrive tells which end a packet on the wire reaches, and there which socket, if any.
+func (w *world) arrive(from, to netip.AddrPort) (end, socket int, ok bool) {
 	for i, e := range w.ends {
-		if e.box == nil {
-			if e.host == to {
-				return i, true
-			}
-		} else if inside, ok := e.box.In(from, to); ok && inside == e.host {
-			return i, true
+		inside, ok := to, true
+		if e.box != nil {
+			inside, ok = e.box.In(from, to)
+		}
+		if s := int(inside.Port()) - int(e.host.Port()); ok && inside.Addr() == e.host.Addr() && s >= 0 && s < e.sockets {
+			return i, s, true
 		}
 	}
-	return 0, false
+	return 0, 0, false
 }
 
 func (w *world) act(i int, r Ready) {
 	e := w.ends[i]
 	for _, q := range r.Ask {
 		e.asked++
-		src := e.leave(q.Server)
+		src := e.leave(0, q.Server)
 		if w.rand.Float64() >= w.loss {
 			w.after(2*w.delay(), func() {
 				if e.verdict == nil {
@@ -185,13 +189,14 @@ func (w *world) act(i int, r Ready) {
 	}
 	for _, p := range r.Send {
 		e.sent[p.Peer.Addr()]++
-		src := e.leave(p.Peer)
+		e.times = append(e.times, w.now)
+		src := e.leave(p.Socket, p.Peer)
 		if p.TTL > 0 || w.rand.Float64() < w.loss {
 			continue
 		}
 		w.after(w.delay(), func() {
-			if j, ok := w.arrive(src, p.Peer); ok && w.ends[j].attempt != nil && w.ends[j].verdict == nil {
-				p.Peer = src
+			if j, socket, ok := w.arrive(src, p.Peer); ok && w.ends[j].attempt != nil && w.ends[j].verdict == nil {
+				p.Peer, p.Socket = src, socket
 				w.act(j, w.ends[j].attempt.Received(w.now, p))
 			}
 		})
@@ -233,11 +238,12 @@ func (w *world) agree() string {
 			return e.verdict.Err.Error()
 		}
 		to := e.verdict.Proof.Remote
-		src := e.leave(to)
-		if j, ok := w.arrive(src, to); !ok || j != 1-i {
+		src := e.leave(e.verdict.Proof.Socket, to)
+		other := w.ends[1-i].verdict
+		if j, socket, ok := w.arrive(src, to); !ok || j != 1-i || other != nil && other.Err == nil && socket != other.Proof.Socket {
 			return "packets to " + to.String() + " do not arrive"
 		}
-		if other := w.ends[1-i].verdict; other != nil && other.Err == nil && other.Proof.Remote != src {
+		if other != nil && other.Err == nil && other.Proof.Remote != src {
 			return "it sends from " + src.String() + ", the other end believes in " + other.Proof.Remote.String()
 		}
 	}

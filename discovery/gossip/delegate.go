@@ -221,10 +221,19 @@ func (d *delegate) NotifyLeave(n *memberlist.Node) {
 	d.notify(MemberDown, n)
 }
 
-func (d *delegate) NotifyUpdate(*memberlist.Node) {}
+func (d *delegate) NotifyUpdate(n *memberlist.Node) {
+	if m, ok := member(n); ok && m.Node != d.g.cfg.Name {
+		d.g.present.put(m)
+	}
+}
 
 func (d *delegate) notify(kind EventKind, n *memberlist.Node) {
 	if m, ok := member(n); ok && m.Node != d.g.cfg.Name {
+		if kind == MemberUp {
+			d.g.present.put(m)
+		} else {
+			d.g.present.remove(m)
+		}
 		d.g.emit(Event{Kind: kind, Member: m})
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -80,9 +81,10 @@ type Member struct {
 // Gossip is one node's part in the gossip. Its methods may be called from any
 // goroutine, before, during and after Run.
 type Gossip struct {
-	cfg    Config
-	events chan Event
-	facts  facts
+	cfg     Config
+	events  chan Event
+	facts   facts
+	present present
 
 	keying  sync.Mutex // guards keys and ring
 	keys    Keys
@@ -129,16 +131,9 @@ func (g *Gossip) Events() <-chan Event { return g.events }
 // Members gives the nodes that gossip believes to be there, without ourselves,
 // sorted; none before the first contact.
 func (g *Gossip) Members() []Member {
-	list := g.list.Load()
-	if list == nil {
-		return nil
-	}
-	var members []Member
-	for _, n := range list.Members() {
-		if m, ok := member(n); ok && m.Node != g.cfg.Name {
-			members = append(members, m)
-		}
-	}
+	g.present.Lock()
+	members := slices.Collect(maps.Values(g.present.members))
+	g.present.Unlock()
 	slices.SortFunc(members, func(a, b Member) int { return a.Node.Compare(b.Node) })
 	return members
 }
@@ -161,6 +156,7 @@ func (g *Gossip) Run(ctx context.Context) error {
 		err = list.Shutdown() // also ends dials in flight
 		g.ending.Unlock()
 		joins.Wait()
+		g.present.forget()
 		if err != nil {
 			return fmt.Errorf("stop gossip: %w", err)
 		}
@@ -341,6 +337,34 @@ func (g *Gossip) anyone() []Member {
 	}
 	i := rand.IntN(len(all))
 	return all[i : i+1]
+}
+
+// present are the members that gossip believes to be there, without ourselves, as it told
+// them: memberlist changes its own list while others read it.
+type present struct {
+	sync.Mutex
+	members map[mesh.NodeID]Member
+}
+
+func (p *present) put(m Member) {
+	p.Lock()
+	defer p.Unlock()
+	if p.members == nil {
+		p.members = map[mesh.NodeID]Member{}
+	}
+	p.members[m.Node] = m
+}
+
+func (p *present) remove(m Member) {
+	p.Lock()
+	defer p.Unlock()
+	delete(p.members, m.Node)
+}
+
+func (p *present) forget() {
+	p.Lock()
+	defer p.Unlock()
+	clear(p.members)
 }
 
 func member(n *memberlist.Node) (Member, bool) {

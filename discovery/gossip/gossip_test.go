@@ -196,6 +196,9 @@ func (c *cluster) equal(want []*node, serial uint64) func() bool {
 	}
 }
 
+// crowd is how many nodes there are in the largest cluster.
+var crowd = 200
+
 // TestTwoHundredNodes: after a restart of all, after a partition of 10 minutes
 // and after the restart of one, all views are equal again within a minute.
 func TestTwoHundredNodes(t *testing.T) {
@@ -204,7 +207,7 @@ func TestTwoHundredNodes(t *testing.T) {
 	}
 	began := time.Now()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 200)
+		c := newCluster(t, crowd)
 		c.measured = 36 // statements of 600 bytes, as they are
 		start := func() {
 			for _, nd := range c.nodes {
@@ -221,11 +224,11 @@ func TestTwoHundredNodes(t *testing.T) {
 		start()
 		c.within(time.Minute, "all are back after all restarted", c.equal(c.nodes, 1))
 
-		half := func(a netip.AddrPort) bool { return a.Addr().Compare(c.nodes[100].addr.Addr()) < 0 }
+		half := func(a netip.AddrPort) bool { return a.Addr().Compare(c.nodes[crowd/2].addr.Addr()) < 0 }
 		c.net.Cut(func(from, to netip.AddrPort) bool { return half(from) != half(to) })
 		time.Sleep(10 * time.Minute)
 		for i, nd := range c.nodes {
-			if n := len(nd.gossip.Members()); n != 99 {
+			if n := len(nd.gossip.Members()); n != crowd/2-1 {
 				t.Errorf("node %d sees %d members of its half", i, n)
 			}
 			c.say(nd, 2)

@@ -3,6 +3,7 @@
 package nattest
 
 import (
+	"math/rand/v2"
 	"net/netip"
 	"time"
 )
@@ -26,6 +27,9 @@ type Box struct {
 	// Keep: the outside port is the inside one wherever it is free towards that
 	// destination, as Linux does. Without, it is another one.
 	Keep bool
+	// Random chooses the outside ports that are not kept, from 1024 on; nil: they are
+	// counted up.
+	Random *rand.Rand
 	// Answers: packets from outside that nobody waits for reach the box itself, which
 	// remembers them: towards their sender, that port is taken from then on (bug B40).
 	Answers  bool
@@ -62,6 +66,9 @@ func (b *Box) lives(p pair) bool {
 
 // expire forgets the mappings by which nothing leaves any more.
 func (b *Box) expire() {
+	if b.Life == 0 && b.Young == 0 {
+		return
+	}
 	for p := range b.sent {
 		if !b.lives(p) {
 			delete(b.sent, p)
@@ -113,8 +120,7 @@ func (b *Box) mapping(src, dst netip.AddrPort) netip.AddrPort {
 	if !ok || b.Symmetric {
 		port := src.Port()
 		if !b.Keep || b.Symmetric {
-			b.next++
-			port = b.next
+			port = b.free()
 		}
 		outside = netip.AddrPortFrom(b.Public, port)
 		if !b.Symmetric {
@@ -122,11 +128,24 @@ func (b *Box) mapping(src, dst netip.AddrPort) netip.AddrPort {
 		}
 	}
 	if b.taken[pair{outside, dst}] {
-		b.next++
-		outside = netip.AddrPortFrom(b.Public, b.next)
+		outside = netip.AddrPortFrom(b.Public, b.free())
 	}
 	b.out[pair{src, dst}] = outside
 	return outside
+}
+
+// free chooses an outside port that nobody has.
+func (b *Box) free() uint16 {
+	for {
+		b.next++
+		port := b.next
+		if b.Random != nil {
+			port = uint16(1024 + b.Random.IntN(1<<16-1024))
+		}
+		if _, used := b.in[netip.AddrPortFrom(b.Public, port)]; !used || b.Random == nil {
+			return port
+		}
+	}
 }
 
 // In gives the host that a packet from outside reaches.

@@ -52,6 +52,7 @@ type Mixed struct {
 	Pairs   int          `json:"pairs"`     // of any two sites
 	Reached int          `json:"reached"`   // of these, that ping each other
 	Effort  api.Attempts `json:"effort"`    // of all attempts at all ends
+	Promise map[Way]int  `json:"promise"`   // of all pairs of the whole mix, by expected.txt
 }
 
 // Decided counts the pairs that have a link, or know why they have none.
@@ -63,9 +64,10 @@ func (r Mixed) Decided() (n int) {
 }
 
 const (
-	mixedJoin = time.Minute // for a site to join such a mesh
+	mixedJoin = time.Minute      // for a site to join such a mesh
+	mixedSlow = 30 * time.Second // a join that takes longer is the last: the machine bears no more
 	// mixedLimit is how long a mesh of many sites on few processors may take until it knows all its links.
-	mixedLimit = 3 * time.Minute
+	mixedLimit = 5 * time.Minute
 	mixedEvery = 5 * time.Second // a look asks every site
 )
 
@@ -108,7 +110,7 @@ func Mix(ctx context.Context, opts Options, progress func(format string, args ..
 			break
 		}
 		r.Joins, m.Sites = append(r.Joins, s), all[:len(helpers)+i+1]
-		if s > limit.Seconds() {
+		if s > mixedSlow.Seconds() {
 			r.Stopped = fmt.Sprintf("the join of the last one took %.0f s", s)
 			break
 		}
@@ -172,15 +174,24 @@ func (r *Mixed) sort(pairs map[[2]string]verdict, kindOf map[string]string) erro
 	if err != nil {
 		return err
 	}
-	r.Ways = map[Way]int{}
+	expect := func(a, b string) Way {
+		return cells[slices.IndexFunc(cells, func(c Cell) bool { return c.has(kindOf[a], kindOf[b]) })].Expect
+	}
+	r.Ways, r.Promise = map[Way]int{}, map[Way]int{}
+	for a := range kindOf {
+		for b := range kindOf {
+			if a < b {
+				r.Promise[expect(a, b)]++
+			}
+		}
+	}
 	for p, v := range pairs {
 		if !v.final {
 			continue
 		}
 		r.Ways[v.way]++
-		i := slices.IndexFunc(cells, func(c Cell) bool { return c.has(kindOf[p[0]], kindOf[p[1]]) })
-		if v.way.Worse(cells[i].Expect) {
-			r.Worse = append(r.Worse, fmt.Sprintf("%s~%s (%s, %s): %s, want %s; %s", kindOf[p[0]], kindOf[p[1]], p[0], p[1], v.way, cells[i].Expect, v.why))
+		if want := expect(p[0], p[1]); v.way.Worse(want) {
+			r.Worse = append(r.Worse, fmt.Sprintf("%s~%s (%s, %s): %s, want %s; %s", kindOf[p[0]], kindOf[p[1]], p[0], p[1], v.way, want, v.why))
 		}
 	}
 	slices.Sort(r.Worse)

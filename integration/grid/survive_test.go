@@ -5,11 +5,15 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"guywire/discovery"
 	"guywire/integration/lab"
 	"guywire/integration/lab/world"
+	"guywire/mesh/api"
 )
 
 // recovery is how long a pair may take to be direct again. It is no measure: the seconds are logged.
@@ -140,6 +144,7 @@ func TestRestartReusesPort(t *testing.T) {
 	t.Parallel()
 	m := mesh(t, Cell{Left: "easy", Right: "easy"}.network(), recovery)
 	before := m.ports(t)
+	m.remembers(t)
 	must(t, m.Lab.KillAll(t.Context(), right, 0))
 	_, err := m.Lab.Start(t.Context(), right, "", nil)
 	must(t, err)
@@ -203,6 +208,78 @@ func TestVictimOfALiar(t *testing.T) {
 		t.Errorf("%d packets at the victim, want some and at most %d from each of %d nodes", got, most, others)
 	} else {
 		t.Logf("%d packets at the victim, from %d nodes", got, others)
+	}
+}
+
+// TestSpread has two sites look for a path by chance that have no other: whether they find one is luck. Their boxes see no
+// more flows than that may cost, and traffic goes on whichever way.
+func TestSpread(t *testing.T) {
+	t.Parallel()
+	n := Cell{Left: "easy", Right: "symmetric"}.network()
+	for _, site := range []string{left, right} {
+		n.Nodes[site].Meshd = lab.Settings{"nat": map[string]any{"spread": "eager"}}
+	}
+	m := meshBy(t, n, Transit, recovery)
+	const others = 100 // flows of tunnels, STUN and attempts as ever; a search in vain makes these:
+	made := map[string]int{boxOf(left): discovery.SpreadProbes, boxOf(right): discovery.SpreadSockets}
+	peak, way, why := map[string]int{}, None, ""
+	ended, err := poll(t.Context(), 2*recovery, func() (bool, error) {
+		for box := range made {
+			var flows int
+			out, err := m.Run(t.Context(), box, "", m.Exe, world.InsideVerb, "mappings")
+			if err == nil {
+				_, err = fmt.Sscan(string(out), &flows)
+			}
+			if err != nil {
+				return false, err
+			}
+			peak[box] = max(peak[box], flows)
+		}
+		ends, err := m.links(t.Context())
+		if err != nil {
+			return false, err
+		}
+		way, why = None, ""
+		for _, links := range ends {
+			for _, l := range links {
+				switch {
+				case up(l):
+					way = Direct
+				case strings.Contains(l.Reason, "by chance ports, tried"):
+					way, why = Transit, l.Reason
+				}
+			}
+		}
+		return way != None, nil
+	})
+	if err != nil || !ended {
+		t.Fatalf("nothing was tried, or nothing said about it: %v", err)
+	}
+	for box, n := range made {
+		if peak[box] > n+others || way == Transit && peak[box] < n {
+			t.Errorf("%s: %d flows at most, of which the search makes %d", box, peak[box], n)
+		}
+	}
+	if _, ok, err := m.until(t.Context(), way, recovery); err != nil || !ok {
+		t.Errorf("pings do not go by %s: %v", way, err)
+	}
+	t.Logf("by chance: %s %s; flows at most %v", way, why, peak)
+}
+
+// remembers waits until the right site has written down its direct link's port: an agent that dies within a second of a link's first
+// packet may have to look for it again.
+func (m *Mesh) remembers(t *testing.T) {
+	t.Helper()
+	ends, err := m.links(t.Context())
+	must(t, err)
+	written, err := poll(t.Context(), recovery, func() (bool, error) {
+		blob, _ := os.ReadFile(filepath.Join(m.Lab.Dir(), "nodes", right, "state", "cache", "links"))
+		return !slices.ContainsFunc(ends[1], func(l api.Link) bool {
+			return up(l) && !strings.Contains(string(blob), fmt.Sprintf(`"port":%d,`, l.LocalPort))
+		}), nil
+	})
+	if err != nil || !written {
+		t.Fatalf("%s has not written down its link: %v", right, err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package grid
 
 import (
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -117,6 +118,9 @@ func TestMixed(t *testing.T) {
 	must(t, r.sort(pairs, map[string]string{"a": "public", "b": "easy", "c": "symmetric"}))
 	if r.Decided() != 3 || r.Ways[Direct] != 1 || r.Ways[Transit] != 2 {
 		t.Errorf("%d pairs, %v; want 3, one of them direct", r.Decided(), r.Ways)
+	}
+	if want := (map[Way]int{Direct: 2, Transit: 1}); !maps.Equal(r.Promise, want) {
+		t.Errorf("promised: %v, want %v", r.Promise, want)
 	}
 	if len(r.Worse) != 1 || !strings.Contains(r.Worse[0], "public~symmetric (a, c): transit, want direct; nothing arrived") {
 		t.Errorf("worse: %q", r.Worse)

@@ -183,7 +183,8 @@ func helper(verb string, args []string) error {
 			return err
 		}
 		fmt.Println("up")
-		select {}
+		time.Sleep(10 * time.Minute)
+		return errors.New("nobody has ended this process")
 	}
 	return fmt.Errorf("no helper %q", verb)
 }

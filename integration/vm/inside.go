@@ -67,7 +67,7 @@ func boot() error {
 	}
 	runner, err := os.StartProcess("/proc/self/exe", []string{runnerName}, &os.ProcAttr{
 		Dir: "/", Files: []*os.File{nil, port, port},
-		Env: []string{"PATH=/programs:/bin:/sbin:/usr/bin:/usr/sbin", "HOME=/root", "TMPDIR=/tmp", "USER=root"},
+		Env: []string{"PATH=/programs:/bin:/sbin:/usr/bin:/usr/sbin", "HOME=/root", "TMPDIR=/tmp", "USER=root", "TERM=dumb"},
 	})
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -34,8 +35,8 @@ var helloWithin = map[string]time.Duration{"kvm": 20 * time.Second, "tcg": 15 * 
 func (m machine) boot(ctx context.Context, accel string, line func(string)) (busy time.Duration, err error) {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	hello := time.AfterFunc(helloWithin[accel], func() { stop(errNoHello) })
-	defer hello.Stop()
+	came := afterAwake(helloWithin[accel], func() { stop(errNoHello) })
+	defer came()
 
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-no-reboot",
@@ -70,7 +71,7 @@ func (m machine) boot(ctx context.Context, accel string, line func(string)) (bus
 				line(text)
 			} else if text == greeting {
 				up = true
-				hello.Stop()
+				came()
 			}
 		}
 		if err != nil {
@@ -86,6 +87,27 @@ func (m machine) boot(ctx context.Context, accel string, line func(string)) (bus
 		return busy, fmt.Errorf("%w with %s: %v: %s", errNoHello, accel, err, firstLine(said.String()))
 	}
 	return busy, err
+}
+
+// afterAwake calls f in a goroutine after d, unless it is called off first. A
+// time in which this program did not run does not count, as when it and the
+// machines are stopped by SIGSTOP or a lid that is closed: a ticker makes up for
+// nothing.
+func afterAwake(d time.Duration, f func()) (callOff func()) {
+	off := make(chan struct{})
+	go func() {
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for range d / time.Second {
+			select {
+			case <-tick.C:
+			case <-off:
+				return
+			}
+		}
+		f()
+	}()
+	return sync.OnceFunc(func() { close(off) })
 }
 
 func firstLine(s string) string {

@@ -32,6 +32,7 @@ type options struct {
 	cpus     int
 	verbose  bool
 	life     bool
+	bench    bool
 }
 
 func main() {
@@ -53,6 +54,7 @@ func main() {
 		flag.DurationVar(&o.limit, "timeout", 40*time.Minute, "end a machine after this time")
 		flag.IntVar(&o.memory, "m", 4096, "memory of a machine in MiB")
 		flag.IntVar(&o.cpus, "smp", 2, "processors of a machine that is not emulated")
+		flag.BoolVar(&o.bench, "bench", false, "measure instead, and print all")
 		flag.BoolVar(&o.verbose, "v", false, "print all that tests print")
 		flag.BoolVar(&o.life, "life", false, "instead of tests: install, upgrade, downgrade, remove and purge the .deb on a Debian with systemd")
 		flag.Parse()
@@ -80,6 +82,9 @@ func host(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
+	if o.bench {
+		entries, o.verbose = measured, true
+	}
 	if err := needEmulator(ctx); err != nil {
 		return err
 	}
@@ -96,7 +101,7 @@ func host(ctx context.Context, o options) error {
 		return err
 	}
 	fmt.Printf("kernels, programs and tests are there after %s\n", time.Since(started).Round(time.Second))
-	if o.packages == "" {
+	if o.packages == "" && !o.bench {
 		for pkg, why := range absent {
 			fmt.Printf("?   \tguywire/%s\t[not in a machine: %s]\n", pkg, why)
 		}
@@ -194,16 +199,9 @@ func (o options) machine(ctx context.Context, out io.Writer, k kernelImage, shel
 	for i, accel := range accels {
 		r := &report{out: out, log: log, verbose: o.verbose, left: make(map[string][]skip)}
 		_, _ = fmt.Fprintf(out, "=== kernel %s, QEMU with %s\n", k.version, accel)
-		var parts []part
-		for _, e := range entries {
-			emulated := accel == "tcg"
-			p := e.part(emulated, k.series, o.only)
-			if emulated && e.slow != "" {
-				_, _ = fmt.Fprintf(out, "?   \t%s\t[not in emulation: %s]\n", p.Name, e.slow)
-				continue
-			}
-			parts = append(parts, p)
-			r.left[p.Name] = e.skipped(emulated, k.series)
+		parts := measurements
+		if !o.bench {
+			parts = o.tests(r, entries, accel == "tcg", k.series)
 		}
 		missing, err := pack(ctx, m.initrd, k, shell, built, entries, parts)
 		if err != nil {
@@ -213,9 +211,11 @@ func (o options) machine(ctx context.Context, out io.Writer, k kernelImage, shel
 		if len(missing) > 0 {
 			_, _ = fmt.Fprintf(out, "this kernel has no module %s\n", strings.Join(missing, ", "))
 		}
-		limited, stop := context.WithTimeoutCause(ctx, o.limit, fmt.Errorf("the machine did not end within %s", o.limit))
+		limited, stop := context.WithCancelCause(ctx)
+		ended := afterAwake(o.limit, func() { stop(fmt.Errorf("the machine did not end within %s", o.limit)) })
 		busy, err := m.boot(limited, accel, r.line)
-		stop()
+		ended()
+		stop(nil)
 		r.close()
 		if errors.Is(err, errNoHello) && i+1 < len(accels) && ctx.Err() == nil {
 			_, _ = fmt.Fprintln(out, err)
@@ -232,11 +232,26 @@ func (o options) machine(ctx context.Context, out io.Writer, k kernelImage, shel
 		if err != nil {
 			word = "FAIL"
 		}
-		_, _ = fmt.Fprintf(out, "%s kernel %s, %s: %d packages, %d tests skipped, %s, %s of processor time\n",
+		_, _ = fmt.Fprintf(out, "%s kernel %s, %s: %d parts, %d tests skipped, %s, %s of processor time\n",
 			word, k.version, accel, len(parts), r.skipped, time.Since(start).Round(time.Second), busy.Round(time.Second))
 		return err
 	}
 	return errNoHello
+}
+
+// tests makes the parts of the suite for a machine; what it leaves out is told
+// to r.
+func (o options) tests(r *report, entries []entry, emulated bool, series string) (parts []part) {
+	for _, e := range entries {
+		p := e.part(emulated, series, o.only)
+		if emulated && e.slow != "" {
+			_, _ = fmt.Fprintf(r.out, "?   \t%s\t[not in emulation: %s]\n", p.Name, e.slow)
+			continue
+		}
+		parts = append(parts, p)
+		r.left[p.Name] = e.skipped(emulated, series)
+	}
+	return parts
 }
 
 // prefixed writes what is written to it with a prefix before each line. Writes
@@ -281,7 +296,7 @@ func pack(ctx context.Context, to string, k kernelImage, shell, built string, en
 	a.bytes("etc/hostname", 0o644, []byte("vm\n"))
 	a.link("var/run", "/run")
 	a.file("bin/busybox", shell)
-	for _, name := range strings.Fields("sh cat true false sleep test grep hostname id ls kill mkdir rmdir") {
+	for name := range strings.FieldsSeq("sh cat true false sleep test grep hostname id ls kill mkdir rmdir") {
 		a.link("bin/"+name, "busybox")
 	}
 	a.link("programs/go", "/init")

@@ -42,7 +42,9 @@ var suite = []entry{
 	{pkg: "discovery/stun", limit: 2 * time.Minute},
 	{pkg: "integration/lab/wire", limit: 2 * time.Minute},
 	{pkg: "integration/lab/flow", limit: 2 * time.Minute},
-	{pkg: "integration/lab/world", limit: 3 * time.Minute},
+	{pkg: "integration/lab/world", limit: 3 * time.Minute, skip: []skip{
+		{test: "TestMeasuring/userspace", emulated: true, why: "emulated, a process encrypts for a minute and a half; TestMeasuring/kernel runs"},
+	}},
 	{pkg: "integration/lab/peers", limit: 2 * time.Minute},
 	{pkg: "integration/lab/demo", limit: 2 * time.Minute},
 	{pkg: "integration/lab/bench", limit: 2 * time.Minute},
@@ -62,6 +64,22 @@ var suite = []entry{
 // absent are the packages that touch the kernel and do not run in the machine.
 var absent = map[string]string{
 	"integration/truth": "it compiles meshd with a clock of its own, and there is no Go inside",
+}
+
+// measured are the packages whose tests have benchmarks among the measurements.
+var measured = []entry{{pkg: "mesh/wg"}}
+
+// measurements are what runs with -bench, one after the other.
+var measurements = []part{
+	{
+		Name: "links", Dir: "/src/mesh/wg", Limit: 10 * time.Minute,
+		Argv: []string{"/tests/" + binaryName("mesh/wg"), "-test.run=^$", "-test.bench=^BenchmarkTunnels$", "-test.benchtime=1x"},
+	},
+	{
+		Name: "throughput", Dir: "/", Limit: 20 * time.Minute,
+		Argv: []string{"/programs/meshlab", "bench", "--only", "throughput", "--rounds", "5", "--transfer", "1s"},
+	},
+	{Name: "demo", Dir: "/", Limit: 20 * time.Minute, Argv: []string{"/programs/meshlab", "demo"}},
 }
 
 // programs are built for tests that build them, and land in /programs.

@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 // TestSuiteIsComplete: a package whose tests speak netlink is in the suite, or
@@ -232,6 +234,25 @@ func TestModuleOrder(t *testing.T) {
 	if _, err := dependencies([]byte("no object")); err == nil {
 		t.Error("what is no module has dependencies")
 	}
+}
+
+// TestAfterAwake: a limit is kept, and can be called off until then.
+func TestAfterAwake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		over := make(chan struct{})
+		callOff := afterAwake(3*time.Minute, func() { close(over) })
+		<-over
+		if took := time.Since(start); took != 3*time.Minute {
+			t.Errorf("three minutes took %s", took)
+		}
+		callOff()
+		callOff = afterAwake(time.Minute, func() { t.Error("what was called off happens") })
+		time.Sleep(59 * time.Second)
+		callOff()
+		callOff()
+		time.Sleep(time.Hour)
+	})
 }
 
 // TestReport: what a machine prints becomes what go test prints.

@@ -11,6 +11,8 @@ import (
 
 	"guywire/discovery"
 	"guywire/mesh"
+	"guywire/mesh/config"
+	"guywire/mesh/control"
 	"guywire/mesh/core"
 	"guywire/mesh/rendezvous"
 	"guywire/store"
@@ -48,6 +50,9 @@ func (m *member) newAttempter() *rendezvous.Attempter {
 	if m.agent.config.NAT.PortMapping {
 		c.Map = m.mapPort
 	}
+	if m.agent.config.NAT.Spread != config.SpreadOff {
+		c.SeenAt = m.seenAt
+	}
 	return rendezvous.New(c)
 }
 
@@ -83,11 +88,11 @@ func (m *member) startAttempt(a core.Attempt) {
 	local, ok := m.uplink(link.Local)
 	err := errors.New("uplink " + link.Local + " is down")
 	if ok {
-		err = m.attempts.Start(context.Background(), rendezvous.Request{Peer: link.Peer, LocalUplink: local, RemoteUplink: link.Remote, Lane: link.Lane, Carrier: a.Carrier, Below: a.Below, PathRTT: a.PathRTT})
+		err = m.attempts.Start(context.Background(), rendezvous.Request{Peer: link.Peer, LocalUplink: local, RemoteUplink: link.Remote, Lane: link.Lane, Carrier: a.Carrier, Spread: a.Spread, Below: a.Below, PathRTT: a.PathRTT})
 	}
 	if err != nil {
 		// The loop itself is here: it cannot post to its own full queue.
-		go m.post(core.AttemptDone{Link: link, Err: err.Error(), Yielded: errors.Is(err, rendezvous.ErrRunning)}) // the far end's
+		go m.post(core.AttemptDone{Link: link, Spread: a.Spread && !busy(err), Err: err.Error(), Yielded: errors.Is(err, rendezvous.ErrRunning)}) // the far end's
 	}
 }
 
@@ -99,7 +104,7 @@ func (m *member) followAttempts(ctx context.Context) error {
 		case r := <-m.attempts.Results():
 			done := core.AttemptDone{
 				Link: r.Link, ID: binary.BigEndian.Uint64(r.Attempt[:8]), Port: r.Port, Endpoint: r.Endpoint, Class: r.Class, Carrier: r.Carrier,
-				Peer: store.Key{Epoch: r.PeerEpoch, Public: r.PeerKey}, First: r.First, Hopeless: r.Hopeless,
+				Peer: store.Key{Epoch: r.PeerEpoch, Public: r.PeerKey}, First: r.First, Spread: r.Spread && !busy(r.Err), Hopeless: r.Hopeless,
 				Effort: core.Effort{Packets: r.Packets, Bytes: r.Bytes},
 			}
 			if r.Initiated {
@@ -119,6 +124,12 @@ func (m *member) followAttempts(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// busy reports whether an attempt was not made since one end had no room for it.
+func busy(err error) bool {
+	refused, ok := errors.AsType[*control.Error](err)
+	return errors.Is(err, rendezvous.ErrBusy) || ok && refused.Code == control.CodeBusy
 }
 
 // keyOf reports whether the log names this WireGuard key for the node.

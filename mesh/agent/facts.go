@@ -288,6 +288,7 @@ func (m *member) handleNodes() {
 		control.Reply(w, m.known())
 	}))
 	m.plane.Handle("POST /v1/link/offer", control.Hint, http.HandlerFunc(m.serveOffer))
+	m.plane.Handle("GET /v1/link/seen", control.Hint, http.HandlerFunc(m.serveSeen))
 	m.plane.Handle("GET /v1/hop", control.Hint, http.HandlerFunc(m.serveHop))
 }
 

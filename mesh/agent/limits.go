@@ -53,6 +53,17 @@ const (
 	gatewayGrace    = time.Minute
 	gatewayPatience = 300 * time.Millisecond
 	gatewaysClose   = 2 * time.Second
+	// spreadLazy and spreadEager are how long attempts have failed, at least, before a
+	// path is looked for by chance ports: those who are asked must know the address.
+	spreadLazy  = 10 * time.Minute
+	spreadEager = 15 * time.Second
+	// witnessSettled is for how long an address must have been where a tunnel leads to be
+	// vouched for, witnessPatience how long witnesses may take, maxWitnesses how many
+	// are asked, and witnessEvery how often each other node may ask.
+	witnessSettled  = 10 * time.Second
+	witnessPatience = 2 * time.Second
+	maxWitnesses    = 6
+	witnessEvery    = time.Second
 	// candidateLife is how long an outside address is believed that nobody confirms.
 	candidateLife = 30 * time.Minute
 	// surveySleep is how long a machine must have slept, or its clock have jumped,

@@ -21,14 +21,10 @@ func (m *member) loop(ctx context.Context) error {
 		case q := <-m.queries:
 			q(m.node)
 		case <-timer.C:
-			// What has already arrived is heard before time is judged.
-			if m.drain() == 0 {
-				m.step(core.Tick{})
-			}
+			m.step()
 		case <-ctx.Done():
 			return nil
 		}
-		m.drain()
 		if m.dirty {
 			m.dirty = false
 			m.reconcile()
@@ -37,22 +33,22 @@ func (m *member) loop(ctx context.Context) error {
 	}
 }
 
-// drain takes what is queued, up to a batch, and says how much it was.
-func (m *member) drain() int {
-	for n := range batch {
+// step feeds the core some events and those that are queued behind them, up to a batch,
+// and hands out what it wants. What has already arrived is heard before time is judged.
+func (m *member) step(evs ...core.Event) {
+	for len(evs) < batch {
 		select {
 		case ev := <-m.events:
-			m.step(ev)
+			evs = append(evs, ev)
+			continue
 		default:
-			return n
 		}
+		break
 	}
-	return batch
-}
-
-// step feeds one event and hands out what the core wants.
-func (m *member) step(ev core.Event) {
-	r := m.node.Step(time.Now(), ev)
+	if len(evs) == 0 {
+		evs = append(evs, core.Tick{})
+	}
+	r := m.node.Step(time.Now(), evs...)
 	for _, d := range r.Send {
 		m.send(d.Target, d.Payload)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"guywire/discovery"
 	"guywire/mesh"
+	"guywire/mesh/config"
 	"guywire/mesh/control"
 	"guywire/mesh/core"
 	"guywire/mesh/kernel"
@@ -79,6 +80,7 @@ type member struct {
 	sights    map[string]map[mesh.LinkID]sight // by uplink
 	gateways  map[string]*gateway              // by uplink
 	doubted   map[string]time.Time             // when a link by that uplink was lost
+	witnessed map[mesh.NodeID]time.Time        // when another node asked last where a third one is
 	own       discovery.Signed
 	ownFacts  discovery.Facts
 	newFacts  bool // since the directory was saved
@@ -108,6 +110,7 @@ func (a *Agent) open(plane *control.Plane) (_ *member, err error) {
 		gateways:    map[string]*gateway{},
 		sights:      map[string]map[mesh.LinkID]sight{},
 		doubted:     map[string]time.Time{},
+		witnessed:   map[mesh.NodeID]time.Time{},
 		devices:     newDevices(a.outside.Devices),
 	}
 	defer func() {
@@ -136,6 +139,7 @@ func (a *Agent) open(plane *control.Plane) (_ *member, err error) {
 		Self: m.self, Mesh: state.Mesh.ID, Incarnation: uint64(now.UnixMicro()),
 		Sign: a.ring.Sign, Rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 		Records: records, MTU: a.config.MTU, Distances: m.distances,
+		SpreadAfter: map[config.Spread]time.Duration{config.SpreadLazy: spreadLazy, config.SpreadEager: spreadEager}[a.config.NAT.Spread],
 	})
 	m.reconciler = m.newReconciler()
 	m.attempts = m.newAttempter()

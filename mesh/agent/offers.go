@@ -171,6 +171,9 @@ func (m *member) serveOffer(w http.ResponseWriter, r *http.Request) {
 	if errors.Is(err, rendezvous.ErrYielded) {
 		err = &control.Error{Status: http.StatusConflict, Code: codeYielded, Message: err.Error()}
 	}
+	if errors.Is(err, rendezvous.ErrBusy) {
+		err = &control.Error{Status: http.StatusTooManyRequests, Code: control.CodeBusy, Message: err.Error()}
+	}
 	if err != nil {
 		control.Fail(w, err)
 		return

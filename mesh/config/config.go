@@ -66,7 +66,20 @@ type Control struct {
 type NAT struct {
 	// PortMapping: they are asked to let tunnels in, by PCP or NAT-PMP.
 	PortMapping bool
+	// Spread: when a path is looked for by chance ports, where one end's NAT is
+	// symmetric and the other's is not.
+	Spread Spread
 }
+
+// A Spread says when that is.
+type Spread string
+
+// The values of the nat.spread setting.
+const (
+	SpreadLazy  Spread = "lazy"  // when all else has failed for some minutes
+	SpreadOff   Spread = "off"   // never, and not at others' request either
+	SpreadEager Spread = "eager" // soon after all else has failed
+)
 
 // Ports is the range of UDP ports for tunnels, both ends included.
 type Ports struct{ First, Last uint16 }
@@ -131,6 +144,7 @@ func Default() Config {
 		DataplaneSocket: "/run/guywire/dataplane.sock",
 		Control:         Control{Port: mesh.ControlPort, Also: []uint16{HTTPSPort}},
 		Ports:           Ports{First: mesh.TunnelPortFirst, Last: mesh.TunnelPortLast},
+		NAT:             NAT{Spread: SpreadLazy},
 		LogLevel:        Info,
 	}
 }

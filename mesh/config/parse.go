@@ -115,7 +115,11 @@ func (d *decoder) control(n ast.Node, c *Control) {
 
 func (d *decoder) nat(n ast.Node, to *NAT) {
 	mapping := onOff("off")
-	d.mapping(n, "nat", field{"port_mapping", oneOf(d, &mapping, "nat.port_mapping", "off", "on")})
+	d.mapping(
+		n, "nat",
+		field{"port_mapping", oneOf(d, &mapping, "nat.port_mapping", "off", "on")},
+		field{"spread", oneOf(d, &to.Spread, "nat.spread", SpreadLazy, SpreadOff, SpreadEager)},
+	)
 	to.PortMapping = mapping == "on"
 }
 

@@ -41,7 +41,7 @@ func TestDefault(t *testing.T) {
 	want := config.Config{
 		State: "/var/lib/guywire", Socket: "/run/guywire/meshd.sock",
 		Dataplane: "auto", DataplaneSocket: "/run/guywire/dataplane.sock",
-		Control: config.Control{Port: 8686, Also: []uint16{443}}, Ports: config.Ports{First: 51800, Last: 52799}, LogLevel: "info",
+		Control: config.Control{Port: 8686, Also: []uint16{443}}, Ports: config.Ports{First: 51800, Last: 52799}, NAT: config.NAT{Spread: "lazy"}, LogLevel: "info",
 	}
 	if d := cmp.Diff(want, config.Default(), netipTypes); d != "" {
 		t.Error(d)
@@ -100,7 +100,7 @@ func TestReference(t *testing.T) {
 			{Name: "eth9", Interface: "eth9", Disabled: true, ProbeBudget: 1_000_000},
 		},
 		Prefixes: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16"), netip.MustParsePrefix("2001:db8:20::/48")},
-		Tags:     []string{"hub", "office"}, MTU: 1380, NAT: config.NAT{PortMapping: true}, LogLevel: config.Debug,
+		Tags:     []string{"hub", "office"}, MTU: 1380, NAT: config.NAT{PortMapping: true, Spread: config.SpreadEager}, LogLevel: config.Debug,
 	}
 	if d := cmp.Diff(want, got, netipTypes); d != "" {
 		t.Errorf("-want +got\n%s", d)
@@ -199,6 +199,7 @@ func TestRefused(t *testing.T) {
 		{"uplinks: [{interface: eth0, endpoint: \"gw.example.net:80\"}]", "full DNS name"},
 		{"uplinks: [{interface: eth0, endpoint: 127.0.0.1}]", "cannot be reached"},
 		{"nat: {port_mapping: yes}", "off, on"},
+		{"nat: {spread: on}", "lazy, off, eager"},
 		{"nat: {upnp: on}", "unknown setting"},
 		{"control: {advertise: [127.0.0.1]}", "cannot be reached"},
 		{"control: {advertise: [\"fe80::1\"]}", "cannot be reached"},

@@ -25,6 +25,11 @@ const (
 	// maxCarriers is how many links of a node are carried in streams: three, so
 	// that it has ways when a node in the middle fails, and short ones to some.
 	maxCarriers = 3
+	// maxSpreads is how many searches by chance ports a link gets within spreadSpan,
+	// and spreadWait how long one waits for another link's.
+	maxSpreads = 2
+	spreadSpan = 24 * time.Hour
+	spreadWait = 30 * time.Second
 )
 
 // An Effort is what attempts have taken, those too that yielded to the far end's.
@@ -75,8 +80,52 @@ func (n *Node) attemptIfDue(e *entry) {
 		e.dueBy(due)
 		return
 	}
-	e.attempting, e.carrying = true, carrier
-	n.ready.Attempt = append(n.ready.Attempt, Attempt{Link: e.rec.Link, Carrier: carrier, PathRTT: n.roundTrip(e.rec.Link.Peer)})
+	spread := !carrier && n.spreadDue(e)
+	if spread && n.spreading() {
+		e.spreadAt = n.now.Add(spreadWait)
+		e.retry = e.spreadAt
+		e.dueBy(e.retry)
+		return
+	}
+	if spread {
+		e.spreadAt = time.Time{}
+	}
+	e.attempting, e.carrying, e.spreading = true, carrier, spread
+	n.ready.Attempt = append(n.ready.Attempt, Attempt{Link: e.rec.Link, Carrier: carrier, Spread: spread, PathRTT: n.roundTrip(e.rec.Link.Peer)})
+}
+
+// planSpread plans a search by chance ports for a link whose attempts have become
+// hopeless, if its ends are of the kind that it helps and there were few of late.
+func (n *Node) planSpread(e *entry) {
+	enough := len(e.spreads) == maxSpreads && n.now.Sub(e.spreads[0]) < spreadSpan
+	if n.cfg.SpreadAfter == 0 || !e.spreadAt.IsZero() || enough || !n.canSpread(e.rec.Link) {
+		return
+	}
+	// Many links become hopeless in one moment, and each node has one search at a time.
+	e.spreadAt = n.now.Add(n.cfg.SpreadAfter + time.Duration(n.cfg.Rand.Int64N(int64(n.cfg.SpreadAfter)/2+1)))
+	if !n.initiates(e.rec.Link.Peer) {
+		e.spreadAt = e.spreadAt.Add(deferFor)
+	}
+}
+
+func (n *Node) canSpread(id mesh.LinkID) bool {
+	facts := n.facts[id.Peer]
+	i := slices.IndexFunc(facts.Uplinks, func(u discovery.Uplink) bool { return u.Name == id.Remote })
+	return i >= 0 && discovery.CanSpread(n.outside[id.Local], facts.Uplinks[i])
+}
+
+func (n *Node) spreadDue(e *entry) bool {
+	return !e.spreadAt.IsZero() && !n.now.Before(e.spreadAt) && n.canSpread(e.rec.Link)
+}
+
+// spreading reports whether a search by chance ports is under way here.
+func (n *Node) spreading() bool {
+	for _, e := range n.entries {
+		if e.spreading {
+			return true
+		}
+	}
+	return false
 }
 
 // needsCarrier reports whether a link is to be carried in a stream: no UDP passes
@@ -212,6 +261,7 @@ func (n *Node) compareLifetimes(old, now discovery.Uplink) {
 // hope forgets that attempts failed.
 func (e *entry) hope(now time.Time) {
 	e.retry, e.failures, e.seats, e.why, e.changed, e.due = now, 0, 0, "", now, time.Time{}
+	e.spreadAt = time.Time{}
 }
 
 // attempted takes the end of an attempt, ours or the far end's.
@@ -223,11 +273,14 @@ func (n *Node) attempted(ev AttemptDone) {
 		}
 	}
 	carried := e.carrying
-	e.attempting, e.carrying, e.due = false, false, time.Time{}
+	e.attempting, e.carrying, e.spreading, e.due = false, false, false, time.Time{}
 	e.effort.add(ev.Effort)
 	if ev.Yielded { // the far end's attempt is under way
 		e.retry = n.now.Add(retryFirst)
 		return
+	}
+	if ev.Spread {
+		e.spreads = append(e.spreads[max(0, len(e.spreads)+1-maxSpreads):], n.now)
 	}
 	if ev.Err != "" {
 		e.failures++
@@ -239,10 +292,16 @@ func (n *Node) attempted(ev AttemptDone) {
 			pause = restFor
 		}
 		e.retry = n.now.Add(pause + time.Duration(n.cfg.Rand.Int64N(int64(pause)/4+1)))
+		if ev.Hopeless && !ev.Spread {
+			if n.planSpread(e); !e.spreadAt.IsZero() && e.spreadAt.Before(e.retry) {
+				e.retry = e.spreadAt
+			}
+		}
 		n.noLink(e, ev.Err)
 		return
 	}
 	// A path that was proven and still gives no link: too much is going on already.
+	e.spreadAt = time.Time{}
 	e.failures, e.why, e.news, e.retry = 0, "", time.Time{}, n.now.Add(min(reseatAfter<<min(e.seats, 10), retryMost))
 	e.seats++
 	e.rec.Generation, e.rec.Port, e.rec.Endpoint, e.rec.Class = ev.ID, ev.Port, ev.Endpoint, ev.Class
@@ -259,12 +318,17 @@ func (n *Node) attempted(ev AttemptDone) {
 		e.judge = link.New(n.now, ev.First, n.phase)
 	case e.judge.State() != link.Up:
 		e.judge = link.Renew(n.now, ev.First, e.judge)
+	default:
+		e.judge.Moved()
 	}
 	n.sizeTunnels()
 	n.ready.Dirty, n.ready.Save = true, true
 	made := Fact{Kind: LinkMade, Node: ev.Link.Peer, Link: ev.Link, Sentence: "tunnel to " + n.linkName(ev.Link) + " at " + ev.Endpoint.String()}
 	if ev.Class == discovery.ClassCarrier {
 		made.Sentence, made.Cause = "tunnel to "+n.linkName(ev.Link)+" over TLS", "UDP does not pass an uplink of one end"
+	}
+	if ev.Spread {
+		made.Cause = "found by chance ports"
 	}
 	n.fact(made)
 }

@@ -14,6 +14,7 @@ import (
 	"guywire/mesh/kernel"
 	"guywire/mesh/link"
 	"guywire/routing"
+	"guywire/routing/session"
 	"guywire/routing/wire"
 	"guywire/store"
 )
@@ -701,5 +702,36 @@ func TestCarrierOnlyWhenAlone(t *testing.T) {
 		if blocked(u) {
 			t.Errorf("%+v counts as blocked", u)
 		}
+	}
+}
+
+// Segments that wait together are answered once: a machine that is late does not make
+// more packets of it.
+func TestOneAnswerToWhatComesTogether(t *testing.T) {
+	n := node(state(2, 1, 2))
+	device := n.entries[made(n, 2)].rec.Device
+	n.router.SetNeighbour(id(2), 1000, false, time.Millisecond)
+	answers := func(sessions ...uint64) (count int) {
+		var evs []Event
+		for _, number := range sessions {
+			hello := wire.Segment{Header: session.New(number).Header()}
+			evs = append(evs, Received{Device: device, At: start, Message: wire.Message{Incarnation: 1, Body: hello}})
+		}
+		for _, d := range n.Step(start, evs...).Send {
+			m, err := wire.Decode(d.Payload)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, ok := m.Body.(wire.Segment); ok {
+				count++
+			}
+		}
+		return count
+	}
+	if got := answers(1); got != 1 {
+		t.Fatalf("one segment is answered by %d", got)
+	}
+	if got := answers(2, 2, 2); got != 1 {
+		t.Errorf("three segments are answered by %d", got)
 	}
 }

@@ -51,6 +51,7 @@ type (
 		Peer     store.Key           // the far end's WireGuard key
 		First    bool                // this end begins the handshake
 		Err      string              // why not, for people; empty: success
+		Spread   bool                // it was a search by chance ports, for which nobody was too busy
 		Hopeless bool                // with Err: so it will be while both ends stay as they are
 		Yielded  bool                // with Err: the far end's own attempt goes on instead
 		Effort   Effort
@@ -152,6 +153,8 @@ type Attempt struct {
 	PathRTT time.Duration
 	// Carrier: a stream, since no UDP passes.
 	Carrier bool
+	// Spread: a search by chance ports, after the usual attempt.
+	Spread bool
 	// Below: only a better path than of this class will do; zero: any will.
 	Below discovery.PathClass
 }

@@ -52,6 +52,10 @@ type entry struct {
 	why        string // the last attempt failed, or there is none
 	attempting bool
 	carrying   bool           // by a stream
+	spreading  bool           // by chance ports
+	spreadAt   time.Time      // when that is due next; zero: it is not
+	spreads    []time.Time    // when the last of them ended, the far end's too
+	roamed     time.Time      // when the far end's endpoint was first seen
 	improving  bool           // an attempt for the lane beside this one is under way
 	improved   time.Time      // and this is when the last one began
 	retires    bool           // the lane beside this one takes over
@@ -209,6 +213,9 @@ func (n *Node) measured(tunnels map[string]Traffic) {
 		e := n.byDevice[device]
 		if e == nil {
 			continue
+		}
+		if t.Endpoint != e.traffic.Endpoint {
+			e.roamed = n.now
 		}
 		e.traffic = t
 		n.tellSight(e)

@@ -55,6 +55,9 @@ type Config struct {
 	Records     []Record                    // of links known before
 	MTU         int                         // of tunnels; 0: from the uplink
 	Distances   coordinate.Report           // as last published; zero: never
+	// SpreadAfter is how long attempts for a link have been hopeless, at least, when a
+	// path is looked for by chance ports; zero: never.
+	SpreadAfter time.Duration
 	// Build makes the wanted mesh; nil: topology.Build. A simulation shares one
 	// answer among all its nodes.
 	Build func([]topology.Node, topology.Policy) *topology.Graph
@@ -149,14 +152,32 @@ func New(now time.Time, cfg Config) *Node {
 	return n
 }
 
-// Step feeds one event to the node and returns what the outside must do next.
-func (n *Node) Step(now time.Time, ev Event) Ready {
+// Step feeds events to the node and returns what the outside must do next. Those that
+// wait should come together: what they call for is then done, and said to neighbours,
+// once.
+func (n *Node) Step(now time.Time, evs ...Event) Ready {
 	n.now = now
 	if !n.deadline.IsZero() && now.Sub(n.deadline) > stallSlack {
 		n.watch(now)
 		n.deadline = now
 	}
-	urgent := true
+	urgent := false
+	for _, ev := range evs {
+		urgent = n.take(ev) || urgent
+	}
+	if urgent || !now.Before(n.deadline) {
+		n.advance()
+	}
+	n.ready.Deadline, n.ready.CountEvery = n.deadline, n.countEvery
+	out := n.ready
+	n.ready = Ready{}
+	return out
+}
+
+// take feeds one event, and reports whether anything has to be done about it before the
+// next deadline.
+func (n *Node) take(ev Event) (urgent bool) {
+	urgent = true
 	switch ev := ev.(type) {
 	case Tick:
 	case StateChanged:
@@ -179,7 +200,7 @@ func (n *Node) Step(now time.Time, ev Event) Ready {
 		if e := n.byDevice[ev.Device]; e != nil {
 			e.judge.Echoed(ev.At)
 			e.due = time.Time{}
-			n.due(e.judge.Deadline(now))
+			n.due(e.judge.Deadline(n.now))
 		}
 		urgent = false
 	case AttemptDone:
@@ -196,20 +217,14 @@ func (n *Node) Step(now time.Time, ev Event) Ready {
 		n.measured(ev.Tunnels)
 		urgent = false
 	case Learned:
-		n.router.Learn(now, ev.Announcements)
+		n.router.Learn(n.now, ev.Announcements)
 	case Counted:
 		n.counted(ev.Devices)
 		urgent = false
 	case Stopping:
 		n.goodbye()
 	}
-	if urgent || !now.Before(n.deadline) {
-		n.advance()
-	}
-	n.ready.Deadline, n.ready.CountEvery = n.deadline, n.countEvery
-	out := n.ready
-	n.ready = Ready{}
-	return out
+	return urgent
 }
 
 // watch notices that the outside called late, or that all neighbours fell

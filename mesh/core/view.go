@@ -28,6 +28,7 @@ type LinkView struct {
 	MTU     int
 	Share   float64 // 0 to 1, of the traffic to its neighbour
 	Traffic Traffic
+	Roamed  time.Time // when the endpoint in Traffic was first seen
 	Effort  Effort
 }
 
@@ -48,7 +49,7 @@ func (n *Node) Links() []LinkView {
 	var out []LinkView
 	for _, e := range n.sorted() {
 		id := e.rec.Link
-		v := LinkView{Record: e.rec, Trying: e.attempting, Share: share[id], Since: e.wanted, Reason: e.why, Traffic: e.traffic, Effort: e.effort}
+		v := LinkView{Record: e.rec, Trying: e.attempting, Share: share[id], Since: e.wanted, Reason: e.why, Traffic: e.traffic, Roamed: e.roamed, Effort: e.effort}
 		if e.judge != nil {
 			v.Tunnel, v.State, v.Since, v.Reason = true, e.judge.State(), e.judge.Since(), e.judge.Reason()
 			v.Usable = e.judge.Usable() && n.router.Usable(id.Peer)
@@ -133,6 +134,21 @@ func (n *Node) Host() Host { return n.host }
 // Digest stands for the link-state database; Announcements are what is in it.
 func (n *Node) Digest() uint64                  { return n.router.Digest() }
 func (n *Node) Announcements() []wire.SignedLSA { return n.router.Announcements() }
+
+// Adjacent gives the neighbours of another node, as it announces them.
+func (n *Node) Adjacent(node mesh.NodeID) (peers []mesh.NodeID) {
+	for _, s := range n.router.Announcements() {
+		if key, ok := s.Key(); !ok || key.Origin != node {
+			continue
+		}
+		if lsa, err := s.LSA(); err == nil {
+			for _, a := range lsa.Adjacencies {
+				peers = append(peers, a.Peer)
+			}
+		}
+	}
+	return peers
+}
 
 // Settled reports whether the first complete desired state exists.
 func (n *Node) Settled() bool { return n.settled }

@@ -57,11 +57,12 @@ func (l *Link) Cost(now time.Time) mesh.Cost {
 // that the far end has missed.
 func (l *Link) appraise(at time.Time, tx float64) {
 	now := l.clock(at)
-	if l.recent.filled > 0 {
-		us := (l.recent.min()/2 + int64(l.jitter)) / int64(time.Microsecond)
-		margin := max(l.delay.value/10, int64(l.jitter/time.Microsecond)*3/4, 1000)
-		l.delay.update(now, us, margin, margin, max(delaySettle, delayProbes*l.every))
+	if l.recent.filled == 0 {
+		return
 	}
+	us := (l.recent.min()/2 + int64(l.jitter)) / int64(time.Microsecond)
+	margin := max(l.delay.value/10, int64(l.jitter/time.Microsecond)*3/4, 1000)
+	l.delay.update(now, us, margin, margin, max(delaySettle, delayProbes*l.every))
 	lost := int64(l.loss.fast) + int64(math.Round(tx*lossFast))
 	noise := int64(math.Sqrt(float64(l.lossy.value))) // of a Poisson count
 	l.lossy.update(now, lost, 4*noise+lossBits-1, max(min(l.lossy.value/2, 2+noise), 2), 0)

@@ -204,6 +204,37 @@ func TestCostComesBackSlowly(t *testing.T) {
 	}
 }
 
+// A tunnel that takes another path is not judged by the old one, neither for better nor
+// for worse, and what was on its way is not lost.
+func TestMovedTunnelIsMeasuredAnew(t *testing.T) {
+	p := newPair()
+	p.run(time.Minute)
+	good := p.ends[0].Cost(p.now)
+	p.loss, p.delay = [2]float64{0.1, 0.1}, 60*time.Millisecond
+	p.run(time.Minute)
+	if bad := p.ends[0].Cost(p.now); bad < 2*good {
+		t.Fatalf("cost %d µs, before the trouble %d", bad, good)
+	}
+	p.loss, p.delay, p.flight = [2]float64{}, 10*time.Millisecond, nil
+	for _, l := range p.ends {
+		l.Moved()
+	}
+	p.run(3 * time.Second)
+	for i, l := range p.ends {
+		if c := l.Cost(p.now); c > good+good/8+1000 || l.State() != Up {
+			t.Errorf("end %d: cost %d µs and %s, before the trouble %d", i, c, l.State(), good)
+		}
+	}
+	p.delay = 60 * time.Millisecond
+	for _, l := range p.ends {
+		l.Moved()
+	}
+	p.run(3 * time.Second)
+	if c := p.ends[0].Cost(p.now); c < 50_000 {
+		t.Errorf("cost %d µs over a path of 60 ms", c)
+	}
+}
+
 // A window agrees with a slow model: extremes of at least the last n values or
 // of the span, and of nothing twice as old.
 func TestWindowAgainstTheModel(t *testing.T) {

@@ -88,13 +88,23 @@ func New(now time.Time, first bool, phase time.Duration) *Link {
 	l := &Link{since: now, born: now, reason: "waiting for the first answer"}
 	l.pacer = newPacer(phase)
 	l.silence = silence{interval: probingPace, room: minRoom}
-	l.rtt, l.recent = newWindow(10, time.Second), newWindow(8, time.Second/8)
-	l.delay.calm, l.lossy.calm = newWindow(calmBuckets, calmSpan), newWindow(calmBuckets, calmSpan)
+	l.Moved()
 	l.nextSend = now.Add(firstAfter)
 	if !first {
 		l.nextSend = now.Add(yieldFor)
 	}
 	return l
+}
+
+// Moved says that the tunnel takes another path from now on, which was proven a moment
+// ago: the verdict stays, but what was measured is of the old one. Probes that were on
+// their way are not the new one's loss.
+func (l *Link) Moved() {
+	l.rtt, l.recent = newWindow(10, time.Second), newWindow(8, time.Second/8)
+	l.delay = level{calm: newWindow(calmBuckets, calmSpan)}
+	l.lossy = level{calm: newWindow(calmBuckets, calmSpan)}
+	l.loss, l.txLoss, l.last, l.jitter = lossWindow{}, 0, 0, 0
+	l.rxSeq = 0
 }
 
 // Renew makes a new link after old, whose tunnel was moved to another path. The

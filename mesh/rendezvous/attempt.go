@@ -3,6 +3,7 @@ package rendezvous
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -29,19 +30,31 @@ func (a *Attempter) run(ctx context.Context, att *active, uplink mesh.Uplink, re
 	if req.Carrier || theirs != nil && theirs.Carrier != nil {
 		return a.carry(ctx, att, uplink, theirs)
 	}
+	var terms *attempt.Spread
+	if req.Spread {
+		var done func()
+		var err error
+		if terms, done, err = a.spreading(ctx, att); err != nil {
+			return Result{Spread: true, Hopeless: !errors.Is(err, ErrBusy), Err: err}
+		}
+		defer done()
+	}
 	socket, err := a.open(uplink)
 	if err != nil {
-		return Result{Err: err}
+		return Result{Spread: req.Spread, Err: err}
 	}
-	defer socket.Close()
-	v := a.drive(ctx, att, socket, attempt.New(time.Now(), a.config(ctx, att, socket, uplink, req, theirs)))
+	sockets := newFan(socket, func() (Socket, error) { return a.open(uplink) })
+	defer func() { _ = sockets.Close() }()
+	cfg := a.config(ctx, att, sockets, uplink, req, theirs)
+	cfg.Spread = terms
+	v := a.drive(ctx, att, sockets, attempt.New(time.Now(), cfg))
 	if v.Err == nil {
-		v.Err = socket.Close()
+		v.Err = sockets.Close()
 	}
-	packets, bytes := socket.Sent()
+	packets, bytes := sockets.Sent()
 	return Result{
-		Packets: packets, Bytes: bytes,
-		Port: socket.Port(), Endpoint: v.Proof.Remote, Local: v.Proof.Local, Mapped: v.Proof.Mapped, RTT: v.Proof.RTT,
+		Packets: packets, Bytes: bytes, Spread: req.Spread,
+		Port: sockets.portOf(v.Proof), Endpoint: v.Proof.Remote, Local: v.Proof.Local, Mapped: v.Proof.Mapped, RTT: v.Proof.RTT,
 		Confirmed: v.Proof.Confirmed, Class: discovery.Candidate{Kind: v.Proof.Kind, Addr: v.Proof.Remote}.Class(), First: v.First, Hopeless: v.Hopeless,
 		Epoch: v.Ours.Epoch, PeerEpoch: v.Theirs.Epoch, PeerKey: v.Theirs.Key, Err: v.Err,
 	}

@@ -65,6 +65,10 @@ type Config struct {
 	ControlOf func(peer mesh.NodeID) []netip.AddrPort
 	// Surveyed gives what the last Survey of an uplink found.
 	Surveyed func(name string) discovery.Uplink
+	// SeenAt asks other members at which outside addresses they see an uplink of a
+	// peer now, and gives those that may be believed. It may take some seconds. nil: this
+	// node makes no attempts by chance ports.
+	SeenAt func(ctx context.Context, peer mesh.NodeID, uplink string) ([]netip.Addr, error)
 	// Exchange brings our offer to the peer and its answer back, until ctx ends.
 	Exchange func(ctx context.Context, peer mesh.NodeID, offer discovery.Offer) (discovery.Offer, error)
 	// Key gives the WireGuard key that a new link of ours uses.
@@ -82,6 +86,7 @@ type Request struct {
 	RemoteUplink string
 	Lane         uint8               // of the link
 	Carrier      bool                // no UDP, but a stream
+	Spread       bool                // a search by chance ports, see discovery.Spread
 	Below        discovery.PathClass // only a better path will do; zero: any will
 	// PathRTT is the round trip over which offers travel to the peer; zero:
 	// not known. It lets both ends begin at the same moment.
@@ -109,6 +114,7 @@ type Result struct {
 	Packets   int               // that this end has sent, to servers and the peer
 	Bytes     int               // in these
 	Took      time.Duration
+	Spread    bool  // it was a search by chance ports
 	Hopeless  bool  // with Err: another attempt can hardly do better while both ends stay as they are
 	Err       error // why there is no link, for people; ErrYielded is no failure
 }
@@ -123,6 +129,7 @@ type Attempter struct {
 
 	ranking ranking
 	budget  budget
+	spreads chan *discovery.SpreadBudget // of whoever spreads now
 
 	mu       sync.Mutex
 	closed   bool
@@ -153,8 +160,9 @@ func New(cfg Config) *Attempter {
 	}
 	a := &Attempter{
 		cfg: cfg, results: make(chan Result, maxStarted+maxAnswered),
-		attempts: make(map[mesh.LinkID]*active), peers: make(map[mesh.NodeID]time.Time),
+		attempts: make(map[mesh.LinkID]*active), peers: make(map[mesh.NodeID]time.Time), spreads: make(chan *discovery.SpreadBudget, 1),
 	}
+	a.spreads <- &discovery.SpreadBudget{}
 	a.ctx, a.cancel = context.WithCancel(context.Background())
 	return a
 }
@@ -237,7 +245,7 @@ func (a *Attempter) Answer(ctx context.Context, from mesh.NodeID, offer discover
 		}
 		go func() {
 			defer a.running.Done()
-			r := a.run(attemptCtx, att, uplink, Request{}, &offer)
+			r := a.run(attemptCtx, att, uplink, Request{Spread: offer.Spread}, &offer)
 			att.reply(discovery.Offer{}, r.Err)
 			a.finish(attemptCtx, att, r)
 		}()

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"guywire/mesh"
 	"guywire/mesh/kernel"
 )
 
@@ -136,18 +137,66 @@ func BenchmarkMemory(b *testing.B) {
 	}
 }
 
-// resident gives the resident memory of the site's data plane in KiB.
-func (s *site) resident() int {
-	s.t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.dataplanePID()))
-	must(s.t, err)
-	for line := range strings.Lines(string(status)) {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+// BenchmarkTunnels makes as many tunnels on one node, by the kernel if it can.
+// It reports the time of each, and what they take of memory: of this machine's,
+// which must be quiet, or of the data plane's.
+func BenchmarkTunnels(b *testing.B) {
+	for _, n := range []int{8, 64, 256} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			x, y := newSite(b, Auto, 8), newSite(b, Auto, 16)
+			cable(x, y, "up0", "198.18.0.1/24", "198.18.0.2/24")
+			one := func(i int) kernel.Tunnel {
+				t := x.tunnelTo(y, "198.18.0.2")
+				t.Name, t.Alias, t.ListenPort = fmt.Sprintf("gw-%d", i), fmt.Sprintf("guywire test %d", i), uint16(20000+i)
+				t.Peer = mesh.WireGuardKey{0: byte(i), 1: byte(i >> 8), 31: 0x40}
+				return t
+			}
+			maker := x.call(ask{Call: "observe"}).Maker
+			taken := func() int {
+				if maker == Userspace {
+					return x.resident()
+				}
+				return -memory(b, "/proc/meminfo", "MemAvailable")
+			}
+			x.create(one(0)) // with the first one come modules and processes
+			var grown, rounds int
+			for b.Loop() {
+				before := taken()
+				for i := range n {
+					x.create(one(i + 1))
+				}
+				grown += taken() - before
+				rounds++
+				b.StopTimer()
+				for i := range n {
+					x.call(ask{Call: "delete", Tunnel: kernel.Tunnel{Name: one(i + 1).Name}})
+				}
+				b.StartTimer()
+			}
+			b.ReportMetric(float64(b.Elapsed().Microseconds())/1e3/float64(n*rounds), "ms/tunnel")
+			b.ReportMetric(float64(grown)/float64(n*rounds), "kB/tunnel")
+		})
+	}
+}
+
+// memory gives a figure of a file like /proc/meminfo, in KiB.
+func memory(t testing.TB, file, name string) int {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	must(t, err)
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, name+":"); ok {
 			kb, err := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(rest), " kB"))
-			must(s.t, err)
+			must(t, err)
 			return kb
 		}
 	}
-	s.t.Fatal("no VmRSS")
+	t.Fatalf("no %s in %s", name, file)
 	return 0
+}
+
+// resident gives the resident memory of the site's data plane in KiB.
+func (s *site) resident() int {
+	s.t.Helper()
+	return memory(s.t, fmt.Sprintf("/proc/%d/status", s.dataplanePID()), "VmRSS")
 }

@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"guywire/mesh/kernel"
 )
@@ -78,4 +80,69 @@ func TestHalfMadeDevice(t *testing.T) {
 	must(t, s.nl.LinkSetAlias(s.link(device), want.Alias))
 	s.call(ask{Call: "update", Tunnel: want})
 	diff(t, s.observe(), []kernel.Tunnel{other, want})
+}
+
+// TestKernelDevicesOfOthers: a WireGuard device of the kernel is not ours for
+// its name. One with a key or a peer stays as it is; one with nothing in it is
+// what an agent leaves that is killed over it.
+func TestKernelDevicesOfOthers(t *testing.T) {
+	s := newSite(t, Kernel, 8)
+	want := s.tunnelTo(&site{seed: 16}, "198.18.0.2")
+	key := privateKey(24, 1)
+	add := func(alias string, config wgtypes.Config) {
+		must(t, s.nl.LinkAdd(&netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: device}}))
+		if alias != "" {
+			must(t, s.nl.LinkSetAlias(s.link(device), alias))
+		}
+		s.do(func() error {
+			c, err := wgctrl.New()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			return c.ConfigureDevice(device, config)
+		})
+	}
+	for name, foreign := range map[string]struct {
+		alias  string
+		config wgtypes.Config
+	}{
+		"key":   {"", wgtypes.Config{PrivateKey: &key}},
+		"peer":  {"", wgtypes.Config{Peers: []wgtypes.PeerConfig{{PublicKey: key.PublicKey()}}}},
+		"alias": {"vpn of someone", wgtypes.Config{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			add(foreign.alias, foreign.config)
+			index := s.link(device).Attrs().Index
+			for _, call := range []string{"create", "update", "delete"} {
+				if got := s.ask(ask{Call: call, Tunnel: want}); !got.Foreign {
+					t.Errorf("%s: %+v", call, got)
+				}
+			}
+			if got := s.observe(); len(got) != 0 {
+				t.Errorf("observed %v", got)
+			}
+			if s.link(device).Attrs().Index != index {
+				t.Error("it was made anew")
+			}
+			must(t, s.nl.LinkDel(s.link(device)))
+		})
+	}
+	for name, alias := range map[string]string{"blank": "", "blank but for our alias": want.Alias} {
+		for _, finish := range []string{"create", "update"} {
+			t.Run(name+", "+finish, func(t *testing.T) {
+				add(alias, wgtypes.Config{})
+				s.call(ask{Call: finish, Tunnel: want})
+				diff(t, s.observe(), []kernel.Tunnel{want})
+				s.call(ask{Call: "delete", Tunnel: want})
+			})
+		}
+		t.Run(name+", delete", func(t *testing.T) {
+			add(alias, wgtypes.Config{})
+			s.call(ask{Call: "delete", Tunnel: want})
+			if s.hasLink(device) {
+				t.Error("it is still there")
+			}
+		})
+	}
 }

@@ -173,6 +173,7 @@ func (b *bench) thirty(ctx context.Context) error {
 		b.screen.Note("This machine bears no more than %d sites: %s.", r.Sites, r.Stopped)
 	}
 	b.report.Mixed = &r
+	all := r.Promise[grid.Direct] + r.Promise[grid.Carrier] + r.Promise[grid.Transit]
 	b.tell(
 		figure{What: "sites", Value: float64(r.Sites)},
 		figure{What: "first ping after join, median", Value: quantile(r.Joins, 0.5), Unit: "s", Samples: r.Joins},
@@ -184,6 +185,7 @@ func (b *bench) thirty(ctx context.Context) error {
 		figure{What: "with a link over TLS", Value: 100 * float64(r.Ways[grid.Carrier]) / decided, Unit: "%"},
 		figure{What: "through other sites", Value: 100 * float64(r.Ways[grid.Transit]) / decided, Unit: "%"},
 		figure{What: "worse than expected", Value: float64(len(r.Worse))}.most(0),
+		figure{What: fmt.Sprintf("of all %d pairs of the whole mix, direct by the grid's table", all), Value: 100 * float64(r.Promise[grid.Direct]) / float64(max(all, 1)), Unit: "%"},
 		figure{What: fmt.Sprintf("pairs of any two sites that ping each other, of %d", r.Pairs), Value: float64(r.Reached)}.least(float64(r.Pairs)),
 		figure{What: "attempts", Value: float64(r.Effort.Begun)},
 		figure{What: "packets of an attempt, both ends", Value: float64(r.Effort.Packets) / float64(max(r.Effort.Begun, 1))},

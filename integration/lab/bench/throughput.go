@@ -3,7 +3,6 @@ package bench
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -14,11 +13,11 @@ import (
 	"guywire/mesh/api"
 )
 
-// throughput sends TCP between the hosts of two sites: in one lab through the mesh, in another through two devices that are
-// configured by hand. The labs take turns.
+// throughput sends TCP and pings between the hosts of two sites: in one lab through the mesh, in another through two devices
+// that are configured by hand. The labs take turns.
 func (b *bench) throughput(ctx context.Context) (err error) {
-	b.heading("TCP from host to host of two sites, %d rounds of %s each way of doing it: through one link of the mesh, and through "+
-		"the same kind of device configured by hand.", b.rounds, b.transfer)
+	b.heading("TCP from host to host of two sites, %d rounds of %s each way of doing it, and pings: through one link of the mesh, and "+
+		"through the same kind of device configured by hand.", b.rounds, b.transfer)
 	n, err := lab.Load(twoSites)
 	if err != nil {
 		return err
@@ -44,40 +43,65 @@ func (b *bench) throughput(ctx context.Context) (err error) {
 	if err := byHand.UntilTalk(ctx, true); err != nil {
 		return err
 	}
-	t := &screen.Table{Heads: []string{"STREAMS", ">MESH Mbit/s", ">BY HAND Mbit/s"}}
+	t := &screen.Table{Heads: []string{"", ">MESH", ">BY HAND", ""}}
 	var figures []figure
-	for _, streams := range []int{1, 4} {
-		var mesh, hand []float64
-		for round := range b.rounds {
-			turns := []*world.World{inMesh, byHand}
-			if round%2 == 1 { // so that neither always comes second
-				slices.Reverse(turns)
-			}
-			for _, w := range turns {
-				b.screen.Progress("%d streams, round %d of %d", streams, round+1, b.rounds)
-				mbps, err := w.Transfer(ctx, streams, b.transfer)
-				if err != nil {
-					return err
-				}
-				if w == inMesh {
-					mesh = append(mesh, mbps)
-				} else {
-					hand = append(hand, mbps)
-				}
-			}
+	for _, bulk := range []struct {
+		what    string
+		streams int
+	}{{"one stream", 1}, {"four streams", 4}} {
+		mesh, hand, err := b.inTurns(bulk.what, inMesh, byHand, func(w *world.World) (float64, error) {
+			return w.Transfer(ctx, bulk.streams, b.transfer)
+		})
+		if err != nil {
+			return err
 		}
-		t.Add(fmt.Sprint(streams), fmt.Sprintf("%.0f", quantile(mesh, 0.5)), fmt.Sprintf("%.0f", quantile(hand, 0.5)))
+		t.Add(bulk.what, number(quantile(mesh, 0.5)), number(quantile(hand, 0.5)), "Mbit/s")
 		r := ratios(mesh, hand)
 		figures = append(figures, figure{
-			What: fmt.Sprintf("mesh / by hand, %d streams", streams), Value: quantile(r, 0.5), Samples: r,
+			What: "mesh / by hand, " + bulk.what, Value: quantile(r, 0.5), Samples: r,
 		}.least(0.97))
 	}
+	mesh, hand, err := b.inTurns("round trips", inMesh, byHand, func(w *world.World) (float64, error) {
+		return w.RoundTrip(ctx, pings)
+	})
+	if err != nil {
+		return err
+	}
+	t.Add("round trip", number(quantile(mesh, 0.5)), number(quantile(hand, 0.5)), "ms")
+	r := ratios(mesh, hand)
+	figures = append(figures, figure{What: "mesh / by hand, round trip", Value: quantile(r, 0.5), Samples: r})
 	t.Print(b.screen)
 	b.screen.Say("")
 	b.tell(figures...)
 	b.screen.Note("Medians, the ratio's of each round's; WireGuard in %s, MTU %d, in both labs.", kind, mtu)
 	return nil
 }
+
+// inTurns measures two worlds, in as many rounds as asked for.
+func (b *bench) inTurns(what string, inMesh, byHand *world.World, measure func(*world.World) (float64, error)) (mesh, hand []float64, err error) {
+	for round := range b.rounds {
+		turns := []*world.World{inMesh, byHand}
+		if round%2 == 1 { // so that neither always comes second
+			slices.Reverse(turns)
+		}
+		for _, w := range turns {
+			b.screen.Progress("%s, round %d of %d", what, round+1, b.rounds)
+			v, err := measure(w)
+			if err != nil {
+				return nil, nil, err
+			}
+			if w == inMesh {
+				mesh = append(mesh, v)
+			} else {
+				hand = append(hand, v)
+			}
+		}
+	}
+	return mesh, hand, nil
+}
+
+// pings are sent for one round trip.
+const pings = 200
 
 // mtuLimit is how long the MTU of a link may take to be known.
 const mtuLimit = time.Minute

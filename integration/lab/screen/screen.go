@@ -29,7 +29,7 @@ func New(out io.Writer, verbose bool) *Screen {
 	s := &Screen{out: out, verbose: verbose}
 	if f, isFile := out.(*os.File); isFile {
 		info, err := f.Stat()
-		s.terminal = err == nil && info.Mode()&os.ModeCharDevice != 0
+		s.terminal = err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
 	}
 	return s
 }

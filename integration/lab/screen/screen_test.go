@@ -2,6 +2,7 @@ package screen
 
 import (
 	"bytes"
+	"os"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -39,5 +40,19 @@ func TestScreen(t *testing.T) {
 	s.Say("done")
 	if got := out.String(); got != "\r\x1b[K   … waiting\r\x1b[Kdone\n" {
 		t.Errorf("a terminal gets %q", got)
+	}
+}
+
+func TestTerminals(t *testing.T) {
+	f, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0) // a device of characters
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for term, want := range map[string]bool{"xterm": true, "dumb": false} {
+		t.Setenv("TERM", term)
+		if got := New(f, false).terminal; got != want {
+			t.Errorf("TERM=%s: a terminal: %v", term, got)
+		}
 	}
 }
