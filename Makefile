@@ -5,10 +5,11 @@ FUZZ    ?= 30s
 export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := build
-.PHONY: build check test test-vm bench-vm race demo lab bench grid fuzz model soak clean help
+.PHONY: build packages test-packages box vagrant-test check test test-vm bench-vm race demo lab bench grid fuzz model soak clean help
 STATES  ?= 5000000
 SPAN    ?= 30m
 SEED    ?= 1
+PACE    ?= 1
 
 build: ## build the three programs, static, into bin/
 	$(GO) build -trimpath -o bin/ ./cmd/...
@@ -24,6 +25,18 @@ test-vm: ## the tests that touch the kernel on Debian's kernels 6.1 and 6.12, in
 
 bench-vm: ## over the kernel's WireGuard, on Debian's kernel 6.12 in QEMU: throughput by hand beside, the demo, links
 	$(GO) run ./integration/vm -bench -kernels 6.12
+
+packages: ## .deb and .rpm of this commit, into out/packages
+	@sh deploy/package.sh
+
+test-packages: ## install, upgrade, downgrade, remove and purge the .deb in a Debian in QEMU
+	$(GO) run ./integration/vm -life
+
+box: ## a Vagrant box of Debian for libvirt from packages, registered as guywire/debian; root makes it
+	@sh deploy/box/box.sh
+
+vagrant-test: build ## the demo on the machines of `vagrant up`, or on SITES (fra,lon,sto) of them; PACE (1) is how many times slower they are
+	bin/meshlab demo --vagrant --sites "$(SITES)" --pace $(PACE) --json out/vagrant.json --logs out/vagrant-logs
 
 race: ## all tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on $(PKGS)
@@ -55,4 +68,4 @@ clean: ## remove what was built
 	rm -rf bin out
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-8s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-13s %s\n", $$1, $$2}' Makefile

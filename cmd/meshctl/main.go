@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"guywire/cmd/internal/man"
 	"guywire/mesh/api"
 )
 
@@ -97,7 +98,7 @@ func (a *app) root() *cobra.Command {
 		a.drainCommand(), a.undrainCommand(), a.topologyCommand(), a.nodeCommand(), a.revokeCommand(), a.grantCommand(),
 		a.reserveCommand(), a.unreserveCommand(), a.operatorCommand(), a.settingsCommand(),
 		a.raftCommand(), a.auditCommand(), a.caCommand(),
-		a.versionCommand(), exitCodesTopic(),
+		a.versionCommand(), exitCodesTopic(), man.Command("meshd(8)"),
 	)
 	return root
 }

@@ -15,9 +15,11 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"guywire/cmd/internal/man"
 	"guywire/mesh"
 	"guywire/mesh/agent"
 	"guywire/mesh/api"
@@ -72,7 +74,7 @@ func root() *cobra.Command {
 	cmd.PersistentFlags().StringVarP(&file, "config", "c", defaultConfig, "configuration file; the default one may be missing")
 	cmd.Flags().BoolVar(&check, "check", false, "read the configuration, say what is wrong with it, and end")
 	cmd.Flags().BoolVar(&example, "example", false, "print a minimal configuration file")
-	cmd.AddCommand(dataplaneCommand(), teardownCommand(&file))
+	cmd.AddCommand(dataplaneCommand(), teardownCommand(&file), man.Command("meshctl(8)"))
 	return cmd
 }
 
@@ -118,7 +120,7 @@ func run(c config.Config) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(a.Run(ctx), a.Close())
+	return errors.Join(a.Run(ctx, func() { supervised(ctx, log, a.Alive) }), a.Close())
 }
 
 // Priorities as in nice(1): packets first, then the agent that watches over
@@ -186,6 +188,9 @@ func dataplaneCommand() *cobra.Command {
 			c.Version = api.BuildVersion().Version
 			prioritise(dataplaneNice)
 			hide(c.Log)
+			if !c.Detach { // else the agent started it, and systemd would not listen
+				c.Ready = func() { notify(c.Log, daemon.SdNotifyReady) }
+			}
 			return dataplane.Run(cmd.Context(), c)
 		},
 	}

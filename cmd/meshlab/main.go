@@ -26,6 +26,7 @@ import (
 	"guywire/integration/lab/flow"
 	"guywire/integration/lab/peers"
 	"guywire/integration/lab/world"
+	"guywire/integration/vagrant"
 )
 
 // The exit codes.
@@ -101,7 +102,7 @@ func newRoot() *cobra.Command {
 	flows := &cobra.Command{Use: "flow", Short: "Generate and measure traffic, inside a node", Hidden: true}
 	flows.AddCommand(flow.Commands()...)
 	root.AddCommand(flows)
-	root.AddCommand(demo.Command(), bench.Command(), chaos.Command(), world.InsideCommand(slices.Concat(bench.InsideCommands(), chaos.InsideCommands(), grid.InsideCommands(), []*cobra.Command{peers.InsideCommand()})...))
+	root.AddCommand(demo.Command(), bench.Command(), chaos.Command(), world.InsideCommand(slices.Concat(bench.InsideCommands(), chaos.InsideCommands(), grid.InsideCommands(), vagrant.InsideCommands(), []*cobra.Command{peers.InsideCommand()})...))
 	return root
 }
 

@@ -51,6 +51,7 @@ var kinds = map[string]kind{
 	"routing/wire":                pure,
 	"store":                       pure,
 
+	"cmd/internal/man":             adapter,
 	"mesh/api":                     adapter,
 	"mesh/icmp":                    adapter,
 	"mesh/host":                    adapter,
@@ -216,8 +217,8 @@ func TestDataplaneImportsNothingOfOurs(t *testing.T) {
 }
 
 // ctlImports is all of ours that meshctl imports: what the API is, an operator's
-// key, and the TLS that it proves it with.
-var ctlImports = []string{"mesh", "mesh/api", "mesh/keyring", "mesh/transport"}
+// key, and the TLS that it proves it with; and what prints its manual page.
+var ctlImports = []string{"cmd/internal/man", "mesh", "mesh/api", "mesh/keyring", "mesh/transport"}
 
 func TestCtlTalksToTheAPIOnly(t *testing.T) {
 	for _, p := range list(t, "./cmd/meshctl") {

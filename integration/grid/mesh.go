@@ -51,7 +51,7 @@ func build(ctx context.Context, opts Options, n *lab.Network, sites ...string) (
 	if err != nil {
 		return nil, err
 	}
-	m := &Mesh{&world.World{Lab: built, Exe: exe, Screen: screen.New(io.Discard, false)}, map[string]netip.Addr{}, opts.Logs, limit}
+	m := &Mesh{&world.World{Lab: built, Nodes: built, Exe: exe, Screen: screen.New(io.Discard, false)}, map[string]netip.Addr{}, opts.Logs, limit}
 	for _, name := range slices.Concat(helpers, sites) {
 		m.Sites = append(m.Sites, &world.Site{Name: name})
 	}

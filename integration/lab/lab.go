@@ -35,6 +35,9 @@ func (l *Lab) Name() string { return l.name }
 // Dir returns the lab's directory: agents' settings, state and logs are in nodes/NODE below it. It is removed with the lab.
 func (l *Lab) Dir() string { return l.dir }
 
+// Logs returns Dir: all logs are there.
+func (l *Lab) Logs(context.Context) (dir string, err error) { return l.dir, nil }
+
 // call makes one request.
 func (l *Lab) call(ctx context.Context, req request, files ...*os.File) (reply, error) {
 	conn, err := l.dial()

@@ -80,27 +80,48 @@ func (n NodeStatus) Addr(iface string, v6 bool) (netip.Addr, bool) {
 
 // status describes nodes and links; the processes are added by the supervisor.
 func (f *fabric) status() *Status {
-	st := &Status{}
-	for _, n := range f.lo.nodes {
-		ns := NodeStatus{Name: n.name, Kind: n.kind, State: "up"}
-		if f.off[n.name] {
-			ns.State = "rebooting"
+	st := f.lo.status()
+	for i := range st.Nodes {
+		if f.off[st.Nodes[i].Name] {
+			st.Nodes[i].State = "rebooting"
 		}
-		for _, l := range f.lo.linksOf(n.name) {
+	}
+	for i := range st.Links {
+		l := &st.Links[i]
+		c := f.cables[l.Name]
+		l.Faults = c.faults()
+		if c.wire != nil {
+			stats := c.wire.Stats()
+			l.Medium, l.Wire = "wire", &stats
+		}
+	}
+	return st
+}
+
+// Describe returns the lab that would be made of the network, without processes and faults.
+func (n *Network) Describe() (*Status, error) {
+	lo, err := newLayout(n)
+	if err != nil {
+		return nil, err
+	}
+	return lo.status(), nil
+}
+
+// status describes nodes and links that have no faults.
+func (lo *layout) status() *Status {
+	st := &Status{}
+	for _, n := range lo.nodes {
+		ns := NodeStatus{Name: n.name, Kind: n.kind, State: "up"}
+		for _, l := range lo.linksOf(n.name) {
 			e := l.ends[l.end(n.name)]
 			ns.Interfaces = append(ns.Interfaces, Interface{Name: e.iface, Link: l.name, Addresses: e.addrs})
 		}
 		st.Nodes = append(st.Nodes, ns)
 	}
-	for _, l := range f.lo.links {
-		c := f.cables[l.name]
-		ls := LinkStatus{Name: l.name, Medium: "veth", Properties: l.props, Faults: c.faults()}
+	for _, l := range lo.links {
+		ls := LinkStatus{Name: l.name, Medium: "veth", Properties: l.props}
 		for k, e := range l.ends {
 			ls.Ends[k] = e.node + ":" + e.iface
-		}
-		if c.wire != nil {
-			stats := c.wire.Stats()
-			ls.Medium, ls.Wire = "wire", &stats
 		}
 		st.Links = append(st.Links, ls)
 	}

@@ -26,8 +26,8 @@ type machine struct {
 var errNoHello = errors.New("the machine does not come up")
 
 // helloWithin is how long a machine may take to come up: about 6 s in
-// emulation, when nothing else runs.
-var helloWithin = map[string]time.Duration{"kvm": 20 * time.Second, "tcg": 3 * time.Minute}
+// emulation when nothing else runs, and much more on a machine that is busy.
+var helloWithin = map[string]time.Duration{"kvm": 20 * time.Second, "tcg": 15 * time.Minute}
 
 // boot runs the machine until it ends, or until ctx does, and gives each line
 // of its second serial port to line, after the one that greets. It returns how

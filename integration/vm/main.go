@@ -31,6 +31,7 @@ type options struct {
 	memory   int
 	cpus     int
 	verbose  bool
+	life     bool
 	bench    bool
 }
 
@@ -55,9 +56,14 @@ func main() {
 		flag.IntVar(&o.cpus, "smp", 2, "processors of a machine that is not emulated")
 		flag.BoolVar(&o.bench, "bench", false, "measure instead, and print all")
 		flag.BoolVar(&o.verbose, "v", false, "print all that tests print")
+		flag.BoolVar(&o.life, "life", false, "instead of tests: install, upgrade, downgrade, remove and purge the .deb on a Debian with systemd")
 		flag.Parse()
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-		err = host(ctx, o)
+		if o.life {
+			err = packages(ctx, o)
+		} else {
+			err = host(ctx, o)
+		}
 		stop()
 	}
 	if err != nil {

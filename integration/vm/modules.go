@@ -28,6 +28,7 @@ var wanted = []string{
 
 // A moduleTree is lib/modules/VERSION of a kernel package.
 type moduleTree struct {
+	dir     string
 	files   map[string]string // name: path of the file
 	builtin map[string]bool
 }
@@ -39,7 +40,7 @@ func moduleName(file string) string {
 }
 
 func readModules(dir string) (*moduleTree, error) {
-	t := &moduleTree{files: make(map[string]string), builtin: make(map[string]bool)}
+	t := &moduleTree{dir: dir, files: make(map[string]string), builtin: make(map[string]bool)}
 	list, err := os.ReadFile(filepath.Join(dir, "modules.builtin"))
 	if err != nil {
 		return nil, err

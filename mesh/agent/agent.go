@@ -18,6 +18,7 @@ import (
 	"guywire/mesh/carrier"
 	"guywire/mesh/config"
 	"guywire/mesh/control"
+	"guywire/mesh/core"
 	"guywire/mesh/keyring"
 	"guywire/store/disk"
 )
@@ -92,8 +93,9 @@ func (a *Agent) Close() error {
 // Run answers the API until ctx ends. A machine that is a member takes up its
 // place at once; another one waits for init or join. At the end the kernel is
 // left as it is, so that traffic goes on. A member that cannot run ends Run
-// with the reason: to try again is for whoever supervises this process.
-func (a *Agent) Run(ctx context.Context) error {
+// with the reason: to try again is for whoever supervises this process. When the
+// API answers and the member has begun, ready is called, unless it is nil.
+func (a *Agent) Run(ctx context.Context, ready func()) error {
 	a.ctx, a.stop = context.WithCancelCause(ctx)
 	defer a.stop(nil)
 	listener, err := api.Listen(a.config.Socket, a.log)
@@ -108,6 +110,9 @@ func (a *Agent) Run(ctx context.Context) error {
 			return errors.Join(err, listener.Close())
 		}
 	}
+	if ready != nil {
+		ready()
+	}
 	err = a.api.Serve(a.ctx, listener)
 	if r := a.running(); r != nil {
 		r.stop()
@@ -117,6 +122,19 @@ func (a *Agent) Run(ctx context.Context) error {
 		err = cause
 	}
 	return err
+}
+
+// Alive returns nil when the loop that decides for the member has come around
+// once more, or when there is no member. While the agent hangs, so does Alive.
+func (a *Agent) Alive(ctx context.Context) error {
+	r := a.running()
+	if r == nil {
+		return nil
+	}
+	if err := r.query(ctx, func(*core.Node) {}); !errors.Is(err, errStopped) {
+		return err
+	}
+	return nil // it ends, and what is cleaned up then has limits of its own
 }
 
 // resume takes up the membership that the state directory holds.

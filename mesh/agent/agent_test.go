@@ -20,6 +20,7 @@ import (
 	"guywire/mesh/carrier"
 	"guywire/mesh/config"
 	"guywire/mesh/control"
+	"guywire/mesh/core"
 	"guywire/store"
 )
 
@@ -270,4 +271,29 @@ func TestControlPorts(t *testing.T) {
 			t.Error("the connection did not get to the data plane")
 		}
 	}
+}
+
+// TestAlive: only a loop that comes around makes a member alive.
+func TestAlive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, done := &Agent{}, make(chan struct{})
+		if err := a.Alive(t.Context()); err != nil {
+			t.Errorf("in no mesh: %v", err)
+		}
+		m := &member{queries: make(chan func(*core.Node)), done: done}
+		a.current = &running{member: m}
+		within, stop := context.WithTimeout(t.Context(), time.Hour)
+		defer stop()
+		if err := a.Alive(within); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("alive although the loop does not come around: %v", err)
+		}
+		go func() { (<-m.queries)(nil) }()
+		if err := a.Alive(t.Context()); err != nil {
+			t.Errorf("the loop comes around: %v", err)
+		}
+		close(done)
+		if err := a.Alive(t.Context()); err != nil {
+			t.Errorf("the member ends: %v", err)
+		}
+	})
 }

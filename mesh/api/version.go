@@ -6,6 +6,9 @@ import (
 	"runtime/debug"
 )
 
+// version is what a package calls itself; the linker sets it when it builds one.
+var version string
+
 // BuildVersion describes the running program, as the Go linker recorded it.
 func BuildVersion() VersionInfo {
 	v := VersionInfo{Version: "unknown"}
@@ -14,7 +17,7 @@ func BuildVersion() VersionInfo {
 		return v
 	}
 	v.Go = info.GoVersion
-	v.Version = cmp.Or(info.Main.Version, v.Version)
+	v.Version = cmp.Or(version, info.Main.Version, v.Version)
 	for _, s := range info.Settings {
 		switch s.Key {
 		case "vcs.revision":

@@ -26,6 +26,7 @@ type Config struct {
 	// serves. Whoever started it (Spawner) reads standard error until then,
 	// sees it end, and knows that the process is ready and on its own.
 	Detach bool
+	Ready  func() // called once the process serves; nil: nobody wants to know
 }
 
 // Run is the data plane: it serves the control socket until ctx ends, SIGTERM
@@ -83,6 +84,9 @@ func Run(ctx context.Context, cfg Config) error {
 	tasks.Go(func() { control.serve(maxControl, p.control) })
 	log.Info("data plane serves", "socket", path, "version", p.version)
 
+	if cfg.Ready != nil {
+		cfg.Ready()
+	}
 	if cfg.Detach {
 		err = unix.Dup3(unix.Stdout, unix.Stderr, 0)
 	}

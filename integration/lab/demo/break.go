@@ -15,6 +15,9 @@ import (
 
 // cutSilently is step 3.
 func (d *demo) cutSilently(ctx context.Context) error {
+	if len(d.Sites) < 3 {
+		return fmt.Errorf("a way round a tunnel needs a third site: %w", errTooFew)
+	}
 	d.Screen.Heading(3, "A link goes silent", "A router drops all packets between two sites whose traffic takes the tunnel between them. No carrier is lost, nobody is told.")
 	a, b, err := d.DirectPair(ctx)
 	if err != nil {
@@ -38,7 +41,7 @@ func (d *demo) dualHomed(excluded ...string) (*world.Site, error) {
 			return s, nil
 		}
 	}
-	return nil, fmt.Errorf("no site with several uplinks is left to break one (without %s)", strings.Join(excluded, ", "))
+	return nil, fmt.Errorf("no site with several uplinks is left to break one (without %s): %w", strings.Join(excluded, ", "), errTooFew)
 }
 
 // behindNAT returns the sites behind a NAT.
@@ -51,13 +54,26 @@ func (d *demo) behindNAT() (sites []*world.Site) {
 	return sites
 }
 
+// lastPublic returns the public site that joined last, other than a.
+func (d *demo) lastPublic(a *world.Site) (*world.Site, error) {
+	for _, s := range slices.Backward(d.Sites) {
+		if s != a && s.Public() && len(s.WAN) == 1 {
+			return s, nil
+		}
+	}
+	return nil, fmt.Errorf("no site besides %s is public: %w", a.Name, errTooFew)
+}
+
 // pullUplink is step 4.
 func (d *demo) pullUplink(ctx context.Context) error {
 	a, err := d.dualHomed()
 	if err != nil {
 		return err
 	}
-	b := d.Sites[2] // far away: its delay shows
+	b, err := d.lastPublic(a) // far away: its delay shows
+	if err != nil {
+		return err
+	}
 	d.Screen.Heading(4, "An ISP is unplugged", fmt.Sprintf("The uplink of %s that carries its flow to %s loses its carrier.", a.Name, b.Name))
 	var link string
 	row, err := d.Hit(ctx, world.Strike{
@@ -65,14 +81,14 @@ func (d *demo) pullUplink(ctx context.Context) error {
 		Act: func(ctx context.Context, ways [2]world.Trace) (string, time.Duration, error) {
 			link = a.Name + ":" + a.UplinkInterface(ways[0][0].Local)
 			at := flow.Monotonic()
-			return link + " unplugged", at, d.Lab.Carrier(ctx, link, false)
+			return link + " unplugged", at, d.Nodes.Carrier(ctx, link, false)
 		},
 	})
 	if err != nil {
 		return err
 	}
 	d.told(carrierLost.judged(4, row))
-	if err := d.Lab.Carrier(ctx, link, true); err != nil {
+	if err := d.Nodes.Carrier(ctx, link, true); err != nil {
 		return err
 	}
 	return d.UntilHealthy(ctx, "the uplink is back", d.Sites)
@@ -82,7 +98,7 @@ func (d *demo) pullUplink(ctx context.Context) error {
 func (d *demo) transitPair() (a, b *world.Site, err error) {
 	hidden := d.behindNAT()
 	if len(hidden) < 2 {
-		return nil, nil, fmt.Errorf("the demo needs two sites behind NATs, and %d say they are: is a NAT taken for public?", len(hidden))
+		return nil, nil, fmt.Errorf("the demo needs two sites behind NATs, and %d say they are: is a NAT taken for public? Or %w", len(hidden), errTooFew)
 	}
 	return hidden[0], hidden[1], nil
 }
@@ -116,11 +132,11 @@ func (d *demo) killTransit(ctx context.Context) error {
 			at := flow.Monotonic()
 			// First the cut: what dies must have no chance to say so.
 			for _, iface := range dead.WAN {
-				if err := d.Lab.Cut(ctx, name+":"+iface, ""); err != nil {
+				if err := d.Nodes.Cut(ctx, name+":"+iface, ""); err != nil {
 					return "", 0, err
 				}
 			}
-			return "transit " + name + " dead", at, d.Lab.KillAll(ctx, name, 0)
+			return "transit " + name + " dead", at, d.Nodes.KillAll(ctx, name, 0)
 		},
 	})
 	if err != nil {
@@ -128,11 +144,11 @@ func (d *demo) killTransit(ctx context.Context) error {
 	}
 	d.told(silentDeath.judged(5, row))
 	for _, iface := range dead.WAN {
-		if err := d.Lab.Heal(ctx, dead.Name+":"+iface); err != nil {
+		if err := d.Nodes.Heal(ctx, dead.Name+":"+iface); err != nil {
 			return err
 		}
 	}
-	if _, err := d.Lab.Start(ctx, dead.Name, "", nil); err != nil {
+	if _, err := d.Nodes.Start(ctx, dead.Name, "", nil); err != nil {
 		return err
 	}
 	return d.UntilHealthy(ctx, dead.Name+" is back", d.Sites)
@@ -157,13 +173,13 @@ func (d *demo) killAgent(ctx context.Context) error {
 				return "", 0, err
 			}
 			at := flow.Monotonic()
-			if err := d.Lab.Kill(ctx, name, "", 0); err != nil {
+			if err := d.Nodes.Kill(ctx, name, "", 0); err != nil {
 				return "", 0, err
 			}
 			if err := world.Pause(ctx, away); err != nil {
 				return "", 0, err
 			}
-			if _, err := d.Lab.Start(ctx, name, "", nil); err != nil {
+			if _, err := d.Nodes.Start(ctx, name, "", nil); err != nil {
 				return "", 0, err
 			}
 			return "agent of " + name + " restarted", at, d.UntilHealthy(ctx, name+" is back", []*world.Site{d.ByName[name]})
@@ -201,7 +217,7 @@ func (d *demo) killVoters(ctx context.Context) error {
 		Act: func(ctx context.Context, _ [2]world.Trace) (string, time.Duration, error) {
 			at := flow.Monotonic()
 			for _, name := range dead {
-				if err := d.Lab.Kill(ctx, name, "", 0); err != nil {
+				if err := d.Nodes.Kill(ctx, name, "", 0); err != nil {
 					return "", 0, err
 				}
 			}
@@ -218,7 +234,7 @@ func (d *demo) killVoters(ctx context.Context) error {
 		Act: func(ctx context.Context, ways [2]world.Trace) (string, time.Duration, error) {
 			link = a.Name + ":" + a.UplinkInterface(ways[0][0].Local)
 			at := flow.Monotonic()
-			return link + " silent, no voters", at, d.Lab.Cut(ctx, link, "")
+			return link + " silent, no voters", at, d.Nodes.Cut(ctx, link, "")
 		},
 	})
 	if err != nil {
@@ -226,11 +242,11 @@ func (d *demo) killVoters(ctx context.Context) error {
 	}
 	d.told(silentDeath.judged(7, row))
 	for _, name := range dead {
-		if _, err := d.Lab.Start(ctx, name, "", nil); err != nil {
+		if _, err := d.Nodes.Start(ctx, name, "", nil); err != nil {
 			return err
 		}
 	}
-	if err := d.Lab.Heal(ctx, link); err != nil {
+	if err := d.Nodes.Heal(ctx, link); err != nil {
 		return err
 	}
 	return d.UntilHealthy(ctx, "a leader, and all sites well", d.Sites)
@@ -243,5 +259,5 @@ func (d *demo) far(dead []string, a *world.Site) (*world.Site, error) {
 			return s, nil
 		}
 	}
-	return nil, fmt.Errorf("besides %s every site is a voter: %s", a.Name, strings.Join(dead, ", "))
+	return nil, fmt.Errorf("besides %s every site is a voter (%s): %w", a.Name, strings.Join(dead, ", "), errTooFew)
 }

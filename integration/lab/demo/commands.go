@@ -1,6 +1,8 @@
 package demo
 
 import (
+	"errors"
+
 	"github.com/spf13/cobra"
 )
 
@@ -23,6 +25,9 @@ func Command() *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			o.Out, o.Name = c.OutOrStdout(), labName(c)
+			if len(o.Sites) > 0 && !o.Vagrant {
+				return errors.New("--sites are those of --vagrant; in namespaces all are there")
+			}
 			return Main(c.Context(), o)
 		},
 	}
@@ -31,6 +36,9 @@ func Command() *cobra.Command {
 	f.StringVar(&o.LogDir, "logs", "out/demo-logs", "keep the logs here after a failure; empty: nowhere")
 	f.BoolVar(&o.Keep, "keep", false, "leave the lab running")
 	f.IntSliceVar(&o.Only, "only", nil, "of the steps from 3 on only these")
+	f.BoolVar(&o.Vagrant, "vagrant", false, "run on the machines that vagrant up has started, in a mesh made anew")
+	f.StringSliceVar(&o.Sites, "sites", nil, "of the machines only these, in this order; what they are too few for is left out")
+	f.IntVar(&o.Pace, "pace", 1, "of machines that are emulated: how much longer all may take")
 	f.BoolVarP(&o.Verbose, "verbose", "v", false, "print every command that runs in the lab")
 	return c
 }

@@ -13,6 +13,7 @@ import (
 	"guywire/integration/lab"
 	"guywire/integration/lab/screen"
 	"guywire/integration/lab/world"
+	"guywire/integration/vagrant"
 )
 
 // Options say how the demo runs.
@@ -24,16 +25,27 @@ type Options struct {
 	Keep    bool      // leave the lab running, except after an interrupt
 	Only    []int     // of the steps from 3 on; empty: all
 	Verbose bool      // print every command
+	Vagrant bool      // run on the machines of Vagrant, which are left running
+	Sites   []string  // of those only these; empty: all
+	Pace    int       // as in world.World
 }
 
-// network is the built-in network of the demo, and its sites in the order in which they join: the first three become the
-// voters.
-const network = "demo"
-
-var (
-	joinOrder = []string{"fra", "lon", "nyc", "sto", "mad", "syd"}
-	voters    = 3
+// The built-in networks of the demo, and their sites in the order in which they join: the first three become the voters.
+const (
+	network  = "demo"
+	machines = "vagrant"
 )
+
+var joinOrder = map[string][]string{
+	network:  {"fra", "lon", "nyc", "sto", "mad", "syd"},
+	machines: {"fra", "lon", "nyc", "sto", "mad"},
+}
+
+// maxVoters is how many voters there are, if so many sites are public.
+const maxVoters = 3
+
+// errTooFew: the step needs other sites than there are.
+var errTooFew = errors.New("the sites are too few")
 
 // A Report is the outcome of the demo.
 type Report struct {
@@ -91,18 +103,22 @@ func Main(ctx context.Context, opts Options) (err error) {
 		return err
 	}
 	defer func() {
-		if opts.Keep && ctx.Err() == nil {
+		if opts.Keep && !opts.Vagrant && ctx.Err() == nil {
 			scr.Say("\nThe lab is left running: `meshlab --name %s exec fra -- meshctl status`; end it by `meshlab --name %s down`.", d.Lab.Name(), d.Lab.Name())
 			return
 		}
-		err = errors.Join(err, d.Lab.Close())
+		err = errors.Join(err, d.Nodes.Close())
 	}()
 
 	for _, s := range steps {
 		if s.number >= 3 && len(opts.Only) > 0 && !slices.Contains(opts.Only, s.number) {
 			continue
 		}
-		if err = s.run(d, ctx); err != nil {
+		if err = s.run(d, ctx); errors.Is(err, errTooFew) && len(opts.Sites) > 0 {
+			scr.Note("Step %d is left out: %v.", s.number, err)
+			err = nil
+		}
+		if err != nil {
 			err = fmt.Errorf("step %d: %w", s.number, err)
 			break
 		}
@@ -129,6 +145,9 @@ func Main(ctx context.Context, opts Options) (err error) {
 
 // begin builds the lab.
 func begin(ctx context.Context, scr *screen.Screen, opts Options) (*demo, error) {
+	if opts.Vagrant {
+		return beginMachines(ctx, scr, opts)
+	}
 	n, err := lab.Load(network)
 	if err != nil {
 		return nil, err
@@ -141,14 +160,11 @@ func begin(ctx context.Context, scr *screen.Screen, opts Options) (*demo, error)
 		}
 	}
 	scr.Progress("building the network")
-	w, err := world.Open(ctx, scr, n, lab.Options{Name: name, Agents: true, Detach: opts.Keep}, joinOrder)
+	w, err := world.Open(ctx, scr, n, lab.Options{Name: name, Agents: true, Detach: opts.Keep}, joinOrder[network])
 	if err != nil {
 		return nil, err
 	}
-	d := &demo{
-		World: w, opts: opts,
-		report: Report{Schema: 1, Started: time.Now(), Joins: []world.Join{}, Rows: []Row{}},
-	}
+	d := newDemo(w, opts)
 	kinds := map[lab.Kind]int{}
 	for _, n := range w.Status.Nodes {
 		kinds[n.Kind]++
@@ -156,6 +172,33 @@ func begin(ctx context.Context, scr *screen.Screen, opts Options) (*demo, error)
 	scr.Say("Guywire demo: %d sites with a LAN each, %d routers and %d NAT boxes, in namespaces of this machine.",
 		kinds[lab.Site], kinds[lab.Router], kinds[lab.NAT])
 	return d, nil
+}
+
+func newDemo(w *world.World, opts Options) *demo {
+	return &demo{World: w, opts: opts, report: Report{Schema: 1, Started: time.Now(), Joins: []world.Join{}, Rows: []Row{}}}
+}
+
+// beginMachines takes the machines that run.
+func beginMachines(ctx context.Context, scr *screen.Screen, opts Options) (*demo, error) {
+	n, err := lab.Load(machines)
+	if err != nil {
+		return nil, err
+	}
+	sites := opts.Sites
+	if len(sites) == 0 {
+		sites = joinOrder[machines]
+	}
+	m, err := vagrant.Open(ctx, n, sites, scr.Progress)
+	if err != nil {
+		return nil, err
+	}
+	w, err := world.On(ctx, scr, m, vagrant.Exe, sites)
+	if err != nil {
+		return nil, err
+	}
+	w.Pace = opts.Pace
+	scr.Say("Guywire demo: %d sites with a LAN each in machines of Vagrant, and a router in another.", len(sites))
+	return newDemo(w, opts), nil
 }
 
 // broken returns the rows that failed.

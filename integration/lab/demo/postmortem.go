@@ -27,7 +27,11 @@ const (
 func (d *demo) postMortem(ctx context.Context, broken []Row, err error) {
 	ctx, cancel := context.WithTimeout(ctx, lastWords)
 	defer cancel()
-	logs := filepath.Join(d.Lab.Dir(), "nodes")
+	dir, logErr := d.Nodes.Logs(ctx)
+	if logErr != nil {
+		d.Screen.Say("\nNot all logs can be read: %v", logErr)
+	}
+	logs := filepath.Join(dir, "nodes")
 	for _, s := range concerned(d.Sites, broken, err) {
 		d.Screen.Say("\n── %s: the end of its meshd's log, and its last events", s.Name)
 		for _, line := range tail(filepath.Join(logs, s.Name, "meshd.log"), tailLines) {
@@ -44,7 +48,7 @@ func (d *demo) postMortem(ctx context.Context, broken []Row, err error) {
 	if d.opts.LogDir == "" {
 		return
 	}
-	if err := world.KeepLogs(d.Lab.Dir(), d.opts.LogDir); err != nil {
+	if err := world.KeepLogs(dir, d.opts.LogDir); err != nil {
 		d.Screen.Say("\nThe logs could not be kept: %v", err)
 		return
 	}

@@ -65,7 +65,7 @@ func (w *World) ConnectByHand(ctx context.Context, kind string, mtu int, routes 
 			return nil
 		}
 		if kind != "kernel" {
-			if _, err := w.Lab.Start(ctx, s.Name, "dataplane", []string{"meshd", "dataplane"}); err != nil {
+			if _, err := w.Nodes.Start(ctx, s.Name, "dataplane", []string{"meshd", "dataplane"}); err != nil {
 				return err
 			}
 		}

@@ -75,12 +75,12 @@ func (w *World) join(ctx context.Context, s, through *Site) (time.Duration, erro
 	if err := w.Ctl(ctx, through, &token, args...); err != nil {
 		return 0, err
 	}
-	pings := w.Launch(ctx, s.Name, w.Exe, InsideVerb, "await", "--to", target.String(), "--limit", joinLimit.String())
+	pings := w.Launch(ctx, s.Name, w.Exe, InsideVerb, "await", "--to", target.String(), "--limit", w.paced(joinLimit).String())
 	defer pings.Kill()
 	if _, err := pings.Started(ctx); err != nil {
 		return 0, err
 	}
-	limited, cancel := context.WithTimeout(ctx, joinLimit)
+	limited, cancel := context.WithTimeout(ctx, w.paced(joinLimit))
 	defer cancel()
 	began := flow.Monotonic()
 	steps, err := w.Enter(limited, s, token.Text)

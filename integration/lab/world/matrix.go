@@ -24,7 +24,7 @@ type Matrix struct {
 // startEchoes starts what answers the pings, on all hosts.
 func (w *World) startEchoes(ctx context.Context) error {
 	return w.Each(w.Sites, func(s *Site) error {
-		_, err := w.Lab.Start(ctx, s.Host, "echo", []string{w.Exe, "flow", "echo", "--listen", fmt.Sprintf(":%d", echoPort)})
+		_, err := w.Nodes.Start(ctx, s.Host, "echo", []string{w.Exe, "flow", "echo", "--listen", fmt.Sprintf(":%d", echoPort)})
 		return err
 	})
 }

@@ -16,6 +16,7 @@ import (
 // A Program runs on a node until it is stopped. Its output is one JSON document.
 type Program struct {
 	node, name string
+	paced      func(time.Duration) time.Duration
 	out        bytes.Buffer // valid once ended is closed
 	said       *transcript
 	signals    chan os.Signal
@@ -29,12 +30,12 @@ type Program struct {
 func (w *World) Launch(ctx context.Context, node string, argv ...string) *Program {
 	ctx, cancel := context.WithCancel(ctx)
 	p := &Program{
-		node: node, name: strings.Join(argv[1:min(len(argv), 3)], " "), said: newTranscript(),
+		node: node, paced: w.paced, name: strings.Join(argv[1:min(len(argv), 3)], " "), said: newTranscript(),
 		signals: make(chan os.Signal, 1), cancel: cancel, ended: make(chan struct{}),
 	}
 	go func() { // ends with the program, which ends with ctx
 		defer close(p.ended)
-		p.code, p.err = w.Lab.ExecSignals(ctx, node, argv, nil, &p.out, p.said, p.signals)
+		p.code, p.err = w.Nodes.ExecSignals(ctx, node, argv, nil, &p.out, p.said, p.signals)
 	}()
 	return p
 }
@@ -44,7 +45,7 @@ const startLimit = 10 * time.Second
 
 // Started waits until the program says that it does its work, and returns what it said behind that word.
 func (p *Program) Started(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	ctx, cancel := context.WithTimeout(ctx, p.paced(startLimit))
 	defer cancel()
 	select {
 	case <-p.said.ready:
@@ -70,7 +71,7 @@ func (p *Program) Stop(ctx context.Context, doc any) error {
 
 // Finish waits for the program's own end and decodes its document; a nil doc is not decoded.
 func (p *Program) Finish(ctx context.Context, limit time.Duration, doc any) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, p.paced(limit))
 	defer cancel()
 	select {
 	case <-p.ended:

@@ -50,7 +50,7 @@ func (w *World) Hit(ctx context.Context, s Strike) (Felt, error) {
 		return Felt{}, err
 	}
 	w.Screen.Progress("%s: %s", event, t.text())
-	s.Linger, s.Patience = cmp.Or(s.Linger, observe), cmp.Or(s.Patience, observe)
+	s.Linger, s.Patience = w.paced(cmp.Or(s.Linger, observe)), w.paced(cmp.Or(s.Patience, observe))
 	if err := Pause(ctx, s.Linger); err != nil {
 		return Felt{}, err
 	}

@@ -31,6 +31,11 @@ type Traffic struct {
 
 // StartTraffic starts both flows and returns when packets are being sent. The caller ends it by Stop or Abandon.
 func (w *World) StartTraffic(ctx context.Context, a, b *Site) (*Traffic, error) {
+	if clocks, several := w.Nodes.(interface{ Synchronise(context.Context) error }); several {
+		if err := clocks.Synchronise(ctx); err != nil {
+			return nil, err
+		}
+	}
 	t := &Traffic{w: w, ends: [2]*Site{a, b}}
 	for i := range t.ends {
 		to := t.ends[1-i]

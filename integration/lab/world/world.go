@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"guywire/integration/lab"
@@ -21,15 +23,32 @@ import (
 
 // A World is a running lab and what we know of the mesh in it.
 type World struct {
-	Lab    *lab.Lab
-	Status *lab.Status // of the lab at its start
-	Exe    string      // this program
+	Lab    *lab.Lab    // nil when the nodes are machines
+	Nodes  Nodes       // what the sites run on: Lab, or machines
+	Pace   int         // how many times slower than namespaces the nodes are, 0 is 1: all limits are so much longer
+	Status *lab.Status // of the nodes at their start
+	Exe    string      // this program, in the nodes
 	Screen *screen.Screen
 	Sites  []*Site // in the order in which they join
 	ByName map[string]*Site
 	Links  map[string][]api.Link // as each site told last; a site whose agent is dead keeps what it told
 
 	baseline map[string][]linkKey // the links that are up in good times, by site
+}
+
+// Nodes are what a world runs on. The methods are those of [lab.Lab].
+type Nodes interface {
+	Exec(ctx context.Context, node string, argv []string, stdin io.Reader, stdout, stderr io.Writer) (int, error)
+	ExecSignals(ctx context.Context, node string, argv []string, stdin io.Reader, stdout, stderr io.Writer, signals <-chan os.Signal) (int, error)
+	Start(ctx context.Context, node, process string, argv []string) (int, error)
+	Kill(ctx context.Context, node, process string, sig syscall.Signal) error
+	KillAll(ctx context.Context, node string, sig syscall.Signal) error
+	Cut(ctx context.Context, link, from string) error
+	Heal(ctx context.Context, link string) error
+	Carrier(ctx context.Context, link string, up bool) error
+	Status(ctx context.Context) (*lab.Status, error)
+	Logs(ctx context.Context) (dir string, err error)
+	Close() error
 }
 
 // A Site of the world. Its host is NAME-host.
@@ -92,12 +111,23 @@ func Open(ctx context.Context, scr *screen.Screen, network *lab.Network, opts la
 	if err != nil {
 		return nil, err
 	}
-	w := &World{Lab: l, Exe: exe, Screen: scr, ByName: map[string]*Site{}, Links: map[string][]api.Link{}, baseline: map[string][]linkKey{}}
-	if w.Status, err = l.Status(ctx); err == nil {
+	w, err := On(ctx, scr, l, exe, order)
+	if err != nil {
+		return nil, err
+	}
+	w.Lab = l
+	return w, nil
+}
+
+// On makes a world of nodes that run, in which exe is this program. An error closes them.
+func On(ctx context.Context, scr *screen.Screen, nodes Nodes, exe string, order []string) (*World, error) {
+	w := &World{Nodes: nodes, Exe: exe, Screen: scr, ByName: map[string]*Site{}, Links: map[string][]api.Link{}, baseline: map[string][]linkKey{}}
+	var err error
+	if w.Status, err = nodes.Status(ctx); err == nil {
 		w.Sites, err = sitesOf(w.Status, order)
 	}
 	if err != nil {
-		return nil, errors.Join(err, l.Close())
+		return nil, errors.Join(err, nodes.Close())
 	}
 	for _, s := range w.Sites {
 		w.ByName[s.Name] = s
@@ -154,7 +184,7 @@ func sitesOf(status *lab.Status, order []string) ([]*Site, error) {
 func (w *World) Run(ctx context.Context, node, stdin string, argv ...string) ([]byte, error) {
 	var out, said bytes.Buffer
 	began := time.Now()
-	code, err := w.Lab.Exec(ctx, node, argv, strings.NewReader(stdin), &out, &said)
+	code, err := w.Nodes.Exec(ctx, node, argv, strings.NewReader(stdin), &out, &said)
 	name := strings.TrimSpace(filepath.Base(argv[0]) + " " + strings.Join(argv[1:], " "))
 	w.Screen.Debug("%s: %s: %d in %s", node, name, code, time.Since(began).Round(time.Millisecond))
 	if err != nil {
@@ -171,7 +201,7 @@ const ctlLimit = 15 * time.Second
 
 // Ctl runs `meshctl ARGS… --json` on a site and decodes the document. A path that is not reached is a document too.
 func (w *World) Ctl(ctx context.Context, s *Site, doc any, args ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, ctlLimit)
+	ctx, cancel := context.WithTimeout(ctx, w.paced(ctlLimit))
 	defer cancel()
 	out, err := w.Run(ctx, s.Name, "", append(append([]string{"meshctl"}, args...), "--json")...)
 	if e, isExit := errors.AsType[*exitError](err); isExit {
@@ -267,6 +297,7 @@ const pollEvery = 500 * time.Millisecond
 // Until polls a condition. check returns "" when it holds, otherwise what keeps it from holding; that is shown, and told in
 // the error when the limit is over. An error of check ends the wait.
 func (w *World) Until(ctx context.Context, what string, limit time.Duration, check func(context.Context) (string, error)) error {
+	limit = w.paced(limit)
 	deadline := time.Now().Add(limit)
 	began := time.Now()
 	for {
@@ -290,6 +321,9 @@ func (w *World) Until(ctx context.Context, what string, limit time.Duration, che
 		}
 	}
 }
+
+// paced makes a time longer where nodes are slower.
+func (w *World) paced(d time.Duration) time.Duration { return d * time.Duration(max(w.Pace, 1)) }
 
 // Pause waits.
 func Pause(ctx context.Context, d time.Duration) error {
