@@ -44,8 +44,8 @@ Type=oneshot
 ExecStart=/bin/sh -c '/packages/life; printf "\\002finished %%s\\n" $?'
 StandardOutput=file:/dev/ttyS1
 StandardError=inherit
-SuccessAction=poweroff-force
-FailureAction=poweroff-force
+SuccessAction=poweroff-immediate
+FailureAction=poweroff-immediate
 `
 )
 
