@@ -178,7 +178,7 @@ func (m *member) survey(ctx context.Context) error {
 		}
 		host := m.host.Load()
 		for i := 0; host != nil && i < len(host.Uplinks) && len(m.stunServers()) > 0; i++ {
-			if u := host.Uplinks[i]; u.Up && m.surveyDue(u, measured[u.Name]) {
+			if u := host.Uplinks[i]; u.Up && m.steers(u) && m.surveyDue(u, measured[u.Name]) {
 				if m.surveyUplink(ctx, u, resumed) {
 					measured[u.Name] = time.Now()
 				}
@@ -186,6 +186,7 @@ func (m *member) survey(ctx context.Context) error {
 		}
 		select {
 		case <-tick.C:
+		case <-m.carriedOut:
 		case <-ctx.Done():
 			return nil
 		}

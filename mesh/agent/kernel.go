@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"guywire/mesh"
 	"guywire/mesh/api"
 	"guywire/mesh/core"
 	"guywire/mesh/kernel"
@@ -23,6 +24,7 @@ func (m *member) newReconciler() *reconcile.Reconciler {
 		Report: func(r reconcile.Report) {
 			m.devices.look()
 			m.worked.Store(r.Revision)
+			signal(m.carriedOut)
 			if r.Done {
 				m.applied.Store(r.Revision)
 			}
@@ -66,6 +68,32 @@ func (m *member) revision() api.Revision {
 // settledInKernel reports whether a complete desired state has been reached.
 func (m *member) settledInKernel() bool {
 	return m.applied.Load() > 0 && m.applied.Load() >= m.completeAt.Load() && m.completeAt.Load() > 0
+}
+
+// noteSteering notes which uplinks' packets a desired state steers.
+func (m *member) noteSteering(want kernel.State) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	steering := map[uint32]uint64{}
+	for _, r := range want.Rules {
+		if r.Mark == 0 {
+			continue
+		}
+		steering[r.Mark] = want.Revision
+		if since, ok := m.steering[r.Mark]; ok {
+			steering[r.Mark] = since
+		}
+	}
+	m.steering = steering
+}
+
+// steers reports whether packets with an uplink's mark leave by it: before its
+// rule was worked on they take another's way, and would be seen as coming from there.
+func (m *member) steers(u mesh.Uplink) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	since, ok := m.steering[u.Mark()]
+	return ok && m.worked.Load() >= since
 }
 
 // missing says why something of the desired state is not in the kernel as wanted,

@@ -95,6 +95,7 @@ func (m *member) reconcile() {
 	if want.Complete {
 		m.completeAt.CompareAndSwap(0, want.Revision)
 	}
+	m.noteSteering(want)
 	m.reconciler.Set(want)
 }
 

@@ -60,6 +60,7 @@ type member struct {
 	hostChanged chan struct{}
 	save        chan struct{}
 	words       chan struct{} // an operator's word came; see weigh
+	carriedOut  chan struct{} // the reconciler has worked on a revision
 	records     atomic.Pointer[[]core.Record]
 	host        atomic.Pointer[core.Host]
 	flooded     atomic.Pointer[[][]byte] // announcements, for repair by gossip
@@ -80,6 +81,7 @@ type member struct {
 	sights    map[string]map[mesh.LinkID]sight // by uplink
 	gateways  map[string]*gateway              // by uplink
 	doubted   map[string]time.Time             // when a link by that uplink was lost
+	steering  map[uint32]uint64                // by mark: the first revision that sends it by its uplink
 	witnessed map[mesh.NodeID]time.Time        // when another node asked last where a third one is
 	own       discovery.Signed
 	ownFacts  discovery.Facts
@@ -103,6 +105,7 @@ func (a *Agent) open(plane *control.Plane) (_ *member, err error) {
 		hostChanged: make(chan struct{}, 1),
 		save:        make(chan struct{}, 1),
 		words:       make(chan struct{}, 1),
+		carriedOut:  make(chan struct{}, 1),
 		directory:   discovery.NewDirectory(state.Mesh.ID, maxDirectory),
 		bans:        discovery.NewBans(),
 		surveys:     map[string]survey{},
