@@ -218,7 +218,7 @@ func (d *demo) summary(began time.Time) {
 			d.Screen.Note("%s: %s", r.Event, r.Why)
 		}
 	}
-	d.Screen.Note("A gap is the longest silence of a %d packets/s flow in either direction.", world.FlowPPS)
+	d.Screen.Note("A gap is the longest silence of a %d packets/s flow in either direction.", d.PPS())
 	d.Screen.Say("   %.0f s in all.", time.Since(began).Seconds())
 	if d.opts.JSON != "" {
 		d.Screen.Say("   The report is in %s.", d.opts.JSON)
@@ -246,7 +246,7 @@ func gapText(r Row) string {
 	case r.Open:
 		return "endless"
 	case r.GapMs <= 0:
-		return fmt.Sprintf("< %d", world.NoGap.Milliseconds())
+		return fmt.Sprintf("< %.0f", r.NoGapMs)
 	default:
 		return fmt.Sprintf("%.0f", r.GapMs)
 	}

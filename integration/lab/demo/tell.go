@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	"guywire/integration/lab/world"
 )
 
 // told adds a row to the report and prints it.
@@ -49,7 +48,7 @@ func gapSentence(r Row) string {
 	case r.Open:
 		return "the flow did not come back"
 	case r.GapMs <= 0:
-		return fmt.Sprintf("no gap above %d ms", world.NoGap.Milliseconds())
+		return fmt.Sprintf("no gap above %.0f ms", r.NoGapMs)
 	default:
 		return fmt.Sprintf("gap %.0f ms", r.GapMs)
 	}

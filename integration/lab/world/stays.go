@@ -103,7 +103,7 @@ type Watch struct{ programs [2]*Program }
 func (t *Traffic) Watch(ctx context.Context) (*Watch, error) {
 	w := &Watch{}
 	for i, s := range t.ends {
-		w.programs[i] = t.w.Launch(ctx, s.Name, t.w.Exe, InsideVerb, "stays", "--pps", fmt.Sprint(FlowPPS))
+		w.programs[i] = t.w.Launch(ctx, s.Name, t.w.Exe, InsideVerb, "stays", "--pps", fmt.Sprint(t.w.PPS()))
 	}
 	for _, p := range w.programs {
 		if _, err := p.Started(ctx); err != nil {

@@ -22,6 +22,9 @@ const (
 // NoGap is the longest silence that is not listed as a gap: three intervals of the flow.
 const NoGap = 3 * time.Second / FlowPPS
 
+// PPS is the rate of the measured flow where machines are slower: slow ones are not to drown in it.
+func (w *World) PPS() int { return max(FlowPPS/max(w.Pace, 1), 20) }
+
 // A Traffic is a flow each way between the hosts of two sites.
 type Traffic struct {
 	w          *World
@@ -50,7 +53,7 @@ func (w *World) StartTraffic(ctx context.Context, a, b *Site) (*Traffic, error) 
 	for i, from := range t.ends {
 		to := netip.AddrPortFrom(t.ends[1-i].Host4, flowPort).String()
 		t.send = append(t.send, w.Launch(ctx, from.Host, w.Exe, "flow", "udp-send", "--to", to,
-			"--flow", fmt.Sprint(i+1), "--pps", fmt.Sprint(FlowPPS), "--size", fmt.Sprint(flowSize)))
+			"--flow", fmt.Sprint(i+1), "--pps", fmt.Sprint(w.PPS()), "--size", fmt.Sprint(flowSize)))
 	}
 	return t, nil
 }
@@ -117,7 +120,7 @@ func (t *Traffic) traces(ctx context.Context) (ways [2]Trace, err error) {
 	}
 	t.w.Look(ctx)
 	for i, from := range t.ends {
-		if ways[i], err = follow(from.Name, t.ends[1-i].Name, FlowPPS, carried, t.w.Links); err != nil {
+		if ways[i], err = follow(from.Name, t.ends[1-i].Name, float64(t.w.PPS()), carried, t.w.Links); err != nil {
 			return ways, err
 		}
 	}
@@ -177,9 +180,10 @@ func (t *Traffic) atRest(ctx context.Context, ways [2]Trace) ([2]Trace, error) {
 type Felt struct {
 	Event      string      `json:"event"`
 	Flow       string      `json:"flow"`
-	GapMs      float64     `json:"gap_ms"` // without what a late sender adds; 0: no silence above 6 ms
-	Open       bool        `json:"open"`   // the flow did not come back
-	Sent       uint64      `json:"sent"`   // packets in the time looked at
+	GapMs      float64     `json:"gap_ms"`    // without what a late sender adds; 0: no silence above the next
+	NoGapMs    float64     `json:"no_gap_ms"` // three intervals of the flow
+	Open       bool        `json:"open"`      // the flow did not come back
+	Sent       uint64      `json:"sent"`      // packets in the time looked at
 	Lost       uint64      `json:"lost"`
 	Before     string      `json:"path_before"`
 	After      string      `json:"path_after"`
@@ -205,6 +209,7 @@ type Direction struct {
 // account fills in what the flows felt from the event at `at` until end.
 func (r *Felt) account(ends [2]*Site, results [2]flow.Result, at, end time.Duration) {
 	for i, res := range results {
+		r.NoGapMs = float64(3*res.Interval) / float64(time.Millisecond)
 		// What was under way at the event was sent one path delay before.
 		from := at - min(res.Latency.P99, underWay)
 		felt := res.Window(from, end)
