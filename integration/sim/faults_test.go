@@ -203,7 +203,7 @@ func TestChaos(t *testing.T) {
 				c.run(20*time.Second, 90*time.Second, 30*time.Second, kinds...)
 			} else {
 				c.most = 4 * time.Second
-				c.run(13*time.Second, 6*time.Second, 12*time.Second, kinds...)
+				c.run(13*time.Second, 6*time.Second/time.Duration(thin), 12*time.Second, kinds...)
 			}
 			t.Logf("seed %d, %d events, %d looks, %d interruptions, longest %v", *seed, c.Events, c.oracle.Looks, c.oracle.Interrupted, c.oracle.Worst)
 			for i, p := range c.problems() {

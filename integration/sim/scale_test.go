@@ -14,6 +14,9 @@ var (
 	seed  = flag.Uint64("seed", 0, "the only seed of a test with random worlds")
 )
 
+// thin divides seeds and times of random worlds; see race_test.go.
+var thin = 1
+
 // TestScale starts a mesh of the topology's own making from nothing: thirty
 // nodes, or as many as -nodes says.
 func TestScale(t *testing.T) {

@@ -37,7 +37,7 @@ func pathHolds(t *testing.T, w *World, d time.Duration) (most int) {
 // A better path takes over without a moment in which there is none: the new tunnel
 // stands before the old one goes, at both ends.
 func TestUpgradeMakesBeforeBreak(t *testing.T) {
-	for seed := range uint64(10) {
+	for seed := range uint64(10 / thin) {
 		w := New(seed, Uplinks(2, "isp1"))
 		list := told(w)
 		story(t, list)
