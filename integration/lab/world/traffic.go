@@ -127,10 +127,10 @@ func (t *Traffic) traces(ctx context.Context) (ways [2]Trace, err error) {
 	return ways, nil
 }
 
-// traceLimit is how long a flow may take to have a way, and restLimit to keep to one.
+// traceLimit is how long a flow may take to have a way, and restLimit how long it is waited for that it keeps to one.
 const (
 	traceLimit = 15 * time.Second
-	restLimit  = time.Minute
+	restLimit  = 20 * time.Second
 )
 
 // Settled waits until both flows have a way from end to end.
@@ -153,27 +153,23 @@ func (t *Traffic) Settled(ctx context.Context) (ways [2]Trace, err error) {
 	return ways, err
 }
 
-// atRest waits until both flows have kept to their ways for a while: one that is about to move would have left before it is
-// hit.
+// atRest waits until both flows have kept to their ways for a while, but not for ever: one that is about to move would have
+// left before it is hit.
 func (t *Traffic) atRest(ctx context.Context, ways [2]Trace) ([2]Trace, error) {
-	counts := t.w.uplinkCounts()
-	err := t.w.Until(ctx, "one way of flow "+t.text(), restLimit, func(ctx context.Context) (string, error) {
+	for deadline := time.Now().Add(restLimit); ; {
 		if err := Pause(ctx, quiet); err != nil {
-			return "", err
+			return ways, err
 		}
 		before := ways
 		var err error
-		if ways, err = t.Settled(ctx); err != nil {
-			return "", err
+		ways, err = t.Settled(ctx)
+		same := slices.Equal(before[0], ways[0]) && slices.Equal(before[1], ways[1])
+		if err != nil || same || time.Now().After(deadline) {
+			return ways, err
 		}
-		for i := range ways {
-			if !slices.Equal(before[i], ways[i]) {
-				return fmt.Sprintf("%s became %s", before[i].text(counts), ways[i].text(counts)), nil
-			}
-		}
-		return "", nil
-	})
-	return ways, err
+		counts := t.w.uplinkCounts()
+		t.w.Screen.Progress("%s moves to %s", t.text(), ways[0].text(counts))
+	}
 }
 
 // A Felt is what one event did to the traffic between two hosts. Gaps and losses are the worse and the sum of both directions.
