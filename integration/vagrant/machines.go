@@ -447,6 +447,9 @@ func (m *Machines) Close() error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), lastWords)
 	defer cancel()
 	err := errors.Join(m.Heal(ctx, ""), m.each(m.sites, func(site string) error { return m.shell(ctx, site, loud) }))
+	// A slow machine may have taken all that time; to end a connection takes none.
+	ctx, cancel = context.WithTimeout(context.WithoutCancel(m.ctx), lastWords)
+	defer cancel()
 	sockets, _ := filepath.Glob(filepath.Join(m.dir, "*"))
 	for _, path := range sockets {
 		if info, statErr := os.Lstat(path); statErr == nil && info.Mode()&os.ModeSocket != 0 {
