@@ -22,6 +22,7 @@ import (
 
 // Limits of what a lab has to do before anything is measured, generous because a machine may be busy.
 const (
+	joinLimit   = 30 * time.Second // no measure: what counts are the seconds that it took
 	surveyLimit = 10 * time.Second // for the left site to know its NAT; one that learns nothing goes on
 	settleLimit = 20 * time.Second // for the traffic to take the way that the links promise
 	pollEvery   = 200 * time.Millisecond
@@ -51,7 +52,7 @@ func build(ctx context.Context, opts Options, n *lab.Network, sites ...string) (
 	if err != nil {
 		return nil, err
 	}
-	m := &Mesh{&world.World{Lab: built, Nodes: built, Exe: exe, Screen: screen.New(io.Discard, false)}, map[string]netip.Addr{}, opts.Logs, limit}
+	m := &Mesh{&world.World{Lab: built, Nodes: built, Exe: exe, Screen: screen.New(io.Discard, false)}, map[string]netip.Addr{}, opts.Logs, joinLimit}
 	for _, name := range slices.Concat(helpers, sites) {
 		m.Sites = append(m.Sites, &world.Site{Name: name})
 	}

@@ -63,7 +63,8 @@ var suite = []entry{
 
 // absent are the packages that touch the kernel and do not run in the machine.
 var absent = map[string]string{
-	"integration/truth": "it compiles meshd with a clock of its own, and there is no Go inside",
+	"integration/truth":   "it compiles meshd with a clock of its own, and there is no Go inside",
+	"integration/vagrant": "its tests read what the tools of Vagrant's providers print, and touch no kernel",
 }
 
 // measured are the packages whose tests have benchmarks among the measurements.
