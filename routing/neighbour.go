@@ -132,6 +132,7 @@ func (r *Router) forget(n *neighbour) {
 	n.complete, n.welcome, n.ghost = false, false, map[wire.Destination]mesh.Cost{}
 	r.lfi.SetUsable(n.id, false)
 	r.lfi.Forget(n.id)
+	r.due = true
 }
 
 // refuse takes the neighbour's admission away.
@@ -382,7 +383,7 @@ func (r *Router) apply(n *neighbour) {
 		if n.ghost != nil {
 			d = max(d, reported(n.ghost, key))
 		}
-		r.lfi.Hear(n.id, key, d)
+		r.count(n, key, d)
 	}
 	if n.ghost == nil {
 		n.table = nil
