@@ -1,7 +1,6 @@
 package netns
 
 import (
-	"fmt"
 	"testing"
 	"time"
 
@@ -23,24 +22,29 @@ links:
 `)
 	w.mesh("a", "b")
 	w.talk("a", "b")
-	// Until the search ends the routes have IPv6's 1280, and the first datagram
-	// above it is answered, not forwarded: its sender learns the MTU from that.
+	// Until the search has found more, the routes have IPv6's 1280.
+	mtu := 1420
 	for _, site := range []string{"a", "b"} {
-		w.until("fragments carry what the tunnel of "+site+" takes", func() string {
-			var found []int
+		w.until("it is found what the tunnel of "+site+" takes", func() string {
 			for _, l := range ask[api.Links](w, site, "links").Links {
-				if l.State == api.LinkUp && l.MTU == 1420 {
+				if l.State == api.LinkUp && l.MTU > 1280 && l.MTU <= 1420 {
+					mtu = min(mtu, l.MTU)
 					return ""
 				}
-				found = append(found, l.MTU)
 			}
-			return fmt.Sprintf("its links have the MTUs %d", found)
+			return "no link is up with more than 1280"
 		})
 	}
+	const headers = 20 + 8                              // IPv4, UDP
 	for _, size := range []int{200, 1300, 1380, 4000} { // of UDP payload, from host to host
 		s := w.streamOf("a", "b", size)
 		s.flows(time.Second)
-		if r := s.stop(); r.Sent == 0 || r.Lost > r.LostAtReceiver+r.LostAtSend {
+		r := s.stop()
+		lost := r.Lost
+		if size+headers > mtu && len(r.Losses) > 0 && r.Losses[0].FirstSeq == 0 && r.Losses[0].Count == 1 {
+			lost-- // the first that is too large is answered: its sender learns the MTU from that
+		}
+		if r.Sent == 0 || lost > r.LostAtReceiver+r.LostAtSend {
 			t.Errorf("of %d datagrams of %d bytes, %d are lost: %+v", r.Sent, size, r.Lost, r.Losses)
 		}
 	}
