@@ -78,8 +78,8 @@ type Router struct {
 	news    mesh.NodeID // whose links or prefixes changed last; zero: nobody's since asked
 	compute Pace
 	floods  Pace
-	due     bool      // the database changed since the last computation
-	moved   time.Time // when a neighbour last came, went, or fell into doubt
+	due     bool      // the database or the neighbours changed since the last computation
+	shaken  time.Time // when a neighbour last came, went, or fell into doubt
 	slackAt time.Time // when slack is to be taken; zero: there is none to take
 
 	holding   bool   // nobody is let in yet

@@ -110,7 +110,7 @@ func (r *Router) recompute() {
 	}
 	all := rebuilt || !r.routes.seen.equal(now)
 	if !r.routes.seen.alike(now) {
-		r.moved = r.now
+		r.shaken = r.now
 	}
 	r.routes.seen = now
 	if r.db.lost {
@@ -172,8 +172,8 @@ func (r *Router) advise(d *known) {
 func (r *Router) potential(d *known) mesh.Cost {
 	p, now := r.slack(d), r.lfi.View(d.number).Distance
 	calm := d.lost
-	if r.moved.After(calm) {
-		calm = r.moved
+	if r.shaken.After(calm) {
+		calm = r.shaken
 	}
 	if at := calm.Add(slackAfter); now < mesh.Infinite && p > max(now, d.dist) && r.now.Before(at) {
 		// Those that wait are looked at together.

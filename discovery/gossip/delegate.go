@@ -128,7 +128,7 @@ func (d *delegate) NotifyMsg(b []byte) {
 }
 
 func (d *delegate) GetBroadcasts(overhead, limit int) [][]byte {
-	return d.g.facts.queue.take(overhead, limit, int(max(1, d.g.members.Load(), d.g.size.Load())))
+	return d.g.facts.queue.take(overhead, limit, int(max(1, d.g.present.count(), d.g.size.Load())))
 }
 
 func (d *delegate) LocalState(bool) []byte {
@@ -204,7 +204,6 @@ func (d *delegate) NotifyAlive(n *memberlist.Node) error {
 // NotifyJoin also repeats what we say of ourselves, because the newcomer may
 // have been cut off when we said it.
 func (d *delegate) NotifyJoin(n *memberlist.Node) {
-	d.g.members.Add(1)
 	d.g.came.Add(1)
 	d.notify(MemberUp, n)
 	f := &d.g.facts
@@ -217,7 +216,6 @@ func (d *delegate) NotifyJoin(n *memberlist.Node) {
 }
 
 func (d *delegate) NotifyLeave(n *memberlist.Node) {
-	d.g.members.Add(-1)
 	d.notify(MemberDown, n)
 }
 

@@ -91,11 +91,10 @@ type Gossip struct {
 	ring    *memberlist.Keyring // of the memberlist there is; nil: there is none
 	rekeyed chan struct{}       // the memberlist there is cannot go on with keys
 
-	size    atomic.Int64 // of the mesh, as far as we know
-	came    atomic.Int64 // members that came since rejoin looked
-	members atomic.Int64 // with ourselves; counted here, because memberlist's own count takes its lock
-	list    atomic.Pointer[memberlist.Memberlist]
-	ending  sync.Mutex // keeps Leave and shutdown apart
+	size   atomic.Int64 // of the mesh, as far as we know
+	came   atomic.Int64 // members that came since rejoin looked
+	list   atomic.Pointer[memberlist.Memberlist]
+	ending sync.Mutex // keeps Leave and shutdown apart
 }
 
 // New prepares a part in the gossip; Run plays it.
@@ -214,7 +213,6 @@ func (g *Gossip) create() (*memberlist.Memberlist, error) {
 	if err != nil {
 		return nil, err
 	}
-	g.members.Store(0)
 	logger := log.New(logWriter{g.cfg.Logger}, "", 0)
 	transport, err := g.transport(logger)
 	if err != nil {
@@ -277,7 +275,7 @@ func (g *Gossip) rejoin(ctx context.Context, list *memberlist.Memberlist, joins 
 		case <-timer.C:
 		}
 		seeds := g.missing()
-		if members := g.members.Load(); members > 1 && settleShare*g.came.Swap(0) > members {
+		if members := g.present.count(); members > 1 && settleShare*g.came.Swap(0) > members {
 			settling = settleRounds
 		}
 		if settling > 0 {
@@ -297,7 +295,7 @@ func (g *Gossip) rejoin(ctx context.Context, list *memberlist.Memberlist, joins 
 				}
 			})
 		}
-		if g.members.Load() > 1 {
+		if g.present.count() > 1 {
 			every := rejoinEvery
 			if settling > 0 {
 				every = settleEvery
@@ -340,7 +338,7 @@ func (g *Gossip) anyone() []Member {
 }
 
 // present are the members that gossip believes to be there, without ourselves, as it told
-// them: memberlist changes its own list while others read it.
+// them: memberlist changes its own list while others read it, and counts under its lock.
 type present struct {
 	sync.Mutex
 	members map[mesh.NodeID]Member
@@ -359,6 +357,13 @@ func (p *present) remove(m Member) {
 	p.Lock()
 	defer p.Unlock()
 	delete(p.members, m.Node)
+}
+
+// count is of all, with ourselves.
+func (p *present) count() int64 {
+	p.Lock()
+	defer p.Unlock()
+	return int64(len(p.members)) + 1
 }
 
 func (p *present) forget() {

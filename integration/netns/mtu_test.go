@@ -35,7 +35,8 @@ links:
 			return "no link is up with more than 1280"
 		})
 	}
-	const headers = 20 + 8                              // IPv4, UDP
+	const headers = 20 + 8 // IPv4, UDP
+
 	for _, size := range []int{200, 1300, 1380, 4000} { // of UDP payload, from host to host
 		s := w.streamOf("a", "b", size)
 		s.flows(time.Second)

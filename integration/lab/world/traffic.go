@@ -19,8 +19,11 @@ const (
 	echoPort = 7002
 )
 
-// NoGap is the longest silence that is not listed as a gap: three intervals of the flow.
-const NoGap = 3 * time.Second / FlowPPS
+// NoGap is the longest silence that is not listed as a gap.
+const (
+	NoGap        = gapIntervals * time.Second / FlowPPS
+	gapIntervals = 3 // of the flow
+)
 
 // PPS is the rate of the measured flow where machines are slower: slow ones are not to drown in it.
 func (w *World) PPS() int { return max(FlowPPS/max(w.Pace, 1), 20) }
@@ -177,7 +180,7 @@ type Felt struct {
 	Event      string      `json:"event"`
 	Flow       string      `json:"flow"`
 	GapMs      float64     `json:"gap_ms"`    // without what a late sender adds; 0: no silence above the next
-	NoGapMs    float64     `json:"no_gap_ms"` // three intervals of the flow
+	NoGapMs    float64     `json:"no_gap_ms"` // the longest silence that is not listed
 	Open       bool        `json:"open"`      // the flow did not come back
 	Sent       uint64      `json:"sent"`      // packets in the time looked at
 	Lost       uint64      `json:"lost"`
@@ -205,7 +208,7 @@ type Direction struct {
 // account fills in what the flows felt from the event at `at` until end.
 func (r *Felt) account(ends [2]*Site, results [2]flow.Result, at, end time.Duration) {
 	for i, res := range results {
-		r.NoGapMs = float64(3*res.Interval) / float64(time.Millisecond)
+		r.NoGapMs = float64(gapIntervals*res.Interval) / float64(time.Millisecond)
 		// What was under way at the event was sent one path delay before.
 		from := at - min(res.Latency.P99, underWay)
 		felt := res.Window(from, end)
