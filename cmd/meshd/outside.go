@@ -152,13 +152,17 @@ func openKernel(c config.Config, k agent.KernelConfig) (agent.Kernel, error) {
 	if err != nil {
 		return agent.Kernel{}, errors.Join(err, filter.Close(), routes.Close(), tunnels.Close(), output.Close())
 	}
+	counters, err := host.OpenCounters()
+	if err != nil {
+		return agent.Kernel{}, errors.Join(err, sysctls.Close(), filter.Close(), routes.Close(), tunnels.Close(), output.Close())
+	}
 	return agent.Kernel{
 		Backends: [kernel.Parts]kernel.Backend{
 			kernel.PartTunnels: tunnels, kernel.PartForwarding: routes, kernel.PartFilter: filter, kernel.PartSysctls: sysctls,
 		},
 		Kind:     func() string { return string(tunnels.Maker()) },
 		Carriers: carriers{spawner},
-		Counters: host.Counters,
+		Counters: counters.Read,
 		Stats: func(ctx context.Context) (map[string]core.Traffic, error) {
 			stats, err := tunnels.Stats(ctx)
 			out := make(map[string]core.Traffic, len(stats))
@@ -179,7 +183,7 @@ func openKernel(c config.Config, k agent.KernelConfig) (agent.Kernel, error) {
 			return tasks.Wait()
 		},
 		Close: func() error {
-			return errors.Join(sysctls.Close(), filter.Close(), routes.Close(), tunnels.Close(), output.Close())
+			return errors.Join(counters.Close(), sysctls.Close(), filter.Close(), routes.Close(), tunnels.Close(), output.Close())
 		},
 		Shutdown: func(ctx context.Context) error {
 			err := shutdown(ctx, spawner.Client)

@@ -29,13 +29,36 @@ func (m *member) loop(ctx context.Context) error {
 			m.dirty = false
 			m.reconcile()
 		}
-		timer.Reset(max(time.Until(m.deadline), 0))
+		timer.Reset(max(time.Until(earlier(m.deadline, m.countAt)), 0))
 	}
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// count reads the devices' counters if it is nearly time to: when something else
+// is due, because to wake up costs more than to read.
+func (m *member) count() []core.Event {
+	now := time.Now()
+	if now.Before(m.countAt.Add(-m.countEvery / 4)) {
+		return nil
+	}
+	m.countAt = now.Add(m.countEvery)
+	devices, err := m.kernel.Counters()
+	if err != nil {
+		return nil
+	}
+	return []core.Event{core.Counted{Devices: devices}}
 }
 
 // step feeds the core some events and those that are queued behind them, up to a batch,
 // and hands out what it wants. What has already arrived is heard before time is judged.
 func (m *member) step(evs ...core.Event) {
+	woken := len(evs) == 0 // by the timer
 	for len(evs) < batch {
 		select {
 		case ev := <-m.events:
@@ -45,8 +68,8 @@ func (m *member) step(evs ...core.Event) {
 		}
 		break
 	}
-	if len(evs) == 0 {
-		evs = append(evs, core.Tick{})
+	if woken {
+		evs = append(evs, m.count()...)
 	}
 	r := m.node.Step(time.Now(), evs...)
 	for _, d := range r.Send {
@@ -81,7 +104,8 @@ func (m *member) step(evs ...core.Event) {
 		signal(m.save)
 	}
 	m.dirty = m.dirty || r.Dirty
-	m.countEvery.Store(int64(r.CountEvery))
+	m.countAt = m.countAt.Add(r.CountEvery - m.countEvery)
+	m.countEvery = r.CountEvery
 	m.deadline = r.Deadline
 	if r.Deadline.IsZero() {
 		m.deadline = time.Now().Add(time.Minute)

@@ -42,11 +42,15 @@ type member struct {
 
 	parting atomic.Bool // the neighbours are told at the end: the kernel is cleared next
 
-	node     *core.Node // owned by loop
-	dirty    bool       // owned by loop
-	deadline time.Time  // owned by loop
-	events   chan core.Event
-	queries  chan func(*core.Node)
+	// The loop owns these.
+	node       *core.Node
+	dirty      bool
+	deadline   time.Time
+	countEvery time.Duration // between two readings of the devices' counters,
+	countAt    time.Time     // and the next
+
+	events  chan core.Event
+	queries chan func(*core.Node)
 
 	kernel     Kernel
 	devices    *devices
@@ -69,7 +73,6 @@ type member struct {
 	worked      atomic.Uint64            // newest revision that the reconciler worked on
 	completeAt  atomic.Uint64            // first complete revision
 	wanted      atomic.Uint64
-	countEvery  atomic.Int64 // time between two readings of the devices' counters
 	dropped     atomic.Uint64
 	malformed   atomic.Uint64
 
@@ -213,9 +216,7 @@ func (m *member) run(ctx context.Context, stop context.CancelFunc) error {
 	start("state", m.followState)
 	start("bans", m.insist)
 	start("site", m.saySite)
-	start("tunnels", m.count)
-	m.countEvery.Store(int64(time.Second)) // until the core says more
-	start("counters", m.countBytes)
+	start("tunnels", m.measure)
 	start("announcements", m.keepAnnouncements)
 	start("records", func(ctx context.Context) error {
 		defer endPlane()
@@ -273,8 +274,8 @@ func (m *member) followState(ctx context.Context) error {
 	}
 }
 
-// count feeds the tunnels' counters.
-func (m *member) count(ctx context.Context) error {
+// measure feeds what the tunnels say of themselves.
+func (m *member) measure(ctx context.Context) error {
 	tick := time.NewTicker(statsEvery)
 	defer tick.Stop()
 	for {
@@ -285,27 +286,6 @@ func (m *member) count(ctx context.Context) error {
 			}
 		case <-ctx.Done():
 			return nil
-		}
-	}
-}
-
-// countBytes feeds the devices' counters as often as the core wants them.
-func (m *member) countBytes(ctx context.Context) error {
-	every := time.Duration(m.countEvery.Load())
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			if c, err := m.kernel.Counters(); err == nil {
-				m.offer(core.Counted{Devices: c})
-			}
-		case <-ctx.Done():
-			return nil
-		}
-		if now := time.Duration(m.countEvery.Load()); now != every {
-			every = now
-			tick.Reset(every)
 		}
 	}
 }

@@ -63,7 +63,7 @@ type Kernel struct {
 	Kind func() string
 	// Carriers makes the streams that links go through where no UDP passes.
 	Carriers Carriers
-	// Counters reads the tunnel devices' bytes; it is cheap.
+	// Counters reads the tunnel devices' bytes; it is cheap, and one goroutine's.
 	Counters func() (map[string]core.Count, error)
 	// Stats asks the tunnels for their far ends and totals.
 	Stats func(ctx context.Context) (map[string]core.Traffic, error)

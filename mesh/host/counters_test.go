@@ -2,6 +2,7 @@ package host
 
 import (
 	"maps"
+	"os"
 	"testing"
 
 	"guywire/mesh/core"
@@ -21,8 +22,24 @@ gw-broken: 123 4
 	}
 }
 
+// A file that is longer than the buffer is read whole, and again.
 func TestCountersCanBeRead(t *testing.T) {
-	if _, err := Counters(); err != nil {
+	c, err := OpenCounters()
+	if err != nil {
 		t.Fatal(err)
+	}
+	defer c.Close()
+	want, err := os.ReadFile("/proc/thread-self/net/dev")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.buf = c.buf[:16]
+	for range 2 {
+		if _, err := c.Read(); err != nil {
+			t.Fatal(err)
+		}
+		if len(c.buf) <= len(want)/2 {
+			t.Errorf("%d bytes of %d were read", len(c.buf), len(want))
+		}
 	}
 }
