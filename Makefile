@@ -29,7 +29,7 @@ bench-vm: ## over the kernel's WireGuard, on Debian's kernel 6.12 in QEMU: throu
 packages: ## .deb and .rpm of this commit, into out/packages
 	@sh deploy/package.sh
 
-test-packages: ## install, upgrade, downgrade, remove and purge the .deb in a Debian in QEMU
+test-packages: ## install, upgrade, downgrade, remove and purge the .deb and the .rpm in a Debian in QEMU
 	$(GO) run ./integration/vm -life
 
 box: ## a Vagrant box of Debian for libvirt from packages, registered as guywire/debian; root makes it

@@ -56,7 +56,7 @@ func main() {
 		flag.IntVar(&o.cpus, "smp", 2, "processors of a machine that is not emulated")
 		flag.BoolVar(&o.bench, "bench", false, "measure instead, and print all")
 		flag.BoolVar(&o.verbose, "v", false, "print all that tests print")
-		flag.BoolVar(&o.life, "life", false, "instead of tests: install, upgrade, downgrade, remove and purge the .deb on a Debian with systemd")
+		flag.BoolVar(&o.life, "life", false, "instead of tests: install, upgrade, downgrade, remove and purge the .deb and the .rpm on a Debian with systemd")
 		flag.Parse()
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		if o.life {

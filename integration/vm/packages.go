@@ -39,13 +39,13 @@ const (
 	lifeTarget  = "[Unit]\nRequires=multi-user.target life.service\n"
 	lifeService = `[Unit]
 After=multi-user.target
+SuccessAction=poweroff-immediate
+FailureAction=poweroff-immediate
 [Service]
 Type=oneshot
 ExecStart=/bin/sh -c '/packages/life; printf "\\002finished %%s\\n" $?'
 StandardOutput=file:/dev/ttyS1
 StandardError=inherit
-SuccessAction=poweroff-immediate
-FailureAction=poweroff-immediate
 `
 )
 
@@ -55,8 +55,8 @@ const lifeKernel = "6.1"
 // lifeDrivers are the kernel's modules that the machine gets.
 var lifeDrivers = []string{"arch", "crypto", "drivers/net", "lib", "net"}
 
-// packages installs, upgrades, downgrades, removes and purges the .deb in a
-// Debian with systemd.
+// packages installs, upgrades, downgrades, removes and purges the .deb, and the
+// .rpm by rpm, in a Debian with systemd.
 func packages(ctx context.Context, o options) error {
 	started := time.Now()
 	root := filepath.Join(o.dir, "rootfs")
@@ -71,17 +71,18 @@ func packages(ctx context.Context, o options) error {
 		return err
 	}
 	if _, err := os.Stat(root); errors.Is(err, fs.ErrNotExist) {
-		if err := script(ctx, nil, "deploy/box/rootfs.sh", root); err != nil {
+		if err := script(ctx, nil, "deploy/box/rootfs.sh", root, "rpm"); err != nil {
 			return err
 		}
 	}
-	debs := map[string]string{}
+	files := map[string]string{}
 	for _, major := range []string{"1", "2"} {
 		to := filepath.Join(o.dir, "packages")
-		if err := script(ctx, []string{"GOARCH=amd64", "KINDS=deb", "OUT=" + to, "VERSION=" + major + ".0.0"}, "deploy/package.sh"); err != nil {
+		if err := script(ctx, []string{"GOARCH=amd64", "OUT=" + to, "VERSION=" + major + ".0.0"}, "deploy/package.sh"); err != nil {
 			return err
 		}
-		debs["packages/"+major+".deb"] = filepath.Join(to, "guywire_"+major+".0.0_amd64.deb")
+		files["packages/"+major+".deb"] = filepath.Join(to, "guywire_"+major+".0.0_amd64.deb")
+		files["packages/"+major+".rpm"] = filepath.Join(to, "guywire-"+major+".0.0-1.x86_64.rpm")
 	}
 	fmt.Printf("kernel, Debian and packages are there after %s\n", time.Since(started).Round(time.Second))
 
@@ -90,7 +91,7 @@ func packages(ctx context.Context, o options) error {
 		memory: o.memory, cpus: o.cpus,
 	}
 	defer os.Remove(m.initrd)
-	if err := packDebian(m.initrd, root, kernels[0], debs); err != nil {
+	if err := packDebian(m.initrd, root, kernels[0], files); err != nil {
 		return err
 	}
 	accels := accelerators(o.accel)
@@ -135,7 +136,7 @@ func script(ctx context.Context, env []string, args ...string) error {
 }
 
 // packDebian writes a Debian with the script, packages and modules.
-func packDebian(to, root string, k kernelImage, debs map[string]string) error {
+func packDebian(to, root string, k kernelImage, files map[string]string) error {
 	file, err := os.Create(to)
 	if err != nil {
 		return err
@@ -149,7 +150,7 @@ func packDebian(to, root string, k kernelImage, debs map[string]string) error {
 	for _, list := range []string{"modules.builtin", "modules.builtin.modinfo", "modules.order"} {
 		a.file(path.Join("usr/lib/modules", k.version, list), filepath.Join(k.modules.dir, list))
 	}
-	for name, from := range debs {
+	for name, from := range files {
 		a.file(name, from)
 	}
 	a.device("dev/console", 0o600, 5, 1)

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The life of a package on a Debian with systemd, in a machine of its own: see
-# packages.go. /packages holds 1.deb and 2.deb, the second with a higher version.
+# packages.go. /packages holds 1.deb, 2.deb, 1.rpm and 2.rpm, 2 with a higher version.
 # The site is this machine; its peer is a second meshd in a network namespace.
 set -eu
 exec 2>&1
@@ -37,7 +37,7 @@ snapshot() { # snapshot FILE
 		sysctl -a 2>/dev/null | grep '^net\.' | grep -v 'conntrack_count\|nf_log\|random\|stable_secret'
 		cat /etc/passwd /etc/group
 		find / -xdev \( -path /proc -o -path /sys -o -path /run -o -path /tmp -o -path /opt -o -path /var/log -o -path /var/tmp \
-			-o -path /var/lib/dpkg -o -path /var/lib/systemd -o -path /var/cache \) -prune -o ! -name '*-' ! -name .pwd.lock -print | sort
+			-o -path /var/lib/dpkg -o -path /var/lib/rpm -o -path /var/lib/systemd -o -path /var/cache \) -prune -o ! -name '*-' ! -name .pwd.lock -print | sort
 		find /run/guywire /run/systemd/system /run/systemd/generator* 2>/dev/null | sort
 		systemctl list-unit-files --no-pager --no-legend | grep -v '^run-\|^peer' | sort
 		systemctl list-units --failed --no-pager --no-legend
@@ -61,7 +61,7 @@ flood() { # flood INTERVAL NAME COMMAND...
 	counts=$(sed -n 's/^\([0-9]*\) packets transmitted, \([0-9]*\) received.*/\1 \2/p' /tmp/ping)
 	sent=${counts% *} received=${counts#* }
 	[ -n "$counts" ] && [ "$sent" -gt 10 ] || die "$name: no flood: $(cat /tmp/ping)"
-	echo "$mode: $name: $sent packets sent, $((sent - received)) lost"
+	echo "$kind, $mode: $name: $sent packets sent, $((sent - received)) lost"
 	# The one that is on its way when ping ends may be counted as sent only.
 	[ $((sent - received)) -le 1 ] || die "$name: packets were lost"
 	systemctl --quiet is-active meshd.service meshd-dataplane.service || die "$name: a service does not run"
@@ -115,11 +115,36 @@ stop_peer() {
 	systemctl reset-failed peer 2>/dev/null || true
 }
 
-life() { # life MODE
-	mode=$1
-	say "$mode: install"
+# What administrators type, as install.md says. rpm does not know what dpkg has installed,
+# hence --nodeps.
+rpm() { command rpm --dbpath /var/lib/rpm --nodeps "$@"; }
+upgrade() { # upgrade VERSION: or downgrade
+	case $kind in
+	deb) dpkg -i "/packages/$1.deb" ;;
+	rpm) rpm -U --oldpackage "/packages/$1.rpm" ;;
+	esac
+}
+install() { # install VERSION
+	upgrade "$1" && { [ $kind = deb ] || systemctl enable --now meshd meshd-dataplane; }
+}
+remove() {
+	case $kind in
+	deb) dpkg -r guywire ;;
+	rpm) rpm -e guywire ;;
+	esac
+}
+purge() {
+	case $kind in
+	deb) dpkg -P guywire ;;
+	rpm) rpm -e guywire && rm -r /etc/guywire /var/lib/guywire && groupdel guywire ;;
+	esac
+}
+
+life() { # life KIND MODE
+	kind=$1 mode=$2
+	say "$kind, $mode: install"
 	snapshot /tmp/before
-	dpkg -i /packages/1.deb || die install
+	install 1 || die install
 	systemctl --quiet is-active meshd.service meshd-dataplane.service || die 'installed, but a service does not run'
 	systemctl --quiet is-enabled meshd.service meshd-dataplane.service || die 'installed, but a service does not start at boot'
 	until_true 1 meshctl status --check live # Type=notify: it answers already
@@ -140,27 +165,28 @@ life() { # life MODE
 
 	flood 0.01 'agent restarted' systemctl restart meshd
 	flood 0.01 'agent killed' killed
-	flood 0.01 upgrade dpkg -i /packages/2.deb
+	flood 0.01 upgrade upgrade 2
 	installed 2.0.0
-	flood 0.01 downgrade dpkg -i /packages/1.deb
+	flood 0.01 downgrade upgrade 1
 	installed 1.0.0
 	flood 0.2 'agent hung' hang
 	journalctl --no-pager -b -u meshd | grep -i watchdog | tail -n 1
 	grep -q "^dataplane: $mode" /etc/guywire/meshd.yaml || die 'an upgrade changed the configuration'
 
-	say "$mode: remove, and install again"
-	dpkg -r guywire || die remove
+	say "$kind, $mode: remove, and install again"
+	remove || die remove
 	[ -z "$(ip -o link | grep gw-)" ] && ! nft list table inet guywire 2>/dev/null || die 'a removed package has something in the kernel'
 	[ -d /var/lib/guywire ] || die 'remove is not purge: the keys are gone'
-	dpkg -i /packages/2.deb || die 'install again'
+	[ $kind = deb ] || mv /etc/guywire/meshd.yaml.rpmsave /etc/guywire/meshd.yaml # changed above
+	install 2 || die 'install again'
 	until_true 60 ping -q -c 1 -W 1 10.86.0.2
 
-	say "$mode: purge"
+	say "$kind, $mode: purge"
 	stop_peer
-	dpkg -P guywire || die purge
+	purge || die purge
 	snapshot /tmp/after
 	diff /tmp/before /tmp/after || die 'purge leaves something'
-	echo "$mode: nothing is left"
+	echo "$kind, $mode: nothing is left"
 }
 
 dpkg-deb -x /packages/1.deb /tmp/peer
@@ -171,8 +197,9 @@ rm -rf /tmp/peer
 modprobe -a wireguard tun nf_tables nft_ct nft_limit nf_conntrack
 wire
 sleep 2 # IPv6 looks for duplicates of its addresses
-life kernel
-life userspace
+life deb kernel
+life deb userspace
+life rpm userspace
 say "systemd-analyze security"
 dpkg -i /packages/1.deb >/dev/null
 systemd-analyze --no-pager security meshd meshd-dataplane | grep Overall
