@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,30 +17,33 @@ import (
 // TestBeat: an agent that hangs, or says that it is not well, is silent.
 func TestBeat(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		told := 0
-		well, hang := error(nil), make(chan struct{})
-		close(hang)
-		go beat(t.Context(), 10*time.Second, func() { told++ }, func(ctx context.Context) error {
+		var told atomic.Int64
+		var alive atomic.Pointer[func(context.Context) error]
+		set := func(f func(context.Context) error) { alive.Store(&f) }
+		wait := func(d time.Duration, want int64) {
+			t.Helper()
+			told.Store(0)
+			time.Sleep(d) // of the bubble's clock
+			synctest.Wait()
+			if told := told.Load(); told != want {
+				t.Errorf("%d beats in %s, want %d", told, d, want)
+			}
+		}
+		well := func(context.Context) error { return nil }
+		set(well)
+		go beat(t.Context(), 10*time.Second, func() { told.Add(1) }, func(ctx context.Context) error { return (*alive.Load())(ctx) })
+		wait(time.Second, 1)
+		wait(30*time.Second, 3)
+		set(func(context.Context) error { return errors.New("unwell") })
+		wait(30*time.Second, 0)
+		hang := make(chan struct{})
+		set(func(ctx context.Context) error {
 			select {
 			case <-hang:
 			case <-ctx.Done():
 			}
-			return well
+			return nil
 		})
-		wait := func(d time.Duration, want int) {
-			t.Helper()
-			told = 0
-			time.Sleep(d) // of the bubble's clock
-			synctest.Wait()
-			if told != want {
-				t.Errorf("%d beats in %s, want %d", told, d, want)
-			}
-		}
-		wait(time.Second, 1)
-		wait(30*time.Second, 3)
-		well = errors.New("unwell")
-		wait(30*time.Second, 0)
-		well, hang = nil, make(chan struct{})
 		wait(time.Minute, 0)
 		close(hang)
 		wait(time.Second, 2) // the one that hung, and the one that was due meanwhile
