@@ -128,7 +128,7 @@ func (d *delegate) NotifyMsg(b []byte) {
 }
 
 func (d *delegate) GetBroadcasts(overhead, limit int) [][]byte {
-	return d.g.facts.queue.take(overhead, limit, int(max(1, d.g.present.count(), d.g.size.Load())))
+	return d.g.facts.queue.take(overhead, limit, int(max(d.g.present.count(), d.g.size.Load())))
 }
 
 func (d *delegate) LocalState(bool) []byte {

@@ -29,15 +29,8 @@ func (m *member) loop(ctx context.Context) error {
 			m.dirty = false
 			m.reconcile()
 		}
-		timer.Reset(max(time.Until(earlier(m.deadline, m.countAt)), 0))
+		timer.Reset(max(min(time.Until(m.deadline), time.Until(m.countAt)), 0))
 	}
-}
-
-func earlier(a, b time.Time) time.Time {
-	if b.Before(a) {
-		return b
-	}
-	return a
 }
 
 // count reads the devices' counters if it is nearly time to: when something else

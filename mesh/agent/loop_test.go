@@ -30,7 +30,7 @@ func TestCountersAreReadAlong(t *testing.T) {
 			{time.Second, 3},
 			{0, 3},
 		} {
-			time.Sleep(step.sleep)
+			time.Sleep(step.sleep) // of the bubble's clock
 			before := reads
 			got := m.count()
 			if reads != step.reads || len(got) != reads-before {
